@@ -1,0 +1,202 @@
+"""`status` of a YoloTrainingJob, and the report by which a running trainer tells what goes into it."""
+
+from __future__ import annotations
+
+import enum
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainSerializer
+
+from yolojob.base import Model
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Time = Annotated[datetime, Field(strict=False), PlainSerializer(_rfc3339, return_type=str)]
+"""A moment, to the second and in UTC, as Kubernetes writes it."""
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Phase(enum.StrEnum):
+    """One word for where the job stands, derived from the conditions."""
+
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class ConditionType(enum.StrEnum):
+    ACCEPTED = "Accepted"
+    SCHEDULED = "Scheduled"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Condition(Model):
+    """A metav1.Condition."""
+
+    type: Annotated[ConditionType, Field(strict=False)]
+    status: Literal["True", "False", "Unknown"]
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    message: Annotated[str, Field(max_length=32768)] = ""
+    last_transition_time: Time
+    observed_generation: Count = 0
+
+
+class WorkerCounts(Model):
+    """Pods of the current attempt."""
+
+    desired: Count = 0
+    active: Count = 0
+    ready: Count = 0
+    succeeded: Count = 0
+    failed: Count = 0
+    selector: str = ""
+    """Label selector of the worker pods, for the scale subresource."""
+
+
+class Progress(Model):
+    """How far the training is."""
+
+    epoch: Count = 0
+    """Epochs completed."""
+    epochs: Count = 0
+    """Epochs to do."""
+    step: Count = 0
+    """Steps done in the epoch that is running."""
+    steps: Count = 0
+    """Steps of an epoch."""
+    images_per_second: Seconds | None = None
+    """Images trained per second by the whole job, over the last steps."""
+    loss: float | None = None
+    """Sum of the loss items, mean of the epoch so far."""
+    map50: float | None = None
+    """mAP at IoU 0.50 of the newest validation, 0 to 1."""
+    map: float | None = None
+    """mAP at IoU 0.50 to 0.95 of the newest validation, 0 to 1."""
+    eta: Time | None = None
+    """When the training is expected to end."""
+    updated_at: Time | None = None
+    """When the trainer said so."""
+
+
+class Timing(Model):
+    """Where the time went, in seconds, over all attempts."""
+
+    queued_seconds: Seconds | None = None
+    """Waiting in a queue, and for a place on a node."""
+    image_pull_seconds: Seconds | None = None
+    """From the pods' places to their containers' start: images, volumes."""
+    staging_seconds: Seconds | None = None
+    """Fetching and indexing the data set."""
+    startup_seconds: Seconds | None = None
+    """Process start to first step, without staging: imports, rendezvous, building the model, loading the state."""
+    training_seconds: dict[str, Seconds] = Field(default_factory=dict)
+    """Wall time of the steps by phase, of global rank 0."""
+    validation_seconds: Seconds | None = None
+    """Validation."""
+    checkpoint_seconds: Seconds | None = None
+    """Saving state and weights."""
+    lost_seconds: Seconds | None = None
+    """Training that had to be done again after restarts."""
+
+
+class Cost(Model):
+    """What the pods cost."""
+
+    currency: str
+    per_hour: Seconds | None = None
+    so_far: Seconds | None = None
+    estimated_total: Seconds | None = None
+    lost: Seconds | None = None
+
+
+class Result(Model):
+    """What came out."""
+
+    weights: str
+    """URI of best.pt."""
+    map50: float | None = None
+    map: float | None = None
+
+
+class YoloTrainingJobStatus(Model):
+    """Where the job stands."""
+
+    phase: Annotated[Phase, Field(strict=False)] = Phase.PENDING
+    conditions: list[Condition] = Field(default_factory=list)
+    observed_generation: Count = 0
+    start_time: Time | None = None
+    """When the first pods were asked for; anew after a suspension."""
+    completion_time: Time | None = None
+    """When the job succeeded or failed."""
+    attempt: Count = 0
+    """Number of the gang of pods that is current; the first is 1."""
+    attempt_start_time: Time | None = None
+    """When the current attempt's pods were asked for."""
+    restarts: Count = 0
+    """Attempts that failed; counted against spec.runPolicy.backoffLimit."""
+    disruptions: Count = 0
+    """Attempts lost to preemption, eviction, lost nodes; not counted."""
+    next_attempt_time: Time | None = None
+    """Back-off: not before this moment is the next attempt made."""
+    workers: WorkerCounts = Field(default_factory=WorkerCounts)
+    progress: Progress | None = None
+    timing: Timing | None = None
+    cost: Cost | None = None
+    result: Result | None = None
+
+
+class State(enum.StrEnum):
+    """What a trainer is doing."""
+
+    STARTING = "Starting"
+    STAGING = "Staging"
+    TRAINING = "Training"
+    VALIDATING = "Validating"
+    SAVING = "Saving"
+    SUCCEEDED = "Succeeded"
+    INTERRUPTED = "Interrupted"
+    FAILED = "Failed"
+
+
+class Failure(Model):
+    """Why a worker ended."""
+
+    rank: Count | None = None
+    """Global rank that said so; none where the launcher speaks."""
+    reason: Annotated[str, Field(pattern="^[A-Z][A-Za-z]*$")]
+    """One word in CamelCase, as in a condition."""
+    message: str
+    """The rank's own words."""
+    exit_code: int
+
+
+class Report(Model):
+    """What global rank 0 serves at /progress, and what stays in the termination message."""
+
+    state: Annotated[State, Field(strict=False)] = State.STARTING
+    world_size: Count = 1
+    device: str = ""
+    """What it trains on, for people: "NVIDIA H200", "CPU, 2 threads"."""
+    precision: str = ""
+    """fp32, bf16 or fp16."""
+    progress: Progress = Field(default_factory=Progress)
+    timing: Timing = Field(default_factory=Timing)
+    resumed_from: str | None = None
+    """Where this attempt took up: "epoch 3, image 128"."""
+    warnings: list[str] = Field(default_factory=list)
+    result: Result | None = None
+    failure: Failure | None = None

@@ -1,0 +1,54 @@
+"""Where data lies: `SCHEME://LOCATION/PATH`, checked and taken apart."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+DATASET_SCHEMES = ("builtin", "pvc", "file")
+WEIGHTS_SCHEMES = ("pvc", "file")
+STORAGE_SCHEMES = ("pvc", "file")
+BUILTIN_DATASETS = ("digits",)
+
+# No path segment is "..": what is mounted from a claim stays inside of it. RE2 has no look-around, hence the cases.
+_SEGMENT = r"([^./][^/]*|\.|\.[^./][^/]*|\.\.[^/]+)?"
+_FORMS = {
+    "builtin": (f"({'|'.join(BUILTIN_DATASETS)})", "builtin://digits"),
+    "pvc": (rf"[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?(/{_SEGMENT})*", "pvc://CLAIM/PATH, without '..'"),
+    "file": (r".+", "file:///FOLDER"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uri:
+    scheme: str
+    location: str
+    """Claim or built-in name; empty for `file`."""
+    path: str
+    """Below the location, without a leading slash; for `file` the path as it was written."""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://" + "/".join(part for part in (self.location, self.path) if part)
+
+
+def parse(text: str, schemes: tuple[str, ...]) -> Uri:
+    """Take a URI apart.
+
+    Raises:
+        ValueError: names what is wrong and what would be right.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in schemes:
+        raise ValueError(f"must begin with {' or '.join(s + '://' for s in schemes)}")
+    form, example = _FORMS[scheme]
+    if not re.fullmatch(form, rest):
+        raise ValueError(f"must look like {example}")
+    if scheme == "file":
+        return Uri(scheme=scheme, location="", path=rest)
+    location, _, path = rest.partition("/")
+    return Uri(scheme=scheme, location=location, path=path.strip("/"))
+
+
+def pattern(schemes: tuple[str, ...]) -> str:
+    """What `parse` accepts, as one regular expression for the CRD."""
+    return "^(" + "|".join(f"{scheme}://{_FORMS[scheme][0]}" for scheme in schemes) + ")$"
