@@ -1,0 +1,87 @@
+"""State is written whole or not at all, and never trusted unread."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+from yolojob_trainer.checkpoint import CheckpointStore, decode, write_atomically
+
+
+def store(tmp_path: Path, keep: int = 2) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", keep)
+
+
+def test_the_newest_is_found_and_the_oldest_dropped(tmp_path: Path) -> None:
+    checkpoints = store(tmp_path)
+    for epoch in range(4):
+        checkpoints.save({"epoch": epoch, "weights": torch.full((3,), float(epoch))}, epoch=epoch, step=0)
+    assert len(checkpoints.paths()) == 2
+    data, faults = checkpoints.newest()
+    assert data is not None
+    assert decode(data)["epoch"] == 3
+    assert faults == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_corrupt_newest_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    checkpoints = store(tmp_path)
+    checkpoints.save({"epoch": 1}, epoch=1, step=0)
+    newest = checkpoints.save({"epoch": 2, "weights": torch.ones(1000)}, epoch=2, step=0)
+    content = bytearray(newest.read_bytes())
+    if damage == "truncate":
+        del content[len(content) // 2 :]
+    elif damage == "flip":
+        content[len(content) // 2] ^= 0xFF
+    else:
+        content = bytearray(b"" if damage == "empty" else b"no checkpoint")
+    newest.write_bytes(content)
+    data, faults = checkpoints.newest()
+    assert data is not None
+    assert decode(data)["epoch"] == 1
+    assert newest.name in faults[0]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    assert store(tmp_path).newest() == (None, [])
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    path = tmp_path / "evil.pt"
+    torch.save({"format": 1, "evil": Evil()}, path)
+    with pytest.raises(ValueError, match=r".+"):
+        decode(path.read_bytes())
+    with pytest.raises(ValueError, match=r".+"):
+        decode(pickle.dumps(Evil()))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    torch.save({"format": 0}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of this version"):
+        decode(path.read_bytes())
+    assert zipfile.is_zipfile(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half of the n")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]

@@ -1,0 +1,120 @@
+"""What the trainer says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.parser import text_string_to_metric_families
+from yolojob_trainer.errors import is_lost_peer
+from yolojob_trainer.launch import single_process_environment, verdict
+from yolojob_trainer.metrics import Metrics, serve
+from yolojob_trainer.report import Throughput, shorten, write_termination_message
+
+from yolojob.contract import ExitCode
+from yolojob.status import Failure, Progress, Report, State
+
+
+@given(st.text(max_size=9000), st.lists(st.text(max_size=2000), max_size=8))
+def test_the_termination_message_fits(message: str, warnings: list[str]) -> None:
+    failure = Failure(rank=0, reason="TrainingFailed", message=message, exit_code=1)
+    text = shorten(Report(state=State.FAILED, failure=failure, warnings=warnings, progress=Progress(epoch=3)))
+    assert len(text.encode()) <= 4096
+    assert Report.model_validate_json(text).state == State.FAILED
+
+
+def test_a_survivor_does_not_overwrite_the_culprit(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+
+    def leave(code: ExitCode) -> None:
+        failure = Failure(rank=0, reason="Why", message=code.name, exit_code=code)
+        write_termination_message(Report(state=State.FAILED, failure=failure), path)
+
+    def word() -> str:
+        return str(json.loads(path.read_text())["failure"]["message"])
+
+    leave(ExitCode.PEER_LOST)
+    assert word() == "PEER_LOST"
+    leave(ExitCode.BAD_INPUT)
+    assert word() == "BAD_INPUT"
+    leave(ExitCode.PEER_LOST)
+    assert word() == "BAD_INPUT"
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([1], 1),
+        ([2, 76], 2),
+        ([76, 2, 1], 2),
+        ([76, 1], 1),
+        ([76], 76),
+        ([143, 76], 143),
+        ([-9], 137),
+        ([-9, 76], 137),
+        ([-11, 143], 139),
+    ],
+)
+def test_the_causes_code_comes_out(codes: list[int], expected: int) -> None:
+    assert verdict(codes) == expected
+
+
+def test_a_single_process_becomes_the_worker() -> None:
+    env = single_process_environment({"PET_NNODES": "4", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "a.b"})
+    assert (env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"], env["MASTER_ADDR"]) == ("4", "3", "0", "a.b")
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.78.1.7]:5"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("connection closed by peer"), False),
+    ],
+)
+def test_a_lost_peer_is_told_by_its_words(error: Exception, lost: bool) -> None:
+    assert is_lost_peer(error) == lost
+
+
+def test_throughput_is_a_sliding_mean() -> None:
+    speed = Throughput(window=1.0)
+    assert speed.rate is None
+    for _ in range(100):
+        speed.add(0.1, 16)
+    assert speed.rate == pytest.approx(160)
+    for _ in range(20):
+        speed.add(0.2, 16)
+    assert speed.rate == pytest.approx(80, rel=0.1)
+    with pytest.raises(ValueError, match="neither"):
+        speed.add(-1, 1)
+
+
+def test_metrics_are_served_and_parse() -> None:
+    metrics = Metrics(namespace="default", job_name="digits", rank=1)
+    metrics.images.inc(32)
+    metrics.observe_step({"forward": 0.25, "backward": 0.5})
+    metrics.describe({"device": 'CPU "fast"'})
+    port = serve(metrics, lambda: {"state": "Training"}, 0)
+    url = f"http://127.0.0.1:{port}"
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    request = urllib.request.Request(f"{url}/metrics", headers={"Accept": CONTENT_TYPE_LATEST})
+    with urllib.request.urlopen(request) as answer:
+        assert b"# EOF" in answer.read()
+    images = families["yolojob_trainer_images"].samples[0]
+    assert images.value == 32
+    assert images.labels == {"namespace": "default", "job_name": "digits", "rank": "1"}
+    sums = {
+        s.labels["phase"]: s.value for s in families["yolojob_trainer_phase_seconds"].samples if s.name.endswith("_sum")
+    }
+    assert sums == {"forward": 0.25, "backward": 0.5}
+    with urllib.request.urlopen(f"{url}/progress") as answer:
+        assert json.load(answer) == {"state": "Training"}
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{url}/else")

@@ -1,0 +1,147 @@
+"""One training process: `torchrun -m yolojob_trainer`, or started by `yolojob_trainer.launch`.
+
+Reads the run from YOLOJOB_RUN, trains it, leaves a report where Kubernetes finds it, and ends with one of
+`yolojob.contract.ExitCode`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from yolojob import contract
+from yolojob.contract import ExitCode
+from yolojob.run import Run
+from yolojob.status import Failure, Report, Result, State
+from yolojob_trainer import environment
+from yolojob_trainer.errors import BadInput, PeerLost, TrainerError, is_lost_peer
+
+environment.prepare()
+
+
+def main() -> int:
+    """Train; the exit code."""
+    path = Path(os.environ.get(contract.ENV_TERMINATION_LOG, contract.TERMINATION_LOG))
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        report = _train(rank)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is told in full, and mapped to an exit code
+        failure = _failure(error, rank)
+        state = State.INTERRUPTED if failure.exit_code == ExitCode.INTERRUPTED else State.FAILED
+        report = _last_report() or Report()
+        report.state, report.failure = state, failure
+        _tell(error, failure)
+    if report.failure or rank == 0:
+        from yolojob_trainer.report import write_termination_message
+
+        write_termination_message(report, path)
+    return report.failure.exit_code if report.failure else ExitCode.SUCCEEDED
+
+
+_reporters: list[object] = []
+
+
+def _last_report() -> Report | None:
+    """How far this process came."""
+    return next((r.report for r in _reporters), None)  # type: ignore[attr-defined]
+
+
+def _failure(error: Exception, rank: int) -> Failure:
+    if is_lost_peer(error) and not isinstance(error, TrainerError):
+        error = PeerLost("PeerLost", f"another worker went away: {str(error).partition(chr(10))[0][:300]}")
+    if isinstance(error, TrainerError):
+        return Failure(rank=rank, reason=error.reason, message=str(error), exit_code=error.exit_code)
+    if "out of memory" in str(error).lower():
+        reason, hint = "OutOfMemory", " (use a smaller spec.train.batch or spec.train.imgsz, or more workers)"
+    else:
+        reason, hint = "TrainingFailed", ""
+    message = f"{type(error).__name__}: {error}{hint}"
+    return Failure(rank=rank, reason=reason, message=message, exit_code=ExitCode.FAILED)
+
+
+def _tell(error: Exception, failure: Failure) -> None:
+    if failure.exit_code == ExitCode.FAILED and not isinstance(error, TrainerError):
+        traceback.print_exc()
+    print(f"yolojob: rank {failure.rank}: {failure.reason}: {failure.message}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _train(rank: int) -> Report:
+    started = _process_start()
+    try:
+        run = Run.model_validate_json(os.environ[contract.ENV_RUN])
+    except KeyError:
+        raise BadInput("NoRun", f"{contract.ENV_RUN} is not set: workers are started by yolojob") from None
+    except ValidationError as error:
+        raise BadInput("InvalidRun", f"{contract.ENV_RUN}: {error}") from None
+
+    # Only now: these take a second and more to import.
+    from yolojob_trainer import metrics as prometheus
+    from yolojob_trainer.report import Reporter
+    from yolojob_trainer.world import World
+
+    world = World.from_env(run.spec.workers.gpu)
+    metrics = prometheus.Metrics(namespace=run.namespace, job_name=run.name, rank=rank)
+    reporter = Reporter(metrics, world_size=world.world_size, started=started)
+    _reporters.append(reporter)
+    if port := int(os.environ.get(contract.ENV_METRICS_PORT, contract.METRICS_PORT)):
+        prometheus.serve(metrics, reporter.snapshot, port + world.local_rank)
+    with world.connected(), tempfile.TemporaryDirectory(prefix="yolojob-") as scratch:
+        result = _train_in(world, run, reporter, Path(scratch))
+    reporter.succeed(result)
+    return reporter.report
+
+
+def _train_in(world, run: Run, reporter, scratch: Path) -> Result:  # type: ignore[no-untyped-def]
+    from yolojob_trainer import architecture, data
+    from yolojob_trainer.trainer import Trainer
+
+    cache, volumes, output = environment.cache_dir(), environment.volumes_dir(), environment.output_dir()
+    reporter.say(State.STAGING)
+    began = time.perf_counter()
+    with world.in_turns():
+        folder = data.locate(run.spec.dataset, cache=cache, volumes=volumes)
+        config = data.write_config(data.describe(folder, run.spec.dataset.config), cache / "configs")
+    if world.is_main:
+        try:
+            (output / "weights").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput("StorageFailed", f"spec.storage: {output}: {error.strerror}") from None
+    reporter.staged(time.perf_counter() - began)
+    try:
+        trainer = Trainer(
+            run,
+            world,
+            data=config,
+            model=architecture.resolve(run.spec.model, volumes),
+            output=output,
+            scratch=scratch,
+            cache=cache,
+            callbacks=[reporter],
+            warn=reporter.warn,
+        )
+    except ValueError as error:
+        raise BadInput("InvalidSettings", f"spec.train: {' '.join(str(error).split())}") from error
+    trainer.train()
+    base = run.spec.storage.uri.rstrip("/") if run.spec.storage else str(output)
+    return Result(weights=f"{base}/weights/best.pt", **trainer.best_metrics)
+
+
+def _process_start() -> float:
+    """When this process began, seconds since the epoch: imports count."""
+    import psutil
+
+    return psutil.Process().create_time()  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: destructors of process groups and loaders may wait for peers that are gone.
+    os._exit(code)

@@ -1,0 +1,96 @@
+"""From `spec.model` to a network description and starting weights. Both may come from anywhere, so neither may run code."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+import ultralytics
+from ultralytics.nn.tasks import guess_model_scale, load_checkpoint, yaml_model_load
+from ultralytics.utils import YAML
+
+from yolojob import uri as uris
+from yolojob.spec import ModelRef
+from yolojob_trainer.errors import BadInput
+
+CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
+SCALES = "nsmlx"
+
+
+def known() -> list[str]:
+    """All architectures of the package by the names under which one asks for them."""
+    names = []
+    for path in CATALOGUE.glob("*/*.yaml"):
+        names.append(path.name)
+        if "scales:" in path.read_text(encoding="utf-8"):
+            stem, dash, rest = path.stem.partition("-")
+            names += [f"{stem}{scale}{dash}{rest}.yaml" for scale in SCALES]
+    return sorted(names)
+
+
+def resolve(model: ModelRef, volumes: Path) -> tuple[dict[str, Any], torch.nn.Module | None]:
+    """The network description, and the weights to start from.
+
+    Raises:
+        BadInput: there is no such model, or it cannot be used.
+    """
+    folder, weights_file = _weights(model, volumes)
+    if model.name.endswith(".pt"):
+        file = weights_file or (folder / model.name if folder else None)
+        if file is None:
+            raise BadInput("ModelNotFound", f"spec.model.name: {model.name}: weights need spec.model.weights.uri")
+        weights: Any = _load(file)
+        description: dict[str, Any] = dict(weights.yaml)
+    else:
+        weights = _load(weights_file) if weights_file else None
+        description = _description(model.name, folder)
+    if model.scale:
+        depth, width, most = model.scale
+        description |= {"scales": {"n": [depth, width, most]}, "scale": "n"}
+    if description.get("scales") and not description.get("scale"):
+        description["scale"] = next(iter(description["scales"]))
+    return description, weights
+
+
+def _weights(model: ModelRef, volumes: Path) -> tuple[Path | None, Path | None]:
+    """(folder, file) that spec.model.weights names; one of them at most."""
+    if model.weights is None:
+        return None, None
+    where = uris.parse(model.weights.uri, uris.WEIGHTS_SCHEMES)
+    path = volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)
+    if path.is_dir():
+        return path, None
+    if path.is_file() and path.suffix == ".pt":
+        return None, path
+    raise BadInput(
+        "WeightsNotFound", f"spec.model.weights.uri: {model.weights.uri}: there is no .pt file or folder {path}"
+    )
+
+
+def _description(name: str, folder: Path | None) -> dict[str, Any]:
+    if folder and (folder / name).is_file():
+        try:
+            description = YAML.load(folder / name)
+        except Exception as error:  # noqa: BLE001 - as above, for whatever the YAML library raises
+            raise BadInput("InvalidModel", f"spec.model.name: {name}: is no YAML: {error}") from None
+        if not isinstance(description, dict) or not {"backbone", "head"} <= set(description):
+            raise BadInput("InvalidModel", f"spec.model.name: {name}: has no backbone and head")
+        description["scale"] = guess_model_scale(name)
+        return dict(description)
+    names = known()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"; near it: {', '.join(near)}" if near else ""
+        raise BadInput("ModelNotFound", f"spec.model.name: {name}: no architecture of Ultralytics has this name{hint}")
+    return dict(yaml_model_load(name))
+
+
+def _load(path: Path) -> torch.nn.Module:
+    try:
+        weights, _ = load_checkpoint(path)  # as data: ULTRALYTICS_SAFE_LOAD is set
+    except Exception as error:  # noqa: BLE001 - an untrusted file fails in any way it likes
+        reason = str(error).strip().partition("\n")[0]
+        raise BadInput("InvalidWeights", f"spec.model.weights: {path} cannot be loaded: {reason}") from None
+    return weights  # type: ignore[no-any-return]

@@ -1,0 +1,140 @@
+"""From the data set that a job names to an Ultralytics data file of our own making.
+
+A data set is data. Its YAML is read by us, field by field; a `download:` in it is never run, its paths stay inside of it,
+and what Ultralytics gets to see is a file that we wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolojob import uri as uris
+from yolojob.spec import Dataset
+from yolojob_trainer import digits
+from yolojob_trainer.errors import BadInput
+
+SPLITS = ("train", "val", "test")
+MAX_CLASSES = 100_000
+
+
+def locate(dataset: Dataset, *, cache: Path, volumes: Path) -> Path:
+    """The folder of the data set on this node; written on first use where it is a built-in one.
+
+    Raises:
+        BadInput: it is not there.
+    """
+    where = uris.parse(dataset.uri, uris.DATASET_SCHEMES)
+    if where.scheme == "builtin":
+        return _builtin(cache / "datasets")
+    folder = volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)
+    if not folder.is_dir():
+        raise BadInput("DatasetNotFound", f"spec.dataset.uri: {dataset.uri}: there is no folder {folder}")
+    return folder.resolve()
+
+
+def _builtin(cache: Path) -> Path:
+    folder = cache / f"digits-v{digits.VERSION}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    # Written beside, then renamed: whoever finds the folder finds all of it, also when two write at once.
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".digits-") as temporary:
+        content = Path(temporary) / "content"
+        digits.write(content)
+        try:
+            content.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def describe(folder: Path, config: str) -> dict[str, Any]:
+    """The data file's own words, checked: `names`, the splits as absolute paths, `channels`.
+
+    Raises:
+        BadInput: names what is wrong with which key.
+    """
+    path = folder / config
+
+    def bad(message: str) -> BadInput:
+        return BadInput("InvalidDataset", f"spec.dataset: {path}: {message}")
+
+    try:
+        if path.stat().st_size > 10 << 20:
+            raise bad("is larger than 10 MiB")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        found = ", ".join(sorted(p.name for p in folder.glob("*.y*ml"))) or "no YAML file at all"
+        raise BadInput("DatasetNotFound", f"spec.dataset.config: {config}: not in {folder}; there is {found}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise bad(f"is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise bad("must be a mapping with train, val and names")
+    root = folder
+    if isinstance(content.get("path"), str) and (folder / content["path"]).is_dir():
+        root = (folder / content["path"]).resolve()
+        if not root.is_relative_to(folder.resolve()):
+            root = folder  # somebody else's absolute path: the data set is where the job says it is
+    out: dict[str, Any] = {"names": _names(content, bad), "channels": content.get("channels", 3)}
+    if out["channels"] not in (1, 3):
+        raise bad(f"channels: {out['channels']!r}: must be 1 or 3")
+    if "val" not in content and "validation" in content:
+        content["val"] = content["validation"]
+    for split in SPLITS:
+        if content.get(split) is None:
+            if split == "test":
+                continue
+            raise bad(f"{split}: is missing")
+        out[split] = [str(_inside(root, part, split, bad)) for part in _list(content[split])]
+    return out
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _names(content: dict[str, Any], bad: Any) -> dict[int, str]:
+    names = content.get("names")
+    if names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] <= MAX_CLASSES:
+        names = [f"class_{i}" for i in range(content["nc"])]
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise bad("names: must list the classes")
+    if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        raise bad(f"names: class ids must be 0 to {len(names) - 1}, each once")
+    if "nc" in content and content["nc"] != len(names):
+        raise bad(f"nc: {content['nc']!r}, but names has {len(names)} classes")
+    return {i: str(names[i]) for i in range(len(names))}
+
+
+def _inside(root: Path, part: Any, split: str, bad: Any) -> Path:
+    if not isinstance(part, str) or not part:
+        raise bad(f"{split}: must be a path, or a list of paths")
+    path = (root / part).resolve()
+    if not path.is_relative_to(root.resolve()):
+        path = (root / part.lstrip("./")).resolve()  # "../train/images", as some exporters write it
+    if not path.is_relative_to(root.resolve()):
+        raise bad(f"{split}: {part} leads out of the data set")
+    if not path.exists():
+        raise bad(f"{split}: {part}: there is no {path}")
+    return path
+
+
+def write_config(description: dict[str, Any], folder: Path) -> Path:
+    """Write the data file that Ultralytics reads; its name follows from its content."""
+    text = yaml.safe_dump(description, sort_keys=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"data-{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+            file.write(text)
+        shutil.move(file.name, path)
+    return path

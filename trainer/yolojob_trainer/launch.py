@@ -1,0 +1,71 @@
+"""A worker's first process: `python -m yolojob_trainer.launch`.
+
+torchrun answers every failure of its children with exit code 1. Here the cause's own code comes out, which is what the
+operator decides by. The environment is torchrun's: PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR,
+PET_MASTER_PORT. One attempt is one fixed membership, so a worker with a single process needs no agent: it becomes that process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from yolojob.contract import RENDEZVOUS_PORT, ExitCode
+from yolojob_trainer.machine import available_cpus
+
+MODULE = "yolojob_trainer"
+_SERIOUSNESS = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
+
+
+def single_process_environment(env: dict[str, str]) -> dict[str, str]:
+    """What torchrun would tell the only process of a node."""
+    nodes, rank = env.get("PET_NNODES", "1"), env.get("PET_NODE_RANK", "0")
+    return {
+        "WORLD_SIZE": nodes,
+        "RANK": rank,
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": env.get("PET_MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": env.get("PET_MASTER_PORT", str(RENDEZVOUS_PORT)),
+    }
+
+
+def verdict(codes: list[int]) -> int:
+    """One exit code for a worker whose processes ended with these: the cause's, not the survivors'."""
+    unknown = [c for c in codes if c not in [*_SERIOUSNESS, ExitCode.SUCCEEDED]]
+    for code in _SERIOUSNESS:
+        if code in codes and not (unknown and code in (ExitCode.PEER_LOST, ExitCode.INTERRUPTED)):
+            return code
+    # Killed by a signal: -9 is 137, as a shell and the kubelet say it.
+    return 128 - unknown[0] if unknown and unknown[0] < 0 else unknown[0] if unknown else ExitCode.FAILED
+
+
+def main() -> int:
+    if os.environ.get("PET_NPROC_PER_NODE", "1") == "1":
+        os.environ.update(single_process_environment(dict(os.environ)))
+        os.execv(sys.executable, [sys.executable, "-m", MODULE])  # noqa: S606 - ourselves
+    return _supervise()
+
+
+def _supervise() -> int:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    processes = os.environ["PET_NPROC_PER_NODE"]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cpus() // int(processes), 1)))
+    os.environ.setdefault("PET_MASTER_PORT", str(RENDEZVOUS_PORT))
+    config, command, arguments = config_from_args(parse_args(["--module", MODULE]))  # type: ignore[no-untyped-call]
+    try:
+        elastic_launch(config, command)(*arguments)
+    except ChildFailedError as error:
+        return verdict([failure.exitcode for failure in error.failures.values()])
+    except SignalException as error:
+        return ExitCode.INTERRUPTED if error.sigval == signal.SIGTERM else 128 + error.sigval
+    return ExitCode.SUCCEEDED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The trainer's Prometheus metrics, and the small server for them and for /progress."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
+
+STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds: from a fraction of a small model's step to the longest step that anybody waits for."""
+LONG_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
+"""Seconds: checkpoints, validations, epochs."""
+LABELS = ("namespace", "job_name", "rank")
+"""`job` is Prometheus' own label of a target, hence `job_name`."""
+
+
+class Metrics:
+    """All series of one rank, with its labels bound."""
+
+    def __init__(self, *, namespace: str, job_name: str, rank: int) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = {"namespace": namespace, "job_name": job_name, "rank": str(rank)}
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"yolojob_trainer_{name}", text, LABELS, registry=self.registry).labels(**self._labels)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"yolojob_trainer_{name}", text, LABELS, registry=self.registry).labels(**self._labels)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            metric = Histogram(f"yolojob_trainer_{name}", text, LABELS, buckets=buckets, registry=self.registry)
+            return metric.labels(**self._labels)
+
+        self._phase = Histogram(
+            "yolojob_trainer_phase_seconds",
+            "Time of a step by phase",
+            (*LABELS, "phase"),
+            buckets=STEP_BUCKETS,
+            registry=self.registry,
+        )
+        self.step_seconds = histogram("step_seconds", "Time of a step", STEP_BUCKETS)
+        self.epoch_seconds = histogram("epoch_seconds", "Time of an epoch without its validation", LONG_BUCKETS)
+        self.validation_seconds = histogram("validation_seconds", "Time of a validation", LONG_BUCKETS)
+        self.checkpoint_seconds = histogram("checkpoint_seconds", "Time of saving state and weights", LONG_BUCKETS)
+        self.images = counter("images_total", "Images trained by this rank")
+        self.steps = counter("steps_total", "Steps done")
+        self.checkpoint_failures = counter("checkpoint_failures_total", "Checkpoints that could not be written")
+        self.epoch = gauge("epoch", "Epochs completed")
+        self.epochs_target = gauge("epochs_target", "Epochs to do")
+        self.images_per_second = gauge("images_per_second", "Images trained per second by the whole job")
+        self.loss = gauge("loss", "Sum of the loss items, mean of the epoch so far")
+        self.map50 = gauge("map50_ratio", "mAP at IoU 0.50 of the newest validation")
+        self.map = gauge("map_ratio", "mAP at IoU 0.50 to 0.95 of the newest validation")
+        self.gpu_memory_peak = gauge("gpu_memory_peak_bytes", "Most GPU memory allocated so far")
+        self.staging_seconds = gauge("staging_seconds", "Time of fetching and indexing the data set")
+        self.startup_seconds = gauge("startup_seconds", "Process start to first step, without staging")
+        self._info = Info("yolojob_trainer", "What trains on what", LABELS, registry=self.registry)
+
+    def observe_step(self, seconds: dict[Any, float]) -> None:
+        for phase, value in seconds.items():
+            self._phase.labels(**self._labels, phase=str(phase)).observe(value)
+        self.step_seconds.observe(sum(seconds.values()))
+
+    def describe(self, facts: dict[str, str]) -> None:
+        self._info.labels(**self._labels).info(facts)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are no news."""
+
+
+def serve(metrics: Metrics, progress: Callable[[], dict[str, Any]], port: int) -> int:
+    """Serve /metrics and /progress from a thread for as long as the process lives; return the port.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    metrics_app = make_wsgi_app(metrics.registry)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/progress":
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(progress()).encode()]
+        if environ["PATH_INFO"] == "/metrics":
+            return metrics_app(environ, start_response)  # type: ignore[no-any-return]
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"There is /metrics and /progress.\n"]
+
+    server = make_server("", port, app, server_class=_Server, handler_class=_Quiet)
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server.server_port

@@ -1,0 +1,193 @@
+"""What the trainer tells the world: the report at /progress and in the termination message, and the metrics."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolojob.contract import TERMINATION_LIMIT, ExitCode
+from yolojob.status import Failure, Report, Result, State
+from yolojob_trainer.events import Callback
+from yolojob_trainer.metrics import Metrics
+
+if TYPE_CHECKING:
+    from yolojob_trainer.trainer import Trainer
+
+WINDOW_SECONDS = 20.0
+"""Throughput is a mean over this much of the newest training time."""
+
+UPDATE_EVERY = 0.2
+"""Seconds between two updates of the report within an epoch; steps may be shorter than an update is worth."""
+
+
+class Throughput:
+    """Images per second over a sliding window of training time, without validation and checkpoints."""
+
+    def __init__(self, window: float = WINDOW_SECONDS) -> None:
+        self.window = window
+        self._steps: deque[tuple[float, int]] = deque()
+        self._seconds = 0.0
+        self._images = 0
+
+    def add(self, seconds: float, images: int) -> None:
+        """A step of so many seconds that trained so many images."""
+        if seconds < 0 or images < 0:
+            raise ValueError(f"a step has neither {seconds} seconds nor {images} images")
+        self._steps.append((seconds, images))
+        self._seconds += seconds
+        self._images += images
+        while len(self._steps) > 1 and self._seconds - self._steps[0][0] >= self.window:
+            old_seconds, old_images = self._steps.popleft()
+            self._seconds -= old_seconds
+            self._images -= old_images
+
+    @property
+    def rate(self) -> float | None:
+        """Images per second; none before the first step."""
+        return self._images / self._seconds if self._seconds > 0 else None
+
+
+class Reporter(Callback):
+    """Keeps the report. The training thread writes, the server's threads read copies."""
+
+    def __init__(self, metrics: Metrics, *, world_size: int, started: float) -> None:
+        self.metrics = metrics
+        self.report = Report(world_size=world_size)
+        self.started = started
+        """When the process started, seconds since the epoch."""
+        self.throughput = Throughput()
+        self._lock = threading.Lock()
+        self._staging = 0.0
+        self._updated = 0.0
+
+    def snapshot(self) -> dict[str, Any]:
+        with self._lock:
+            return self.report.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def say(self, state: State) -> None:
+        with self._lock:
+            self.report.state = state
+
+    def warn(self, message: str) -> None:
+        with self._lock:
+            if message not in self.report.warnings:
+                self.report.warnings = [*self.report.warnings, message][-8:]
+
+    def staged(self, seconds: float) -> None:
+        self._staging = seconds
+        self.metrics.staging_seconds.set(seconds)
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        startup = max(time.time() - self.started - self._staging, 0.0)
+        trainer.clocks.staging += self._staging
+        trainer.clocks.startup += startup
+        self.metrics.startup_seconds.set(startup)
+        self.metrics.epochs_target.set(trainer.epochs)
+        self.metrics.describe(trainer.facts())
+        with self._lock:
+            self.report.device = trainer.facts()["device"]
+            self.report.precision = trainer.facts()["precision"]
+            self.report.resumed_from = trainer.resumed_from
+        self._update(trainer, State.TRAINING)
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        self.metrics.images.inc(trainer.step_images)
+        self.metrics.steps.inc()
+        for seconds, images in trainer.timed_steps():
+            self.throughput.add(sum(seconds.values()), images)
+            self.metrics.observe_step(seconds)
+        if time.monotonic() - self._updated >= UPDATE_EVERY:
+            self._update(trainer, State.TRAINING)
+
+    def on_validation_start(self, trainer: Trainer) -> None:
+        self._update(trainer, State.VALIDATING)
+
+    def on_validation_end(self, trainer: Trainer) -> None:
+        self.metrics.validation_seconds.observe(trainer.validation_took)
+        self._update(trainer, State.TRAINING)
+
+    def on_checkpoint(self, trainer: Trainer) -> None:
+        self.metrics.checkpoint_seconds.observe(trainer.checkpoint_took)
+        self._update(trainer, State.TRAINING)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self.metrics.epoch_seconds.observe(trainer.epoch_took)
+        self._update(trainer, State.TRAINING)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        self._update(trainer, State.SUCCEEDED)
+        with self._lock:
+            self.report.progress.eta = None
+
+    def _update(self, trainer: Trainer, state: State) -> None:
+        self._updated = time.monotonic()
+        now = datetime.now(UTC)
+        rate = self.throughput.rate
+        with self._lock:
+            report = self.report
+            report.state = state
+            progress = report.progress
+            progress.epoch, progress.epochs = trainer.epochs_done, trainer.epochs
+            progress.step, progress.steps = trainer.step, trainer.steps
+            progress.images_per_second = round(rate, 1) if rate else None
+            progress.loss = trainer.losses.value
+            progress.map50, progress.map = trainer.map50, trainer.map
+            remaining = trainer.remaining_seconds(rate)
+            progress.eta = now + timedelta(seconds=remaining) if remaining is not None else None
+            progress.updated_at = now
+            report.timing = trainer.clocks.timing()
+        self.metrics.epoch.set(progress.epoch)
+        for gauge, value in (
+            (self.metrics.images_per_second, progress.images_per_second),
+            (self.metrics.loss, progress.loss),
+            (self.metrics.map50, progress.map50),
+            (self.metrics.map, progress.map),
+            (self.metrics.gpu_memory_peak, trainer.gpu_memory_peak()),
+        ):
+            if value is not None:
+                gauge.set(value)
+
+    def succeed(self, result: Result) -> None:
+        with self._lock:
+            self.report.state = State.SUCCEEDED
+            self.report.result = result
+
+    def fail(self, failure: Failure, state: State = State.FAILED) -> None:
+        with self._lock:
+            self.report.state = state
+            self.report.failure = failure
+
+
+def write_termination_message(report: Report, path: Path) -> None:
+    """Leave the report where Kubernetes picks it up, within its limit.
+
+    Several local ranks share the file. A rank that merely lost its peer never overwrites what the culprit wrote.
+    """
+    survivor = report.failure is not None and report.failure.exit_code in (ExitCode.PEER_LOST, ExitCode.INTERRUPTED)
+    try:
+        if survivor and path.exists() and path.stat().st_size:
+            return
+        path.write_text(shorten(report))
+    except OSError as error:
+        print(f"The report could not be left at {path}: {error}", flush=True)  # noqa: T201 - the pod's log is all there is
+
+
+def shorten(report: Report, limit: int = TERMINATION_LIMIT) -> str:
+    """The report as JSON of at most `limit` bytes: warnings go first, then the end of the failure's words."""
+    report = report.model_copy(deep=True)
+    text = report.model_dump_json(by_alias=True, exclude_none=True)
+    while len(text.encode()) > limit:
+        if report.warnings:
+            report.warnings = report.warnings[1:]
+        elif report.failure and len(report.failure.message) > 16:
+            excess = len(text.encode()) - limit
+            keep = max(len(report.failure.message) - excess - 8, 8)
+            report.failure.message = report.failure.message[:keep].rstrip() + " …"
+        else:
+            return Report(state=report.state).model_dump_json(by_alias=True, exclude_none=True)
+        text = report.model_dump_json(by_alias=True, exclude_none=True)
+    return text

@@ -1,0 +1,159 @@
+"""Who trains with whom: ranks, devices, process groups, and the few things that all ranks must agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from yolojob.spec import Gpu
+from yolojob_trainer.errors import BadInput
+from yolojob_trainer.machine import available_cpus
+
+TIMEOUT = timedelta(minutes=10)
+"""A collective that takes longer has lost somebody. Ultralytics waits three hours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @classmethod
+    def from_env(cls, gpu: Gpu | None) -> World:
+        """Read torchrun's environment; without it, a world of one.
+
+        Args:
+            gpu: what the job asks for; none trains on the CPU.
+
+        Raises:
+            BadInput: the job requires GPUs that this machine does not have.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        found = torch.cuda.device_count() if gpu and torch.cuda.is_available() else 0
+        if gpu and gpu.required and found < local_world_size:
+            raise BadInput(
+                "NotEnoughGpus",
+                f"spec.workers.gpu: {local_world_size} process(es) need a GPU each, and here are {found}; set "
+                "spec.workers.gpu.required: false to train on the CPU, or leave spec.workers.gpu out",
+            )
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+            # All local processes on GPUs, or none: a gang of both would wait for its slowest.
+            device=torch.device("cuda", local_rank) if found >= local_world_size else torch.device("cpu"),
+        )
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def threads(self) -> int:
+        """CPU threads for this process."""
+        return max(available_cpus() // self.local_world_size, 1)
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """The process group: gloo between CPUs, and NCCL between GPUs beside gloo for what lies in CPU memory."""
+        if self.world_size == 1:
+            yield
+            return
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+            timeout=TIMEOUT,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        yield
+        # Only after success: after a failure the group may wait for the peer that failed.
+        dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+    @contextmanager
+    def in_turns(self) -> Iterator[None]:
+        """Global rank 0 first, then every node's first rank, then the others: what one has cached the next finds."""
+        turn = 0 if self.rank == 0 else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
+            self.barrier()
+        yield
+        for _ in range(2 - turn):
+            self.barrier()
+
+    def broadcast_bytes(self, data: bytes | None) -> bytes | None:
+        """Rank 0's bytes on every rank. None on rank 0 is None everywhere."""
+        if self.world_size == 1:
+            return data
+        size = torch.tensor([-1 if data is None else len(data)], dtype=torch.int64)
+        dist.broadcast(size, 0)
+        if size.item() < 0:
+            return None
+        if self.is_main:
+            assert data is not None
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        else:
+            buffer = torch.empty(int(size.item()), dtype=torch.uint8)
+        dist.broadcast(buffer, 0)
+        return data if self.is_main else buffer.numpy().tobytes()
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all ranks."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return [float(v) for v in tensor]
+
+
+class Votes:
+    """What any rank may ask of all: cast before a step, known before the next, hidden behind the work between.
+
+    Every rank must call `exchange` once per step. The answer is the same on all of them, so all act in the same step.
+    """
+
+    STOP, SAVE, DIVERGED = range(3)
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        # A group of its own: these reductions never queue behind those of gradients.
+        self._group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if world.world_size > 1 else None
+        self._pending: tuple[torch.Tensor, dist.Work | None] | None = None
+
+    def exchange(self, *, stop: bool, save: bool, diverged: bool) -> tuple[bool, bool, bool]:
+        """Cast this step's votes; return what the last step's came to."""
+        last = self.drain()
+        mine = torch.tensor([stop, save, diverged], dtype=torch.int32)
+        work = None
+        if self._group is not None:
+            work = dist.all_reduce(mine, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (mine, work)
+        return last
+
+    def drain(self) -> tuple[bool, bool, bool]:
+        """What the votes that are under way come to; none afterwards."""
+        if self._pending is None:
+            return (False, False, False)
+        votes, work = self._pending
+        self._pending = None
+        if work is not None:
+            work.wait()
+        return (bool(votes[0]), bool(votes[1]), bool(votes[2]))
