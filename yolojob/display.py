@@ -1,0 +1,162 @@
+"""How a run looks in a terminal."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from rich.bar import Bar
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from yolojob.status import Progress, Report, State, Timing
+
+COLOURS = {
+    "data_wait": "yellow",
+    "h2d": "bright_yellow",
+    "forward": "green",
+    "loss": "bright_green",
+    "backward": "cyan",
+    "all_reduce": "magenta",
+    "optimizer": "blue",
+    "ema": "bright_blue",
+    "validation": "white",
+    "checkpoint": "red",
+    "staging": "bright_black",
+    "startup": "bright_black",
+    "unaccounted": "bright_red",
+}
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, 4:05 or 6.7 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def split(timing: Timing) -> dict[str, float]:
+    """Seconds of the run by part, in the order in which they happen."""
+    parts = {
+        "staging": timing.staging_seconds or 0.0,
+        "startup": timing.startup_seconds or 0.0,
+        **timing.training_seconds,
+        "validation": timing.validation_seconds or 0.0,
+        "checkpoint": timing.checkpoint_seconds or 0.0,
+    }
+    return {name: seconds for name, seconds in parts.items() if seconds > 0}
+
+
+def _figures(report: Report) -> dict[str, str]:
+    p = report.progress
+    figures = {
+        "epoch": f"{p.epoch}/{p.epochs}" if p.epochs else "",
+        "step": f"{p.step}/{p.steps}" if p.step else "",
+        "img/s": f"{p.images_per_second:.1f}" if p.images_per_second else "",
+        "loss": f"{p.loss:.4f}" if p.loss is not None else "",
+        "mAP50": f"{p.map50:.3f}" if p.map50 is not None else "",
+        "mAP50-95": f"{p.map:.3f}" if p.map is not None else "",
+        "ETA": duration(max((p.eta - datetime.now(UTC)).total_seconds(), 0)) if p.eta else "",
+    }
+    return {name: value for name, value in figures.items() if value}
+
+
+def _done(progress: Progress) -> float:
+    """Epochs done, with the running one's part."""
+    part = progress.step / progress.steps if progress.steps else 0.0
+    return min(progress.epoch + part, progress.epochs)
+
+
+def stacked(parts: dict[str, float], width: int = 60) -> RenderableType:
+    """One bar with a stretch for each part, and a legend."""
+    total = sum(parts.values()) or 1.0
+    bar, legend = Text(), Text()
+    used, exact = 0, 0.0
+    for name, seconds in parts.items():
+        exact += seconds / total * width
+        cells = round(exact) - used
+        used += cells
+        bar.append("█" * cells, style=COLOURS.get(name, "white"))
+        if seconds / total >= 0.005:
+            legend.append("■ ", style=COLOURS.get(name, "white"))
+            legend.append(f"{name} {seconds / total:.0%}  ", style="none")
+    return Group(bar, legend)
+
+
+def panel(name: str, report: Report | None) -> RenderableType:
+    """The live view."""
+    if report is None:
+        return Text(f"{name}: starting", style="bold")
+    title = Text.assemble((name, "bold"), f"  {report.state.value.lower()}")
+    if report.device:
+        processes = f"{report.world_size} × " if report.world_size > 1 else ""
+        title.append(f"  {processes}{report.device}, {report.precision}", style="dim")
+    lines: list[RenderableType] = [title]
+    if report.progress.epochs:
+        lines.append(ProgressBar(total=report.progress.epochs, completed=_done(report.progress), width=60))
+        grid = Table.grid(padding=(0, 2))
+        figures = _figures(report)
+        grid.add_row(*(Text(key, style="dim") for key in figures))
+        grid.add_row(*figures.values())
+        lines.append(grid)
+        lines.append(stacked(split(report.timing)))
+    lines.extend(Text(f"! {warning}", style="yellow") for warning in report.warnings)
+    return Group(*lines)
+
+
+class View:
+    """Shows reports: as a live panel on a terminal, as a line per epoch elsewhere."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        self._name = name
+        self._console = console
+        self._live = Live(panel(name, None), console=console, refresh_per_second=4) if console.is_terminal else None
+        self._shown: tuple[State, int] | None = None
+
+    def __enter__(self) -> View:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, report: Report) -> None:
+        if self._live:
+            self._live.update(panel(self._name, report))
+            return
+        key = (State.TRAINING if report.progress.epochs else report.state, report.progress.epoch)
+        if key != self._shown:
+            self._shown = key
+            figures = _figures(report)
+            words = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step") or report.state.value.lower()
+            self._console.print(f"{self._name}: {words}", highlight=False, soft_wrap=True)
+
+
+def summary(name: str, report: Report, console: Console) -> None:
+    """What is left to say when the run has ended well."""
+    parts = split(report.timing)
+    total = sum(parts.values())
+    table = Table(title=f"{name}: where {duration(total)} went", title_justify="left", box=None)
+    table.add_column("part")
+    table.add_column("time", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    for part, seconds in parts.items():
+        bar = Bar(total, 0, seconds, width=30, color=COLOURS.get(part, "white"))
+        table.add_row(part, duration(seconds), f"{seconds / total:.1%}", bar)
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"! {warning}", style="yellow", highlight=False)
+    if result := report.result:
+        accuracy = (
+            f"mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}" if result.map50 is not None else "not validated"
+        )
+        console.print(f"\nBest model: {accuracy}", style="bold", highlight=False)
+        console.print(result.weights, soft_wrap=True, highlight=False)
+        console.print(f"Try it: yolo predict model={result.weights} source=IMAGE", style="dim", soft_wrap=True)
