@@ -1,0 +1,61 @@
+"""`python -m yolojob_operator`: runs inside a cluster, or outside of it with KUBECONFIG."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Annotated, Any, cast
+
+import kopf
+import typer
+
+from yolojob import __version__
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    trainer_image: Annotated[
+        str, typer.Option(envvar="YOLOJOB_TRAINER_IMAGE", help="Image of the workers, unless the job names its own.")
+    ] = f"yolojob/trainer:{__version__}",
+    image_pull_policy: Annotated[
+        str | None, typer.Option(envvar="YOLOJOB_IMAGE_PULL_POLICY", help="Pull policy of the workers' image.")
+    ] = None,
+    service_account: Annotated[
+        str | None, typer.Option(envvar="YOLOJOB_WORKER_SERVICE_ACCOUNT", help="Service account of the workers.")
+    ] = None,
+    namespace: Annotated[
+        list[str] | None, typer.Option(envvar="YOLOJOB_NAMESPACES", help="Watch only these; all unless given.")
+    ] = None,
+    liveness: Annotated[
+        str | None, typer.Option(envvar="YOLOJOB_LIVENESS", help="Address of the liveness endpoint.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log kopf's doings, too.")] = False,
+) -> None:
+    """Watch YoloTrainingJobs and run their pods."""
+    from yolojob_operator import handlers  # noqa: F401 - registers itself with kopf
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
+    memo = kopf.Memo()
+    memo.defaults = {
+        "image": trainer_image,
+        "image_pull_policy": image_pull_policy,
+        "service_account": service_account,
+    }
+    asyncio.run(
+        kopf.operator(
+            memo=memo,
+            # kopf's own guess asks for the user's name, and a pod's user may have none.
+            identity=cast("Any", socket.gethostname()),
+            clusterwide=not namespace,
+            namespaces=namespace or [],
+            liveness_endpoint=liveness,
+        )
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,213 @@
+"""The one place that talks to the API server, and to the trainers' /progress. Plain dicts in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.config.config_exception import ConfigException
+from pydantic import ValidationError
+
+from yolojob import contract
+from yolojob.status import Report
+from yolojob_operator.facts import PodFacts
+from yolojob_operator.pods import Object
+
+COMPONENT = "yolojob-operator"
+CONCURRENCY = 64
+"""Requests under way at once, of all jobs together."""
+TIMEOUT = 30.0
+PROGRESS_TIMEOUT = 3.0
+
+
+class ClusterError(Exception):
+    """A request that the API server refused, or did not answer."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+
+
+class Conflict(ClusterError):
+    """409: it exists already, or it was changed meanwhile."""
+
+
+class Cluster:
+    """Requests of the operator."""
+
+    def __init__(self, api: client.ApiClient, *, inside: bool) -> None:
+        self._api = api
+        self._inside = inside
+        self._limit = asyncio.Semaphore(CONCURRENCY)
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT))
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """With the service account of a pod, else with KUBECONFIG.
+
+        Raises:
+            ConfigException: neither is there.
+        """
+        try:
+            config.load_incluster_config()
+            inside = True
+        except ConfigException:
+            await config.load_kube_config()
+            inside = False
+        configuration = client.Configuration.get_default_copy()
+        configuration.connection_pool_maxsize = CONCURRENCY
+        return cls(client.ApiClient(configuration), inside=inside)
+
+    async def close(self) -> None:
+        await self._http.close()
+        await self._api.close()
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    async def _request(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+    ) -> Object | None:
+        """The answer; None where the object is not there.
+
+        Raises:
+            Conflict: 409.
+            ClusterError: anything else.
+        """
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": COMPONENT}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        url = self._api.configuration.host + path
+        try:
+            async with self._limit:
+                answer = await self._api.rest_client.request(
+                    method, url, headers=headers, body=body, _request_timeout=TIMEOUT
+                )
+                data = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
+        if answer.status == 404:
+            return None
+        if answer.status >= 400:
+            try:
+                problem = json.loads(data)
+            except ValueError:
+                problem = {}
+            kind = Conflict if answer.status == 409 else ClusterError
+            message = problem.get("message") or f"{method} {path}"
+            raise kind(answer.status, problem.get("reason") or "Refused", message)
+        return dict(json.loads(data)) if data else {}
+
+    async def create(self, item: Object) -> Object | None:
+        """Create a pod or service; None where its name is taken."""
+        plural = {"Pod": "pods", "Service": "services"}[item["kind"]]
+        try:
+            return await self._request("POST", f"/api/v1/namespaces/{item['metadata']['namespace']}/{plural}", item)
+        except Conflict as conflict:
+            if conflict.reason != "AlreadyExists":
+                raise
+            return None
+
+    async def get(self, item: Object) -> Object | None:
+        """The pod or service of this name; None where there is none."""
+        plural = {"Pod": "pods", "Service": "services"}[item["kind"]]
+        metadata = item["metadata"]
+        return await self._request("GET", f"/api/v1/namespaces/{metadata['namespace']}/{plural}/{metadata['name']}")
+
+    async def delete_pod(self, namespace: str, name: str, uid: str, grace_seconds: int | None) -> None:
+        """Delete this very pod, not another one of its name."""
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        try:
+            await self._request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", options)
+        except Conflict:
+            return  # another pod has the name by now: this one is gone
+
+    async def delete_job(self, namespace: str, name: str, uid: str) -> None:
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": "Background",
+        }
+        try:
+            await self._request("DELETE", self._job_path(namespace, name), options)
+        except Conflict:
+            return
+
+    async def post_event(self, body: Object, kind: str, reason: str, message: str) -> None:
+        """A Kubernetes event about a job."""
+        metadata = body["metadata"]
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
+            "involvedObject": {
+                "apiVersion": contract.API_VERSION,
+                "kind": contract.KIND,
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "type": kind,
+            "reason": reason,
+            "message": message[:1024],
+            "source": {"component": COMPONENT},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": os.environ.get("HOSTNAME", COMPONENT),
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        await self._request("POST", f"/api/v1/namespaces/{metadata['namespace']}/events", event)
+
+    async def patch_status(self, body: Object, status: Object) -> Object | None:
+        """Write a status if the job is still as it was in `body`; the job as it is then, None where it is gone.
+
+        Raises:
+            Conflict: somebody changed the job meanwhile.
+        """
+        metadata = body["metadata"]
+        patch = {
+            "metadata": {"resourceVersion": metadata["resourceVersion"]},
+            "status": merge_patch(body.get("status") or {}, status),
+        }
+        path = self._job_path(metadata["namespace"], metadata["name"]) + "/status"
+        return await self._request("PATCH", path, patch, "application/merge-patch+json")
+
+    async def progress(self, namespace: str, pod: PodFacts) -> Report | None:
+        """What rank 0 says; None while it does not answer."""
+        try:
+            if self._inside:
+                host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+                async with self._http.get(f"http://{host}:{contract.METRICS_PORT}/progress") as answer:
+                    data = await answer.json()
+            else:
+                path = f"/api/v1/namespaces/{namespace}/pods/{pod.name}:{contract.METRICS_PORT}/proxy/progress"
+                data = await asyncio.wait_for(self._request("GET", path), PROGRESS_TIMEOUT)
+            return Report.model_validate(data)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, ValidationError, ClusterError):
+            return None
+
+    @staticmethod
+    def _job_path(namespace: str, name: str) -> str:
+        return f"/apis/{contract.API_VERSION}/namespaces/{namespace}/{contract.PLURAL}/{name}"
+
+
+def merge_patch(old: Object, new: Object) -> Object:
+    """The JSON merge patch (RFC 7386) that makes `new` of `old`."""
+    patch: Object = {name: None for name in old if name not in new}
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            if child := merge_patch(before, value):
+                patch[name] = child
+        elif value != before:
+            patch[name] = value
+    return patch

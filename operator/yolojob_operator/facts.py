@@ -1,0 +1,151 @@
+"""What the plan knows of a pod: the few facts that any rule asks for, taken from the API object. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from yolojob import contract
+from yolojob.contract import ExitCode
+
+Body = Mapping[str, Any]
+
+
+class Cause(enum.StrEnum):
+    """Why a pod ended badly, in the order of precedence."""
+
+    PERMANENT = "Permanent"
+    """Specification or data are wrong: no attempt will do better."""
+    DISRUPTION = "Disruption"
+    """Preemption, eviction, drain, lost node: not the job's fault, not counted."""
+    FAILURE = "Failure"
+    """Counted against backoffLimit."""
+    SURVIVOR = "Survivor"
+    """It only lost a peer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodFacts:
+    """One worker pod."""
+
+    name: str
+    uid: str
+    owner_uid: str
+    index: int
+    attempt: int
+    phase: str
+    node: str = ""
+    ip: str = ""
+    ready: bool = False
+    created: datetime | None = None
+    scheduled: datetime | None = None
+    started: datetime | None = None
+    """When the trainer container started."""
+    finished: datetime | None = None
+    deleted: datetime | None = None
+    """When the grace period of a deletion ends; none unless it is being deleted."""
+    exit_code: int | None = None
+    exit_reason: str = ""
+    message: str = ""
+    """Termination message of the trainer container."""
+    memory_limit: str = ""
+    disruption: str = ""
+    """Reason and words of a disruption, from the pod's conditions."""
+    waiting: str = ""
+    """Why it does not start: "Unschedulable: 0/3 nodes are available…", "ImagePullBackOff: …"."""
+
+    @property
+    def terminal(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why it ended badly; none while it runs, and when it succeeded."""
+        if self.disruption and self.phase != "Succeeded":
+            return Cause.DISRUPTION
+        if self.phase != "Failed":
+            return None
+        if self.exit_code == ExitCode.BAD_INPUT:
+            return Cause.PERMANENT
+        if self.exit_code == ExitCode.INTERRUPTED:
+            return Cause.DISRUPTION
+        if self.exit_code == ExitCode.PEER_LOST:
+            return Cause.SURVIVOR
+        return Cause.FAILURE
+
+
+_DISRUPTED_REASONS = ("Evicted", "Shutdown", "NodeShutdown", "Terminated", "NodeLost", "Preempting", "NodeAffinity")
+"""`status.reason` of pods that the kubelet or the node life-cycle controller ended."""
+
+
+def _time(text: Any) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def pod_facts(body: Body) -> PodFacts:
+    """The facts of a worker pod."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    labels = metadata.get("labels") or {}
+    conditions = {c["type"]: c for c in status.get("conditions") or ()}
+    containers = status.get("containerStatuses") or ()
+    trainer: Body = next((c for c in containers if c.get("name") == contract.CONTAINER), {})
+    state = trainer.get("state") or {}
+    terminated = state.get("terminated") or {}
+    running = state.get("running") or {}
+    container: Body = next((c for c in spec.get("containers") or () if c["name"] == contract.CONTAINER), {})
+    limits: Body = (container.get("resources") or {}).get("limits") or {}
+    owner: Body = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), {})
+    return PodFacts(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        owner_uid=owner.get("uid", ""),
+        index=_number(labels.get(contract.LABEL_WORKER)),
+        attempt=_number(labels.get(contract.LABEL_ATTEMPT)),
+        phase=status.get("phase", "Pending"),
+        node=spec.get("nodeName") or "",
+        ip=status.get("podIP") or "",
+        ready=conditions.get("Ready", {}).get("status") == "True",
+        created=_time(metadata.get("creationTimestamp")),
+        scheduled=_transition(conditions, "PodScheduled"),
+        started=_time(running.get("startedAt") or terminated.get("startedAt")),
+        finished=_time(terminated.get("finishedAt")),
+        deleted=_time(metadata.get("deletionTimestamp")),
+        exit_code=terminated.get("exitCode"),
+        exit_reason=terminated.get("reason") or "",
+        message=terminated.get("message") or "",
+        memory_limit=str(limits.get("memory", "")),
+        disruption=_disruption(conditions, status),
+        waiting=_waiting(conditions, status),
+    )
+
+
+def _number(text: Any) -> int:
+    return int(text) if isinstance(text, str) and text.isdigit() else -1
+
+
+def _transition(conditions: Mapping[str, Body], kind: str) -> datetime | None:
+    condition = conditions.get(kind, {})
+    return _time(condition.get("lastTransitionTime")) if condition.get("status") == "True" else None
+
+
+def _disruption(conditions: Mapping[str, Body], status: Body) -> str:
+    condition = conditions.get("DisruptionTarget", {})
+    if condition.get("status") == "True":
+        return f"{condition.get('reason', 'Disruption')}: {condition.get('message', '')}".strip(": ")
+    if status.get("phase") == "Failed" and status.get("reason") in _DISRUPTED_REASONS:
+        return f"{status['reason']}: {status.get('message', '')}".strip(": ")
+    return ""
+
+
+def _waiting(conditions: Mapping[str, Body], status: Body) -> str:
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return f"{scheduled.get('reason', 'Unschedulable')}: {scheduled.get('message', '')}"
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") and waiting["reason"] not in ("ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+    return ""

@@ -1,0 +1,373 @@
+"""The life of a job, rule by rule: what is (job, pods, time) and what should be."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import minimal
+from yolojob_operator.facts import PodFacts
+from yolojob_operator.plan import FORCE_AFTER, SURVIVORS_PATIENCE, Observed, Plan, plan
+from yolojob_operator.pods import Defaults
+
+from yolojob.contract import ExitCode
+from yolojob.job import YoloTrainingJob
+from yolojob.status import Failure, Phase, Progress, Report, Result, State, Timing, YoloTrainingJobStatus
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+DEFAULTS = Defaults(image="trainer:test")
+
+
+def job(status: YoloTrainingJobStatus | None = None, **spec: Any) -> YoloTrainingJob:
+    document = minimal(**{"workers": {"replicas": 2}, "storage": {"uri": "pvc://runs"}, **spec})
+    document["metadata"] |= {
+        "namespace": "default",
+        "uid": "job-uid",
+        "generation": 1,
+        "creationTimestamp": "2026-01-01T11:59:50Z",
+    }
+    made = YoloTrainingJob.model_validate(document)
+    made.status = status
+    return made
+
+
+def pod(index: int, phase: str = "Running", attempt: int = 1, **facts: Any) -> PodFacts:
+    base: dict[str, Any] = {
+        "name": f"digits-worker-{index}",
+        "uid": f"uid-{attempt}-{index}",
+        "owner_uid": "job-uid",
+        "index": index,
+        "attempt": attempt,
+        "phase": phase,
+        "node": "node-0",
+        "ready": phase == "Running",
+        "created": NOW - timedelta(seconds=8),
+        "scheduled": NOW - timedelta(seconds=6),
+        "started": NOW - timedelta(seconds=2),
+    }
+    if phase in ("Succeeded", "Failed"):
+        base |= {"finished": NOW, "exit_code": 0 if phase == "Succeeded" else 1}
+    return PodFacts(**{**base, **facts})
+
+
+def failed(index: int, code: int, **facts: Any) -> PodFacts:
+    return pod(index, "Failed", exit_code=code, **facts)
+
+
+def running(**spec: Any) -> YoloTrainingJob:
+    """A job whose first attempt runs."""
+    started = make(job(**spec)).status
+    return job(make(job(started, **spec), pod(0), pod(1)).status, **spec)
+
+
+def make(of: YoloTrainingJob, *pods: PodFacts, now: datetime = NOW, **observed: Any) -> Plan:
+    return plan(of, Observed(pods=pods, **observed), now, DEFAULTS)
+
+
+def conditions(made: Plan) -> dict[str, tuple[str, str]]:
+    return {c.type.value: (c.status, c.reason) for c in made.status.conditions}
+
+
+def reasons(made: Plan) -> list[str]:
+    return [e.reason for e in made.events]
+
+
+def test_a_new_job_gets_a_service_and_all_its_pods_at_once() -> None:
+    made = make(job())
+    assert [(o["kind"], o["metadata"]["name"]) for o in made.create] == [
+        ("Service", "digits"),
+        ("Pod", "digits-worker-0"),
+        ("Pod", "digits-worker-1"),
+    ]
+    assert made.status.attempt == 1
+    assert made.status.phase == Phase.PENDING
+    assert conditions(made)["Accepted"] == ("True", "Accepted")
+
+
+def test_what_is_there_is_not_made_again() -> None:
+    first = make(job())
+    made = make(job(first.status), pod(0, "Pending", node=""), pod(1, "Pending", node=""))
+    assert made.create == ()
+    assert made.status.phase == Phase.QUEUED
+    only_the_other = make(job(first.status), pod(1, "Pending"))
+    assert [o["metadata"]["name"] for o in only_the_other.create] == ["digits-worker-0"]
+
+
+def test_it_runs_when_all_its_pods_run() -> None:
+    first = make(job())
+    half = make(job(first.status), pod(0), pod(1, "Pending"))
+    assert half.status.phase == Phase.STARTING
+    both = make(job(half.status), pod(0), pod(1))
+    assert both.status.phase == Phase.RUNNING
+    assert both.status.workers.ready == 2
+    assert reasons(both) == ["Running"]
+    assert both.status.timing == Timing(queued_seconds=4, image_pull_seconds=4)
+    again = make(job(both.status), pod(0), pod(1))
+    assert again.events == ()
+    assert again.status == both.status
+
+
+def test_why_it_waits_stands_in_the_condition() -> None:
+    first = make(job())
+    words = "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu."
+    made = make(job(first.status), pod(0, "Pending", node="", waiting=words), pod(1, "Pending"))
+    assert conditions(made)["Scheduled"] == ("False", "Unschedulable")
+    assert "Insufficient cpu" in next(c.message for c in made.status.conditions if c.type == "Scheduled")
+    pulling = make(job(first.status), pod(0, "Pending", waiting="ImagePullBackOff: no such image"), pod(1, "Pending"))
+    assert "no such image" in next(c.message for c in pulling.status.conditions if c.type == "Running")
+
+
+def test_progress_is_taken_over_from_rank_0() -> None:
+    report = Report(progress=Progress(epoch=2, epochs=3, images_per_second=312.4), timing=Timing(staging_seconds=1.5))
+    made = make(running(), pod(0), pod(1), report=report)
+    assert made.status.progress is not None
+    assert made.status.progress.epoch == 2
+    assert made.status.timing == Timing(queued_seconds=4, image_pull_seconds=4, staging_seconds=1.5)
+
+
+def test_success_takes_the_figures_from_the_termination_message() -> None:
+    report = Report(
+        state=State.SUCCEEDED,
+        progress=Progress(epoch=3, epochs=3, map50=0.93),
+        result=Result(weights="pvc://runs/weights/best.pt", map50=0.93, map=0.61),
+    )
+    last_word = report.model_dump_json(by_alias=True, exclude_none=True)
+    made = make(running(), pod(0, "Succeeded", message=last_word), pod(1))
+    assert made.status.phase == Phase.SUCCEEDED
+    assert made.status.result == report.result
+    assert made.status.completion_time == NOW
+    assert [d.name for d in made.delete] == ["digits-worker-1"], "cleanPodPolicy: Running"
+    assert conditions(made)["Running"][0] == "False"
+    assert make(job(made.status), pod(0, "Succeeded"), pod(1, "Succeeded")).events == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "deleted"),
+    [("None", []), ("Running", ["digits-worker-1"]), ("All", ["digits-worker-0", "digits-worker-1"])],
+)
+def test_clean_pod_policy(policy: str, deleted: list[str]) -> None:
+    made = make(running(runPolicy={"cleanPodPolicy": policy}), pod(0, "Succeeded"), pod(1))
+    assert [d.name for d in made.delete] == deleted
+
+
+OTHERS_LOST_IT = failed(0, ExitCode.PEER_LOST)
+
+
+@pytest.mark.parametrize(
+    ("pods", "restarts", "disruptions", "reason"),
+    [
+        ([failed(1, 1), pod(0)], 1, 0, "TrainingFailed"),
+        ([failed(1, 1), OTHERS_LOST_IT], 1, 0, "TrainingFailed"),
+        ([failed(1, 137, exit_reason="OOMKilled", memory_limit="4Gi"), pod(0)], 1, 0, "OOMKilled"),
+        ([failed(1, 143), OTHERS_LOST_IT], 0, 1, "TrainingFailed"),
+        ([failed(1, 1, disruption="PreemptionByScheduler: made room"), pod(0)], 0, 1, "PreemptionByScheduler"),
+        ([pod(1, deleted=NOW + timedelta(seconds=30)), pod(0)], 0, 1, "PodDeleted"),
+        ([pod(0)], 0, 1, "PodDeleted"),
+        ([OTHERS_LOST_IT, failed(1, ExitCode.PEER_LOST)], 1, 0, "PeerLost"),
+    ],
+    ids=[
+        "failure",
+        "cause-not-survivor",
+        "oom",
+        "sigterm",
+        "preempted",
+        "being-deleted",
+        "gone",
+        "all-lost-each-other",
+    ],
+)
+def test_one_lost_worker_replaces_the_gang(pods: list[PodFacts], restarts: int, disruptions: int, reason: str) -> None:
+    made = make(running(), *pods)
+    assert (made.status.restarts, made.status.disruptions) == (restarts, disruptions)
+    assert made.status.attempt == 2
+    assert made.status.phase == Phase.RESTARTING
+    assert conditions(made)["Running"] == ("False", reason)
+    assert {d.name for d in made.delete} == {p.name for p in pods if not p.deleted}
+    assert made.create == (), "names are free only when the old pods are gone"
+    gone = make(job(made.status), now=NOW + timedelta(seconds=1))
+    assert [o["metadata"]["labels"]["yolojob.dev/attempt"] for o in gone.create if o["kind"] == "Pod"] == ["2", "2"]
+
+
+def test_a_restart_is_counted_once_however_often_it_is_planned() -> None:
+    pods = (failed(1, 1), pod(0))
+    made = make(running(), *pods)
+    for _ in range(3):
+        made = make(job(made.status), *pods)
+    assert made.status.restarts == 1
+    assert made.status.attempt == 2
+
+
+def test_survivors_wait_for_the_culprit() -> None:
+    made = make(running(), OTHERS_LOST_IT, pod(1))
+    assert made.status.attempt == 1
+    assert made.due == NOW + SURVIVORS_PATIENCE
+    late = make(job(made.status), OTHERS_LOST_IT, pod(1), now=NOW + SURVIVORS_PATIENCE)
+    assert late.status.attempt == 2
+
+
+def test_bad_input_fails_at_once_in_the_ranks_own_words() -> None:
+    failure = Failure(rank=0, reason="DatasetNotFound", message="there is no folder", exit_code=2)
+    words = Report(state=State.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
+    made = make(running(), failed(0, ExitCode.BAD_INPUT, message=words), failed(1, ExitCode.PEER_LOST))
+    assert made.status.phase == Phase.FAILED
+    assert made.status.restarts == 0
+    assert conditions(made)["Failed"] == ("True", "DatasetNotFound")
+    assert "there is no folder" in next(c.message for c in made.status.conditions if c.type == "Failed")
+
+
+def test_backoff_limit() -> None:
+    current = running(runPolicy={"backoffLimit": 1})
+    first = make(current, failed(1, 1), pod(0))
+    assert first.status.phase == Phase.RESTARTING
+    status = first.status.model_copy(deep=True)
+    made = make(job(status, runPolicy={"backoffLimit": 1}), failed(0, 1, attempt=2), pod(1, attempt=2))
+    assert made.status.phase == Phase.FAILED
+    assert conditions(made)["Failed"] == ("True", "BackoffLimitExceeded")
+
+
+def test_back_off_grows_and_the_first_restart_is_at_once() -> None:
+    status, waits = running(runPolicy={"backoffLimit": 20}).status, []
+    assert status is not None
+    for attempt in range(1, 12):
+        status = make(
+            job(status, runPolicy={"backoffLimit": 20}), failed(1, 1, attempt=attempt), pod(0, attempt=attempt)
+        ).status
+        waits.append((status.next_attempt_time - NOW).total_seconds() if status.next_attempt_time else 0)
+    assert waits[:5] == [0, 10, 20, 40, 80]
+    assert waits[-1] == 300
+    waiting = make(job(status, runPolicy={"backoffLimit": 20}))
+    assert waiting.create == ()
+    assert waiting.due == status.next_attempt_time
+
+
+def test_a_pod_that_does_not_go_is_forced() -> None:
+    made = make(running(), pod(0, deleted=NOW), pod(1))
+    stuck = pod(0, deleted=NOW)
+    waiting = make(job(made.status), stuck)
+    assert waiting.delete == ()
+    assert waiting.due == NOW + FORCE_AFTER
+    forced = make(job(made.status), stuck, now=NOW + FORCE_AFTER)
+    assert [(d.name, d.grace_seconds) for d in forced.delete] == [("digits-worker-0", 0)]
+
+
+def test_suspend_and_resume() -> None:
+    suspended = make(job(running().status, runPolicy={"suspend": True}), pod(0), pod(1))
+    assert suspended.status.phase == Phase.SUSPENDED
+    assert len(suspended.delete) == 2
+    assert reasons(suspended) == ["Suspended"]
+    still = make(job(suspended.status, runPolicy={"suspend": True}))
+    assert still.create == ()
+    assert still.events == ()
+    back = make(job(suspended.status), pod(0, deleted=NOW + timedelta(seconds=9)))
+    assert back.status.attempt == 2
+    assert back.create == (), "the old pod still has the name"
+    assert [o["kind"] for o in make(job(back.status)).create] == ["Service", "Pod", "Pod"]
+    assert (back.status.restarts, back.status.disruptions) == (0, 0)
+
+
+def test_suspended_from_the_start() -> None:
+    made = make(job(runPolicy={"suspend": True}))
+    assert made.create == ()
+    assert made.status.phase == Phase.SUSPENDED
+    assert make(job(made.status)).status.attempt == 1
+
+
+def test_active_deadline() -> None:
+    policy = {"activeDeadlineSeconds": 60}
+    made = make(running(runPolicy=policy), pod(0), pod(1))
+    assert made.due == NOW + timedelta(seconds=60)
+    late = make(job(made.status, runPolicy=policy), pod(0), pod(1), now=NOW + timedelta(seconds=60))
+    assert conditions(late)["Failed"] == ("True", "DeadlineExceeded")
+    assert len(late.delete) == 2
+
+
+def test_pre_running_deadline_names_the_cause() -> None:
+    policy = {"preRunningDeadlineSeconds": 30}
+    first = make(job(runPolicy=policy))
+    assert first.due == NOW + timedelta(seconds=30)
+    waiting = pod(0, "Pending", waiting="ImagePullBackOff: no such image")
+    late = make(job(first.status, runPolicy=policy), waiting, pod(1), now=NOW + timedelta(seconds=30))
+    assert conditions(late)["Failed"] == ("True", "PreRunningDeadlineExceeded")
+    assert "no such image" in next(c.message for c in late.status.conditions if c.type == "Failed")
+
+
+def test_ttl() -> None:
+    policy = {"ttlSecondsAfterFinished": 5}
+    done = make(running(runPolicy=policy), pod(0, "Succeeded"), pod(1, "Succeeded"))
+    kept = make(job(done.status, runPolicy=policy), pod(0, "Succeeded"))
+    assert not kept.delete_job
+    assert kept.due == NOW + timedelta(seconds=5)
+    assert make(job(done.status, runPolicy=policy), now=NOW + timedelta(seconds=5)).delete_job
+
+
+def test_somebody_elses_job_is_left_alone() -> None:
+    made = make(job(runPolicy={"managedBy": "kueue.x-k8s.io/multikueue"}))
+    assert made.create == ()
+    assert made.status == YoloTrainingJobStatus()
+
+
+def test_a_foreign_object_with_our_name_is_neither_taken_nor_deleted() -> None:
+    made = make(job(make(job()).status), conflict="a pod digits-worker-0 exists that is not this job's")
+    assert made.create == ()
+    assert made.delete == ()
+    assert conditions(made)["Scheduled"] == ("False", "NameConflict")
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"dataset": {"uri": "file:///data"}}, "LaptopOnly"),
+        ({"elastic": {"maxReplicas": 4}}, "NotSupported"),
+        ({"scheduling": {"gang": "kueue"}}, "NotSupported"),
+    ],
+)
+def test_what_a_cluster_cannot_do_is_said(spec: dict[str, Any], reason: str) -> None:
+    made = make(job(**spec))
+    assert conditions(made)["Accepted"] == ("False", reason)
+    assert made.create == ()
+
+
+codes = st.sampled_from([0, 1, 2, 76, 137, 143])
+phases = st.sampled_from(["Pending", "Running", "Succeeded", "Failed"])
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 1), phases, codes, st.booleans(), st.integers(0, 1)), max_size=3), max_size=8
+    )
+)
+def test_invariants_over_any_history(history: list[list[tuple[int, str, int, bool, int]]]) -> None:
+    """Whatever pods do: counters never fall, the limit holds, nothing is made twice, an end is an end."""
+    status: YoloTrainingJobStatus | None = None
+    now = NOW
+    for scene in history:
+        attempt = status.attempt if status else 1
+        pods = {
+            (index, attempt - old): pod(
+                index,
+                phase,
+                attempt=attempt - old,
+                exit_code=code if phase == "Failed" else None,
+                deleted=now if deleted else None,
+            )
+            for index, phase, code, deleted, old in scene
+        }
+        made = make(job(status), *pods.values(), now=now)
+        before = status or YoloTrainingJobStatus()
+        if before.completion_time:
+            assert made.status.phase == before.phase
+            assert made.create == ()
+        assert made.status.attempt >= before.attempt
+        assert before.restarts <= made.status.restarts <= 3
+        assert made.status.disruptions >= before.disruptions
+        present = {p.name for p in pods.values()}
+        assert not present & {o["metadata"]["name"] for o in made.create if o["kind"] == "Pod"}
+        assert len({d.uid for d in made.delete}) == len(made.delete)
+        # What is written is what is read back.
+        text = made.status.model_dump_json(by_alias=True, exclude_none=True)
+        status = YoloTrainingJobStatus.model_validate(json.loads(text))
+        now += timedelta(seconds=7)

@@ -1,0 +1,160 @@
+"""The objects that a job wants, and what is read off a pod."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support import minimal
+from yolojob_operator import pods
+from yolojob_operator.facts import Cause, pod_facts
+
+from yolojob import gpus
+from yolojob.job import YoloTrainingJob
+from yolojob.run import Run
+
+DEFAULTS = pods.Defaults(image="trainer:test")
+
+
+def worker(index: int = 0, **spec: Any) -> dict[str, Any]:
+    document = minimal(**spec)
+    document["metadata"] |= {"namespace": "default", "uid": "job-uid"}
+    return pods.worker(YoloTrainingJob.model_validate(document), index, 1, DEFAULTS)
+
+
+def environment(pod: dict[str, Any]) -> dict[str, str]:
+    return {e["name"]: e["value"] for e in pod["spec"]["containers"][0]["env"]}
+
+
+def test_static_rendezvous_at_worker_0() -> None:
+    env = environment(worker(1, workers={"replicas": 2, "gpu": {"count": 4}}))
+    assert env["PET_MASTER_ADDR"] == env["MASTER_ADDR"] == "digits-worker-0.digits"
+    assert (env["PET_NNODES"], env["PET_NODE_RANK"], env["PET_NPROC_PER_NODE"]) == ("2", "1", "4")
+    assert env["PET_RDZV_BACKEND"] == "static"
+    assert env["PET_MAX_RESTARTS"] == "0"
+    assert env["WORLD_SIZE"] == "8"
+
+
+def test_the_pod_carries_its_spec() -> None:
+    run = Run.model_validate_json(environment(worker(train={"epochs": 7}))["YOLOJOB_RUN"])
+    assert run.spec.train.epochs == 7
+    assert run.spec.train.batch == 16
+
+
+def test_it_fits_pod_security_restricted() -> None:
+    spec = worker()["spec"]
+    container = spec["containers"][0]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert spec["automountServiceAccountToken"] is False
+
+
+def test_shared_memory_is_half_of_the_limit() -> None:
+    def size(**workers: Any) -> Any:
+        volumes = worker(workers=workers)["spec"]["volumes"]
+        return next(v["emptyDir"].get("sizeLimit") for v in volumes if v["name"] == "shm")
+
+    assert size(resources={"limits": {"memory": "4Gi"}}) == str(2 << 30)
+    assert size(sharedMemory="1Gi") == "1Gi"
+    assert size() is None
+
+
+def test_only_worker_0_mounts_the_storage() -> None:
+    storage = {"uri": "pvc://runs/digits"}
+    first, second = worker(0, storage=storage), worker(1, storage=storage)
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in first["spec"]["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == ["runs"]
+    assert environment(first)["YOLOJOB_OUTPUT_DIR"] == "/yolojob/volumes/runs/digits"
+    assert not any("persistentVolumeClaim" in v for v in second["spec"]["volumes"])
+
+
+def test_data_is_mounted_read_only_unless_results_go_there() -> None:
+    def read_only(index: int) -> dict[str, bool]:
+        pod = worker(index, dataset={"uri": "pvc://data/coco"}, storage={"uri": "pvc://data/runs"})
+        mounts = pod["spec"]["containers"][0]["volumeMounts"]
+        return {m["mountPath"]: m["readOnly"] for m in mounts if "readOnly" in m}
+
+    assert read_only(0) == {"/yolojob/volumes/data": False}
+    assert read_only(1) == {"/yolojob/volumes/data": True}
+
+
+def test_a_gpu_is_asked_for_under_every_platforms_name() -> None:
+    pod = worker(workers={"gpu": {"count": 2, "types": ["T4", "L4"]}})
+    affinity = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    terms = {e["key"]: e["values"] for t in affinity["nodeSelectorTerms"] for e in t["matchExpressions"]}
+    assert terms["cloud.google.com/gke-accelerator"] == ["nvidia-tesla-t4", "nvidia-l4"]
+    assert terms["nvidia.com/gpu.product"] == ["Tesla-T4", "NVIDIA-L4"]
+    assert terms["karpenter.k8s.aws/instance-gpu-name"] == terms["eks.amazonaws.com/instance-gpu-name"] == ["t4", "l4"]
+    assert {"g4dn.xlarge", "g6.xlarge"} <= set(terms["node.kubernetes.io/instance-type"])
+    assert all(len(t["matchExpressions"]) == 1 for t in affinity["nodeSelectorTerms"]), "OR-ed"
+    assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["spec"]["tolerations"]
+
+
+def test_the_gpu_table_is_whole() -> None:
+    for name, kinds in gpus.table().items():
+        assert set(kinds) == set(gpus.LABELS), name
+    assert gpus.labels(["MY-GPU"])["nvidia.com/gpu.product"] == ["MY-GPU"]
+
+
+def test_template_is_laid_over_by_strategic_merge() -> None:
+    template = {
+        "metadata": {"labels": {"team": "vision", "yolojob.dev/job-name": "other"}, "annotations": {"a": "b"}},
+        "spec": {
+            "nodeSelector": {"pool": "gpu"},
+            "containers": [{"name": "trainer", "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}, {"name": "side"}],
+            "topologySpreadConstraints": [],
+        },
+    }
+    pod = worker(workers={"template": template})
+    names = [c["name"] for c in pod["spec"]["containers"]]
+    assert names == ["trainer", "side"]
+    assert environment(pod)["NCCL_DEBUG"] == "INFO"
+    assert environment(pod)["PET_NNODES"] == "1"
+    assert pod["metadata"]["labels"]["team"] == "vision"
+    assert pod["metadata"]["labels"]["yolojob.dev/job-name"] == "digits"
+    assert pod["spec"]["nodeSelector"] == {"pool": "gpu"}
+
+
+def test_owner_reference_cleans_up() -> None:
+    owner = worker()["metadata"]["ownerReferences"][0]
+    assert (owner["kind"], owner["uid"], owner["controller"]) == ("YoloTrainingJob", "job-uid", True)
+
+
+def ended(code: int, **status: Any) -> dict[str, Any]:
+    pod = worker()
+    state = {"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:00:00Z", "message": "why"}}
+    pod["status"] = {"phase": "Failed", "containerStatuses": [{"name": "trainer", "state": state}], **status}
+    return pod
+
+
+@pytest.mark.parametrize(
+    ("pod", "cause"),
+    [
+        (ended(2), Cause.PERMANENT),
+        (ended(1), Cause.FAILURE),
+        (ended(137), Cause.FAILURE),
+        (ended(143), Cause.DISRUPTION),
+        (ended(76), Cause.SURVIVOR),
+        (ended(1, reason="Evicted"), Cause.DISRUPTION),
+        (ended(1, conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "x"}]), Cause.DISRUPTION),
+    ],
+)
+def test_causes(pod: dict[str, Any], cause: Cause) -> None:
+    assert pod_facts(json.loads(json.dumps(pod))).cause == cause
+
+
+def test_why_a_pod_waits() -> None:
+    pod = worker()
+    words = "0/2 nodes are available"
+    pod["status"] = {
+        "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}]
+    }
+    assert pod_facts(pod).waiting == f"Unschedulable: {words}"
+    waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}}
+    pod["status"] = {"phase": "Pending", "containerStatuses": [{"name": "trainer", **waiting}]}
+    assert pod_facts(pod).waiting == "ImagePullBackOff: no"
