@@ -1,0 +1,29 @@
+{{- define "yolojob.labels" -}}
+app.kubernetes.io/name: yolojob-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "yolojob.selector" -}}
+app.kubernetes.io/name: yolojob-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "yolojob.rules" -}}
+- apiGroups: [yolojob.dev]
+  resources: [yolotrainingjobs]
+  verbs: [get, list, watch, delete]
+- apiGroups: [yolojob.dev]
+  resources: [yolotrainingjobs/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end }}
