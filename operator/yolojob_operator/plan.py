@@ -37,6 +37,8 @@ SHORT_LIFE = timedelta(seconds=30)
 """An attempt that a disruption ends sooner than this is followed by a wait, or preemption could spin."""
 SURVIVORS_PATIENCE = timedelta(seconds=3)
 """Time for the culprit to be seen, once the others have reported that they lost it."""
+FAREWELL = timedelta(seconds=5)
+"""Time for the other workers to end by themselves, once worker 0 has succeeded."""
 FORCE_AFTER = timedelta(seconds=10)
 """A pod that is still there so long after its grace period is on a node that is gone."""
 FAILURE_GRACE_SECONDS = 5
@@ -297,7 +299,12 @@ class _Draft:
         """Whether the attempt has come to an end, and to which."""
         chief = next((p for p in self.current if p.index == 0), None)
         if chief is not None and chief.phase == "Succeeded":
-            self._succeed(chief)
+            # All weights are saved. The others have nothing left to do but to end, and may do so in peace.
+            end = (chief.finished or self.now) + FAREWELL
+            if self.now < end and not all(p.terminal for p in self.current):
+                self._wake(end)
+            else:
+                self._succeed(chief)
             return
         by_cause: dict[Cause, list[PodFacts]] = {}
         for pod in self.current:

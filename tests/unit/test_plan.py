@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import minimal
 from yolojob_operator.facts import PodFacts
-from yolojob_operator.plan import FORCE_AFTER, SURVIVORS_PATIENCE, Observed, Plan, plan
+from yolojob_operator.plan import FAREWELL, FORCE_AFTER, SURVIVORS_PATIENCE, Observed, Plan, plan
 from yolojob_operator.pods import Defaults
 
 from yolojob.contract import ExitCode
@@ -136,10 +136,13 @@ def test_success_takes_the_figures_from_the_termination_message() -> None:
         result=Result(weights="pvc://runs/weights/best.pt", map50=0.93, map=0.61),
     )
     last_word = report.model_dump_json(by_alias=True, exclude_none=True)
-    made = make(running(), pod(0, "Succeeded", message=last_word), pod(1))
+    waiting = make(running(), pod(0, "Succeeded", message=last_word), pod(1))
+    assert waiting.status.phase == Phase.RUNNING, "the others may end by themselves"
+    assert waiting.due == NOW + FAREWELL
+    made = make(job(waiting.status), pod(0, "Succeeded", message=last_word), pod(1), now=NOW + FAREWELL)
     assert made.status.phase == Phase.SUCCEEDED
     assert made.status.result == report.result
-    assert made.status.completion_time == NOW
+    assert made.status.completion_time == NOW + FAREWELL
     assert [d.name for d in made.delete] == ["digits-worker-1"], "cleanPodPolicy: Running"
     assert conditions(made)["Running"][0] == "False"
     assert make(job(made.status), pod(0, "Succeeded"), pod(1, "Succeeded")).events == ()
@@ -150,7 +153,8 @@ def test_success_takes_the_figures_from_the_termination_message() -> None:
     [("None", []), ("Running", ["digits-worker-1"]), ("All", ["digits-worker-0", "digits-worker-1"])],
 )
 def test_clean_pod_policy(policy: str, deleted: list[str]) -> None:
-    made = make(running(runPolicy={"cleanPodPolicy": policy}), pod(0, "Succeeded"), pod(1))
+    pods = (pod(0, "Succeeded"), pod(1))
+    made = make(running(runPolicy={"cleanPodPolicy": policy}), *pods, now=NOW + FAREWELL)
     assert [d.name for d in made.delete] == deleted
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +15,31 @@ import torch
 import torch.distributed as dist
 
 from yolojob.spec import Gpu
-from yolojob_trainer.errors import BadInput
+from yolojob_trainer.errors import BadInput, PeerLost
 from yolojob_trainer.machine import available_cpus
 
 TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer has lost somebody. Ultralytics waits three hours."""
+
+
+def wait_for_port(host: str, port: int, seconds: float) -> None:
+    """Wait until somebody listens.
+
+    torch's store would wait, too, but it holds on to the address that it has found first: after a restart that may be the
+    old pod's, for as long as a name server remembers it. Here the name is looked up anew for every attempt.
+
+    Raises:
+        PeerLost: nobody did in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=1.0):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise PeerLost("PeerLost", f"worker 0 is not at {host}:{port} after {seconds:.0f} s: {error}") from None
+            time.sleep(0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +97,8 @@ class World:
             return
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if not self.is_main:
+            wait_for_port(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), TIMEOUT.total_seconds())
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
             timeout=TIMEOUT,

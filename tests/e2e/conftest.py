@@ -1,0 +1,98 @@
+"""A real cluster with the operator installed by its chart, from images that are built here.
+
+Against another cluster than the test cluster, YOLOJOB_OPERATOR_IMAGE and YOLOJOB_TRAINER_IMAGE name the images.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from kube import Kube, cluster, devcluster
+from support import ROOT
+
+from devcluster import images, settings
+
+STORAGE = settings.STATE / "volumes"
+
+
+@pytest.fixture(scope="session")
+def kube() -> Iterator[Kube]:
+    with cluster() as found:
+        yield found
+
+
+def _build(target: str) -> str:
+    """Build and push an image; its name is its content's, so that no node uses an older one."""
+    devcluster("base")
+    name = f"localhost/yolojob/{target}"
+    devcluster("image", f"{name}:e2e", "--", "--target", target, "--build-arg", f"BASE={images.BASE}", str(ROOT))
+    inspect = ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", f"{name}:e2e"]
+    tag = subprocess.check_output(inspect, text=True).strip()[:12]
+    subprocess.run(["buildah", "tag", f"{name}:e2e", f"{name}:{tag}"], check=True)
+    return devcluster("push", f"{name}:{tag}", capture=True).strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def image_names(kube: Kube) -> dict[str, str]:
+    given = {t: os.environ.get(f"YOLOJOB_{t.upper()}_IMAGE") for t in ("operator", "trainer")}
+    if all(given.values()):
+        return {target: str(image) for target, image in given.items()}
+    assert kube.is_devcluster, "on another cluster, YOLOJOB_OPERATOR_IMAGE and YOLOJOB_TRAINER_IMAGE must be set"
+    return {target: _build(target) for target in ("operator", "trainer")}
+
+
+@pytest.fixture(scope="session")
+def operator(kube: Kube, image_names: dict[str, str]) -> Iterator[None]:
+    """The operator, installed as its users do it."""
+    values = []
+    for key, image in (("image", image_names["operator"]), ("trainer.image", image_names["trainer"])):
+        repository, _, tag = image.rpartition(":")
+        values += ["--set", f"{key}.repository={repository}", "--set", f"{key}.tag={tag}"]
+    chart, where = str(ROOT / "helm" / "yolojob"), ["--namespace", "yolojob-system"]
+    helm = [
+        "helm",
+        "upgrade",
+        "--install",
+        "yolojob",
+        chart,
+        *where,
+        "--create-namespace",
+        "--take-ownership",
+        "--wait",
+    ]
+    subprocess.run([*helm, "--timeout", "3m", *values], env=kube.environment, check=True)
+    yield
+    subprocess.run(["helm", "uninstall", "yolojob", *where, "--wait"], env=kube.environment, check=True)
+
+
+@pytest.fixture
+def volume(kube: Kube, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A claim with storage behind it, by the name that the test asks for."""
+    name: str = request.param
+    if kube.is_devcluster:  # it has no provisioner; elsewhere the default StorageClass is one
+        folder = STORAGE / name
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+        kube.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": name},
+                "spec": {
+                    "capacity": {"storage": "1Gi"},
+                    "accessModes": ["ReadWriteOnce"],
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "claimRef": {"namespace": kube.namespace, "name": name},
+                    "hostPath": {"path": str(folder)},
+                },
+            }
+        )
+    yield name
+    kube.run("delete", "yolotrainingjob", "--all")
+    kube.run("delete", "pvc", name, "--ignore-not-found")
+    if kube.is_devcluster:
+        kube.run("delete", "pv", name, "--ignore-not-found")

@@ -1,0 +1,193 @@
+"""The main job on a real cluster: two pods on two nodes, real training, real trouble."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kube import Kube
+from prometheus_client.parser import text_string_to_metric_families
+from support import ROOT, eventually
+
+from devcluster import processes, settings
+
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(1200)]
+EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"
+
+
+def documents(name: str, **train: Any) -> list[dict[str, Any]]:
+    """The example under another name."""
+    job, claim = list(yaml.safe_load_all(EXAMPLE.read_text()))
+    job["metadata"]["name"] = claim["metadata"]["name"] = name
+    job["spec"]["storage"]["uri"] = f"pvc://{name}"
+    job["spec"]["train"] |= train
+    return [job, claim]
+
+
+def training(kube: Kube, job: str, epoch: int) -> dict[str, Any]:
+    """Wait until so many epochs are done, while it runs."""
+
+    def look() -> dict[str, Any] | None:
+        status = kube.status(job)
+        assert status.get("phase") not in ("Failed", "Succeeded"), json.dumps(status, indent=1)
+        return status if status.get("progress", {}).get("epoch", 0) >= epoch and status["phase"] == "Running" else None
+
+    return eventually(look, f"{job} has trained {epoch} epochs", seconds=600, every=0.5)  # type: ignore[return-value]
+
+
+def finished(kube: Kube, job: str, seconds: float = 300) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        status = kube.status(job)
+        return status if status.get("phase") in ("Succeeded", "Failed") else None
+
+    return eventually(look, f"{job} has ended", seconds=seconds, every=0.5)  # type: ignore[return-value]
+
+
+def metrics(kube: Kube, job: str, worker: int) -> dict[str, Any]:
+    path = f"/api/v1/namespaces/{kube.namespace}/pods/{job}-worker-{worker}:9400/proxy/metrics"
+    return {f.name: f for f in text_string_to_metric_families(kube.run("get", "--raw", path).stdout)}
+
+
+@pytest.mark.parametrize("volume", ["digits"], indirect=True)
+def test_the_example_trains_on_two_nodes(kube: Kube, volume: str, tmp_path: Path) -> None:
+    """`kubectl apply`, progress in `kubectl get`, metrics in Prometheus, Succeeded with all figures."""
+    kube.run("apply", "--filename", str(EXAMPLE))
+    training(kube, "digits", 2)
+    pods = kube.pods("digits")
+    assert len({p["spec"]["nodeName"] for p in pods}) == 2
+    row = kube.run("get", "ytj", "digits").stdout.splitlines()
+    assert row[0].split() == ["NAME", "PHASE", "WORKERS", "EPOCH", "MAP50", "IMG/S", "ETA", "COST", "AGE"]
+    assert row[1].split()[:3] == ["digits", "Running", "2"]
+
+    families = metrics(kube, "digits", 1)
+    assert families["yolojob_trainer_images"].samples[0].value > 0
+    phases = {s.labels["phase"] for s in families["yolojob_trainer_phase_seconds"].samples}
+    assert {"data_wait", "forward", "backward", "all_reduce", "optimizer"} <= phases
+    if kube.is_devcluster:
+        scraped_by_a_real_prometheus([p["status"]["podIP"] for p in pods], tmp_path)
+
+    status = finished(kube, "digits")
+    assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
+    assert status["result"]["weights"] == "pvc://digits/weights/best.pt"
+    assert status["result"]["map50"] >= 0.80
+    assert status["progress"]["epoch"] == 20
+    timing = status["timing"]
+    assert {"queuedSeconds", "imagePullSeconds", "stagingSeconds", "startupSeconds", "validationSeconds"} <= set(timing)
+    assert sum(timing["trainingSeconds"].values()) > 1
+    if kube.is_devcluster:
+        assert (settings.STATE / "volumes" / "digits" / "weights" / "best.pt").stat().st_size > 100_000
+    story = kube.run("describe", "ytj", "digits").stdout
+    assert "attempt 1: 2 worker(s) run" in story
+    assert "the training is complete: pvc://digits/weights/best.pt" in story
+
+
+def scraped_by_a_real_prometheus(addresses: list[str], folder: Path) -> None:
+    """Debian's Prometheus, in the cluster's network, scrapes the workers and answers a query."""
+    targets = [{"targets": [f"{a}:9400" for a in addresses]}]
+    config = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{"job_name": "workers", "static_configs": targets}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    listen = "127.0.0.1:19090"
+    prometheus = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address={listen}",
+    ]
+    query = "sum(rate(yolojob_trainer_images_total[10s]))"
+    with (folder / "prometheus.log").open("w") as log:
+        server = subprocess.Popen(processes.inside(settings.NETNS, *prometheus), stdout=log, stderr=log)
+
+    def answer() -> float | None:
+        url = f"http://{listen}/api/v1/query"
+        curl = processes.inside(settings.NETNS, "curl", "-fsS", "--get", "--data-urlencode", f"query={query}", url)
+        done = subprocess.run(curl, capture_output=True, text=True, check=False)
+        result = json.loads(done.stdout)["data"]["result"] if done.returncode == 0 else []
+        return float(result[0]["value"][1]) if result else None
+
+    try:
+        rate = eventually(answer, f"Prometheus answers; its log is {folder}/prometheus.log", seconds=60)
+        assert rate is not None
+        assert rate > 10
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.parametrize("volume", ["deleted"], indirect=True)
+def test_a_deleted_worker_is_replaced_and_the_training_goes_on(kube: Kube, volume: str) -> None:
+    """The whole gang is replaced, and trains again from the checkpoint, within 15 s."""
+    kube.apply(*documents("deleted"))
+    before = training(kube, "deleted", 3)
+    kube.run("delete", "pod", "deleted-worker-1", "--wait=false")
+    began = time.monotonic()
+
+    def goes_on() -> dict[str, Any] | None:
+        path = f"/api/v1/namespaces/{kube.namespace}/pods/deleted-worker-0:9400/proxy/progress"
+        done = kube.run("get", "--raw", path, check=False)
+        report = json.loads(done.stdout) if done.returncode == 0 else {}
+        return report if report.get("resumedFrom") and report["state"] == "Training" else None
+
+    report = eventually(goes_on, "the new gang trains", seconds=60)
+    took = time.monotonic() - began
+    print(f"a deleted worker: training again after {took:.1f} s, from {report['resumedFrom']}")  # type: ignore[index]
+
+    assert took <= 15
+    assert report["progress"]["epoch"] >= before["progress"]["epoch"]  # type: ignore[index]
+    status = finished(kube, "deleted")
+    assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 1)
+    assert status["result"]["map50"] >= 0.75
+
+
+@pytest.mark.parametrize("volume", ["killed"], indirect=True)
+def test_a_killed_process_counts_against_the_limit(kube: Kube, volume: str) -> None:
+    """kill -9 of one rank: the survivor notices by itself, and the attempt counts as a failure."""
+    kube.apply(*documents("killed"))
+    training(kube, "killed", 2)
+    kill_trainer("killed-worker-1")
+    eventually(lambda: kube.status("killed").get("attempt") == 2, "the gang is replaced", seconds=60)
+    status = finished(kube, "killed")
+    assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
+    assert status["restarts"] + status["disruptions"] == 1
+
+
+def kill_trainer(pod: str) -> None:
+    """From outside: a container's first process is deaf to signals from within."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"HOSTNAME={pod}".encode() in environment and b"yolojob_trainer" in command:
+            subprocess.run(["kill", "-9", entry.name], check=True)
+            return
+    raise AssertionError(f"no process of {pod} found")
+
+
+def test_bad_input_fails_at_once_and_says_why(kube: Kube) -> None:
+    """A model that does not exist: one attempt, exit code 2, the rank's own words in the condition."""
+    job = documents("unknown-model")[0]
+    job["spec"]["model"] = {"name": "yolo99n.yaml"}
+    del job["spec"]["storage"]
+    kube.apply(job)
+    status = finished(kube, "unknown-model", seconds=120)
+    assert status["phase"] == "Failed"
+    assert (status["attempt"], status["restarts"]) == (1, 0)
+    failed = kube.condition("unknown-model", "Failed")
+    assert failed["reason"] == "ModelNotFound"
+    assert "yolo99n.yaml" in failed["message"]
+    kube.run("delete", "yolotrainingjob", "unknown-model")
+    eventually(lambda: not kube.pods("unknown-model"), "owner references clean up", seconds=60)
+    assert not kube.get("service", "unknown-model")

@@ -1,0 +1,101 @@
+"""kubectl for tests, and the cluster that they run against."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from support import ROOT
+
+from devcluster import settings
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kube:
+    """One namespace of one cluster."""
+
+    kubeconfig: Path
+    namespace: str = "default"
+
+    @property
+    def is_devcluster(self) -> bool:
+        return self.kubeconfig == settings.KUBECONFIG
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{settings.BIN}:{os.environ['PATH']}" if self.is_devcluster else os.environ["PATH"]
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+
+    def run(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """kubectl, in this namespace."""
+        kubectl = shutil.which("kubectl", path=self.environment["PATH"])
+        assert kubectl, "there is no kubectl"
+        command = [kubectl, "--namespace", self.namespace, *arguments]
+        done = subprocess.run(command, env=self.environment, text=True, capture_output=True, check=False, **options)
+        assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}{done.stdout}"
+        return done
+
+    def get(self, *what: str) -> Object:
+        """An object, or a list of them; empty where it is not there."""
+        done = self.run("get", *what, "--output", "json", check=False)
+        return dict(json.loads(done.stdout)) if done.returncode == 0 and done.stdout else {}
+
+    def create(self, document: Object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("create", "--filename", "-", input=json.dumps(document), check=check)
+
+    def apply(self, *documents: Object) -> None:
+        self.run("apply", "--filename", "-", input=yaml.safe_dump_all(documents))
+
+    def pods(self, job: str) -> list[Object]:
+        return list(self.get("pods", "--selector", f"yolojob.dev/job-name={job}").get("items", []))
+
+    def status(self, job: str) -> Object:
+        return dict(self.get("yolotrainingjob", job).get("status", {}))
+
+    def condition(self, job: str, kind: str) -> Object:
+        return next((c for c in self.status(job).get("conditions", []) if c["type"] == kind), {})
+
+
+def devcluster(*arguments: str, capture: bool = False) -> str:
+    """The test cluster's own command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "devcluster", *arguments],
+        cwd=ROOT / "tests",
+        text=True,
+        check=True,
+        stdout=subprocess.PIPE if capture else None,
+    )
+    return done.stdout or ""
+
+
+@contextmanager
+def cluster() -> Iterator[Kube]:
+    """The cluster that KUBECONFIG points to; else the test cluster, started if it is not up and then ended."""
+    given = os.environ.get("KUBECONFIG")
+    if given and Path(given) != settings.KUBECONFIG:
+        yield Kube(Path(given))
+        return
+    from devcluster import processes
+
+    started = processes.running("apiserver") is None
+    if started:
+        devcluster("up", "--nodes", "2", "--gpu-nodes", "4")
+    try:
+        kube = Kube(settings.KUBECONFIG)
+        kube.run("apply", "--filename", str(ROOT / "manifests" / "crd.yaml"))
+        kube.run("wait", "--for=condition=Established", "crd/yolotrainingjobs.yolojob.dev", "--timeout=30s")
+        yield kube
+    finally:
+        if started:
+            devcluster("down")
