@@ -48,6 +48,14 @@ RULES = (
         value=lambda s: f"{s.train.batch} images for {s.workers.world_size} processes",
     ),
     Rule(
+        field="train.fraction",
+        message="must be a part of the images (above 0, at most 1) or a whole number of them",
+        cel="!has(self.train.fraction) || self.train.fraction <= 1.0 "
+        "|| self.train.fraction == double(int(self.train.fraction))",
+        holds=lambda s: s.train.fraction is None or s.train.fraction <= 1 or s.train.fraction.is_integer(),
+        value=lambda s: s.train.fraction,
+    ),
+    Rule(
         field="elastic.maxReplicas",
         message="must not be below spec.elastic.minReplicas",
         cel="!has(self.elastic) || self.elastic.minReplicas <= self.elastic.maxReplicas",

@@ -47,6 +47,7 @@ def test_examples_are_valid(path: Path) -> None:
         ("spec.train.amp", "fp8", "bf16"),
         ("spec.train.cache", "rom", "ram"),
         ("spec.train.lr0", float("nan"), "finite"),
+        ("spec.train.fraction", 2.5, "whole number"),
         ("spec.model.name", "../../etc/passwd", "pattern"),
         ("spec.dataset.uri", "builtin://digit", "builtin://digits"),
         ("spec.dataset.uri", "ftp://x", "must begin with"),

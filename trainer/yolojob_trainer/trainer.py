@@ -72,6 +72,8 @@ class Trainer(DetectionTrainer):
         self.run, self.world, self.output, self.listeners, self.warn = run, world, output, callbacks, warn
         settings = run.spec.train
         asked = settings.model_dump(exclude_none=True)
+        if settings.fraction and settings.fraction > 1:
+            asked["fraction"] = int(settings.fraction)  # Ultralytics tells a count from a part by its type
         self._model_source = model
         self._label_cache = cache / "labels"
         super().__init__(
@@ -589,9 +591,9 @@ class _Loaded:
 
 
 def _float(value: Any) -> Any:
-    """Predictions in single precision, in which losses are computed."""
+    """Predictions in single precision at least, in which losses are computed."""
     if isinstance(value, torch.Tensor):
-        return value.float() if value.is_floating_point() else value
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
     if isinstance(value, dict):
         return {key: _float(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
