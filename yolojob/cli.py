@@ -16,7 +16,6 @@ from yolojob.status import Report
 
 app = typer.Typer(
     name="yolojob",
-    help="Train YOLO detectors: here, or on Kubernetes with the same manifest.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -108,6 +107,7 @@ def run(
     console = Console(stderr=output is Output.JSON)
     code, interrupted = _follow(local, display.View(name, console))
     report = local.report(code)
+    local.close(code)
     if output is Output.JSON:
         typer.echo(report.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     raise typer.Exit(_conclude(name, local, report, code, interrupted, console if output is Output.TEXT else None))

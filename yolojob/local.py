@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,12 +61,14 @@ class LocalRun:
         self._places = places
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
-        self._final = Path(tempfile.mkdtemp(prefix="yolojob-")) / "report.json"
+        self._created: Path | None = None
+        """The topmost folder that was not there before."""
         if importlib.util.find_spec("yolojob_trainer") is None or importlib.util.find_spec("torch") is None:
             raise InvalidManifest(
                 [Fault(path="yolojob", message="the trainer is missing: pip install 'yolojob[trainer]'")]
             )
         try:
+            self._created = next((p for p in reversed((self.output, *self.output.parents)) if not p.exists()), None)
             self.output.mkdir(parents=True, exist_ok=True)
             self.log = self.output / LOG
             self.log.touch()
@@ -74,6 +77,15 @@ class LocalRun:
             raise InvalidManifest(
                 [Fault(path=where, value=str(self.output), message=f"cannot be written: {error.strerror}")]
             ) from None
+
+        self._scratch = tempfile.TemporaryDirectory(prefix="yolojob-")
+        self._final = Path(self._scratch.name) / "report.json"
+
+    def close(self, code: int) -> None:
+        """Leave nothing behind but results: what bad input has made is removed again."""
+        self._scratch.cleanup()
+        if code == ExitCode.BAD_INPUT and self._created is not None:
+            shutil.rmtree(self._created, ignore_errors=True)
 
     def start(self) -> None:
         """Start the processes. They have a session of their own: Ctrl-C here reaches only us, and we pass it on."""

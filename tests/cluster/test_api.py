@@ -1,0 +1,142 @@
+"""The API server and `yolojob validate` give the same verdict, at the same field path."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from kube import Kube
+from support import minimal
+
+from yolojob.manifest import InvalidManifest, parse
+
+REPLICAS = {"workers": {"replicas": 2}}
+VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "minimal": ({}, None),
+    "all kinds": (
+        {
+            "train": {"amp": False, "cache": "disk", "freeze": [0, "23.cv2"], "scale": [0.1, 0.2], "compile": True, "lr0": 1},
+            "workers": {"replicas": 2, "gpu": {"types": ["T4"]}, "resources": {"requests": {"cpu": 2, "memory": "4Gi"}}},
+            "runPolicy": {"activeDeadlineSeconds": None, "suspend": True},
+            "elastic": {"maxReplicas": 4},
+            "dataset": {"uri": "pvc://data/./a/..b/.c/..."},
+        },
+        None,
+    ),
+    "misspelt setting": ({"train": {"mosiac": 1.0}}, "spec.train.mosiac"),
+    "misspelt part": ({"worker": {}}, "spec.worker"),
+    "replaced setting": ({"train": {"device": "0"}}, "spec.train.device"),
+    "text for number": ({"train": {"epochs": "3"}}, "spec.train.epochs"),
+    "number for text": ({"workers": {"gpu": {"types": [4]}}}, "spec.workers.gpu.types[0]"),
+    "boolean for number": ({"train": {"lr0": True}}, "spec.train.lr0"),
+    "out of range": ({"train": {"mosaic": 1.5}}, "spec.train.mosaic"),
+    "zero": ({"train": {"epochs": 0}}, "spec.train.epochs"),
+    "no such word": ({"train": {"optimizer": "adam"}}, "spec.train.optimizer"),
+    "no such precision": ({"train": {"amp": "fp8"}}, "spec.train.amp"),
+    "precision true": ({"train": {"amp": True}}, "spec.train.amp"),
+    "freeze text": ({"train": {"freeze": "10"}}, "spec.train.freeze"),
+    "freeze negative": ({"train": {"freeze": -1}}, "spec.train.freeze"),
+    "freeze true": ({"train": {"freeze": True}}, "spec.train.freeze"),
+    "freeze object": ({"train": {"freeze": {"a": 1}}}, "spec.train.freeze"),
+    "scale of three": ({"train": {"scale": [1, 2, 3]}}, "spec.train.scale"),
+    "fraction": ({"train": {"fraction": 2.5}}, "spec.train.fraction"),
+    "uneven batch": ({"train": {"batch": 15}, **REPLICAS}, "spec.train.batch"),
+    "uneven batch of gpus": ({"train": {"batch": 12}, "workers": {"gpu": {"count": 8}}}, "spec.train.batch"),
+    "uneven batch of processes": ({"train": {"batch": 9}, "workers": {"processesPerWorker": 2}}, "spec.train.batch"),
+    "processes": ({"workers": {"processesPerWorker": "many"}}, "spec.workers.processesPerWorker"),
+    "no data": ({"dataset": {}}, "spec.dataset.uri"),
+    "no such data": ({"dataset": {"uri": "builtin://mnist"}}, "spec.dataset.uri"),
+    "way out": ({"dataset": {"uri": "pvc://data/../x"}}, "spec.dataset.uri"),
+    "absolute model": ({"model": {"name": "/etc/passwd"}}, "spec.model.name"),
+    "quantity": ({"workers": {"resources": {"limits": {"memory": "4 GB"}}}}, "spec.workers.resources.limits.memory"),
+    "gpu as resource": ({"workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "spec.workers.resources"),
+    "queue without gang": ({"scheduling": {"queue": "q"}}, "spec.scheduling.queue"),
+    "elastic upside down": (
+        {"elastic": {"minReplicas": 3, "maxReplicas": 2}, "workers": {"replicas": 2}},
+        "spec.elastic.maxReplicas",
+    ),
+    "replicas out of elastic": ({"elastic": {"maxReplicas": 2}, "workers": {"replicas": 4}}, "spec.workers.replicas"),
+    "two prices": ({"pricing": {"machine": "a", "perWorkerHour": 1}}, "spec.pricing.perWorkerHour"),
+}
+NAMES = {"Upper": False, "under_score": False, "1digit": False, "dot.dot": False, "a" * 53: False, "a" * 52: True, "ok-1": True}
+
+
+def server_side(kube: Kube, document: dict[str, Any]) -> str | None:
+    """The API server's words; none if it takes the manifest."""
+    done = kube.run("create", "--dry-run=server", "--filename", "-", input=json.dumps(document), check=False)
+    return None if done.returncode == 0 else done.stderr
+
+
+def here(document: dict[str, Any]) -> str | None:
+    try:
+        parse(document)
+    except InvalidManifest as invalid:
+        return str(invalid)
+    return None
+
+
+def names(words: str, path: str) -> bool:
+    return re.search(rf"(^|[\s\"*]){re.escape(path)}([\":\s]|$)", words) is not None
+
+
+@pytest.mark.parametrize("what", VERDICTS)
+def test_same_verdict_same_path(kube: Kube, what: str) -> None:
+    spec, path = VERDICTS[what]
+    document = minimal(**spec)
+    theirs, ours = server_side(kube, document), here(document)
+    if path is None:
+        assert theirs is None
+        assert ours is None
+        return
+    assert theirs is not None, "the API server takes it"
+    assert ours is not None, "the models take it"
+    assert names(theirs, path), theirs
+    assert names(ours, path), ours
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names(kube: Kube, name: str) -> None:
+    theirs, ours = server_side(kube, minimal(name)), here(minimal(name))
+    assert (theirs is None, ours is None) == (NAMES[name], NAMES[name])
+    if theirs and ours:
+        assert "metadata.name" in theirs
+        assert "metadata.name" in ours
+
+
+@pytest.mark.parametrize(
+    ("patch", "path"),
+    [
+        ({"train": {"epochs": 4}}, "spec.train"),
+        ({"model": {"name": "yolo26n.yaml"}}, "spec.model"),
+        ({"dataset": {"uri": "pvc://other"}}, "spec.dataset"),
+        ({"storage": {"uri": "pvc://other"}}, "spec.storage"),
+        ({"workers": {"replicas": 4}}, "spec.workers.replicas"),
+        ({"runPolicy": {"managedBy": "somebody"}}, "spec.runPolicy.managedBy"),
+    ],
+)
+def test_what_a_job_is_cannot_be_edited(kube: Kube, patch: dict[str, Any], path: str) -> None:
+    kube.create(minimal(**REPLICAS))
+    arguments = ("patch", "yolotrainingjob", "digits", "--type=merge", "--patch", json.dumps({"spec": patch}))
+    done = kube.run(*arguments, check=False)
+    assert done.returncode != 0
+    assert names(done.stderr, path), done.stderr
+
+
+def test_what_may_be_edited(kube: Kube) -> None:
+    kube.create(minimal(runPolicy={"suspend": True}))
+    for patch in (
+        {"workers": {"replicas": 4}},
+        {"workers": {"template": {"metadata": {"labels": {"a": "b"}}}}},
+        {"runPolicy": {"suspend": False, "ttlSecondsAfterFinished": 5}},
+    ):
+        kube.run("patch", "yolotrainingjob", "digits", "--type=merge", "--patch", json.dumps({"spec": patch}))
+
+
+def test_defaults_are_stored(kube: Kube) -> None:
+    kube.create(minimal())
+    spec = kube.get("yolotrainingjob", "digits")["spec"]
+    assert spec["train"] == {"amp": "auto", "batch": 16, "epochs": 100, "imgsz": 640}
+    assert spec["runPolicy"]["backoffLimit"] == 3
+    assert spec["checkpoint"] == {"everyEpochs": 1, "everySeconds": 300, "keep": 2}

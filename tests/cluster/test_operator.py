@@ -1,0 +1,204 @@
+"""The life of jobs, by the real operator and a real API server, with pods that end as an annotation says."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+from conftest import Operator
+from kube import Kube
+from support import eventually, minimal
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def job(name: str, code: int | None = None, after: str = "1s", message: str = "", **spec: Any) -> dict[str, Any]:
+    """A job of two workers on simulated nodes that end with `code`."""
+    annotations = {} if code is None else {"devcluster/exit": str(code), "devcluster/exit-after": after}
+    if message:
+        annotations["devcluster/message"] = message
+    template = {
+        "metadata": {"annotations": annotations},
+        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"operator": "Exists"}]},
+    }
+    return minimal(name, **{"workers": {"replicas": 2, "template": template}, "storage": {"uri": "pvc://x"}, **spec})
+
+
+def phase(kube: Kube, name: str, wanted: str, seconds: float = 30) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        status = kube.status(name)
+        return status if status.get("phase") == wanted else None
+
+    try:
+        return eventually(look, f"{name} is {wanted}", seconds=seconds)  # type: ignore[return-value]
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {json.dumps(kube.status(name), indent=1)}") from None
+
+
+def attempts(kube: Kube, name: str) -> set[str]:
+    return {p["metadata"]["labels"]["yolojob.dev/attempt"] for p in kube.pods(name)}
+
+
+@pytest.fixture(autouse=True)
+def claim(kube: Kube) -> None:
+    """Pods with a claim are scheduled only when it is bound: these jobs' storage is a volume that is there."""
+    namespace = kube.namespace
+    kube.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"x-{namespace}"},
+            "spec": {
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "claimRef": {"namespace": namespace, "name": "x"},
+                "hostPath": {"path": "/var/empty"},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "x"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+        },
+    )
+
+
+def test_a_job_runs_and_succeeds(kube: Kube) -> None:
+    message = json.dumps(
+        {
+            "state": "Succeeded",
+            "progress": {"epoch": 3, "epochs": 3, "map50": 0.9},
+            "result": {"weights": "pvc://x/weights/best.pt", "map50": 0.9, "map": 0.6},
+        }
+    )
+    kube.create(job("good", 0, message=message))
+    status = phase(kube, "good", "Succeeded")
+    assert status["result"] == {"weights": "pvc://x/weights/best.pt", "map50": 0.9, "map": 0.6}
+    assert status["progress"]["epoch"] == 3
+    assert [c["type"] for c in status["conditions"] if c["status"] == "True"] == ["Accepted", "Scheduled", "Succeeded"]
+    pod = kube.pods("good")[0]
+    assert pod["metadata"]["ownerReferences"][0]["kind"] == "YoloTrainingJob"
+    service = kube.get("service", "good")
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    reasons = [e["reason"] for e in kube.get("events", "--field-selector=involvedObject.name=good")["items"]]
+    assert sorted(reasons) == ["Running", "Succeeded"]
+
+
+def test_failures_use_the_limit_up(kube: Kube) -> None:
+    kube.create(job("bad", 1, runPolicy={"backoffLimit": 1}))
+    status = phase(kube, "bad", "Failed")
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 1, 0)
+    failed = kube.condition("bad", "Failed")
+    assert failed["reason"] == "BackoffLimitExceeded"
+    assert "exit code 1" in failed["message"]
+
+
+def test_bad_input_is_not_tried_again(kube: Kube) -> None:
+    failure = {"rank": 0, "reason": "DatasetNotFound", "message": "there is no folder", "exitCode": 2}
+    kube.create(job("wrong", 2, message=json.dumps({"state": "Failed", "failure": failure})))
+    status = phase(kube, "wrong", "Failed")
+    assert (status["attempt"], status["restarts"]) == (1, 0)
+    condition = kube.condition("wrong", "Failed")
+    assert condition["reason"] == "DatasetNotFound"
+    assert "(rank 0): there is no folder" in condition["message"]
+
+
+def test_a_deleted_pod_replaces_the_gang(kube: Kube) -> None:
+    kube.create(job("gone"))
+    phase(kube, "gone", "Running")
+    before = {p["metadata"]["uid"] for p in kube.pods("gone")}
+    kube.run("delete", "pod", "gone-worker-1", "--wait=false")
+    eventually(lambda: attempts(kube, "gone") == {"2"} and len(kube.pods("gone")) == 2, "a new gang")
+    status = phase(kube, "gone", "Running")
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 1)
+    assert not before & {p["metadata"]["uid"] for p in kube.pods("gone")}
+
+
+def test_suspend_and_resume(kube: Kube) -> None:
+    kube.create(job("sleepy"))
+    phase(kube, "sleepy", "Running")
+    for suspend, wanted, pods in ((True, "Suspended", 0), (False, "Running", 2)):
+        patch = json.dumps({"spec": {"runPolicy": {"suspend": suspend}}})
+        kube.run("patch", "yolotrainingjob", "sleepy", "--type=merge", "--patch", patch)
+        phase(kube, "sleepy", wanted)
+        eventually(lambda pods=pods: len(kube.pods("sleepy")) == pods, f"{pods} pods")  # type: ignore[misc]
+    status = kube.status("sleepy")
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 0)
+
+
+def test_deadline_and_ttl_fire_on_time_though_nothing_happens(kube: Kube) -> None:
+    kube.create(job("late", runPolicy={"activeDeadlineSeconds": 3, "ttlSecondsAfterFinished": 2}))
+    status = phase(kube, "late", "Failed")
+    assert kube.condition("late", "Failed")["reason"] == "DeadlineExceeded"
+    took = datetime.fromisoformat(status["completionTime"]) - datetime.fromisoformat(status["startTime"])
+    assert 3 <= took.total_seconds() <= 4
+    began = time.monotonic()
+    eventually(lambda: not kube.get("yolotrainingjob", "late"), "it is deleted")
+    assert time.monotonic() - began <= 3.5
+
+
+def test_unschedulable_is_said_in_the_schedulers_words(kube: Kube) -> None:
+    document = job("huge", runPolicy={"preRunningDeadlineSeconds": 4})
+    document["spec"]["workers"]["resources"] = {"requests": {"cpu": "1000"}}
+    kube.create(document)
+    eventually(lambda: kube.condition("huge", "Scheduled").get("reason") == "Unschedulable", "the reason")
+    assert "Insufficient cpu" in kube.condition("huge", "Scheduled")["message"]
+    assert kube.status("huge")["phase"] == "Queued"
+    phase(kube, "huge", "Failed")
+    failed = kube.condition("huge", "Failed")
+    assert failed["reason"] == "PreRunningDeadlineExceeded"
+    assert "Insufficient cpu" in failed["message"]
+    eventually(lambda: not kube.pods("huge"), "it frees what it held")
+
+
+def test_a_gpu_job_lands_on_gpu_nodes(kube: Kube) -> None:
+    document = minimal("gpus", workers={"replicas": 2, "gpu": {"count": 8, "types": ["A100", "H100"]}})
+    kube.create(document)
+    phase(kube, "gpus", "Running")
+    assert {p["spec"]["nodeName"][:3] for p in kube.pods("gpus")} == {"gpu"}
+    kube.create(minimal("none", workers={"gpu": {"types": ["T4"]}}))
+    eventually(lambda: kube.condition("none", "Scheduled").get("reason") == "Unschedulable", "there is no T4")
+
+
+def test_a_foreign_pod_is_left_alone(kube: Kube) -> None:
+    container = {"name": "c", "image": "x"}
+    foreign = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "taken-worker-1"}, "spec": {"containers": [container]}}
+    kube.create(foreign)
+    uid = kube.get("pod", "taken-worker-1")["metadata"]["uid"]
+    kube.create(job("taken"))
+    eventually(lambda: kube.condition("taken", "Scheduled").get("reason") == "NameConflict", "the conflict is said")
+    assert "taken-worker-1" in kube.condition("taken", "Scheduled")["message"]
+    assert kube.get("pod", "taken-worker-1")["metadata"]["uid"] == uid
+    kube.run("delete", "pod", "taken-worker-1")
+    phase(kube, "taken", "Running", seconds=60)
+
+
+def test_the_operator_may_be_killed_at_any_moment(kube: Kube, operator: Operator) -> None:
+    """Nothing is made twice, nothing is lost, deadlines hold."""
+    names = [f"many-{i}" for i in range(10)]
+    for i, name in enumerate(names):
+        kube.create(job(name, 0 if i % 2 else 1, "3s", runPolicy={"backoffLimit": 1}))
+        if i % 3 == 0:
+            operator.kill()
+            operator.start()
+    for i, name in enumerate(names):
+        status = phase(kube, name, "Succeeded" if i % 2 else "Failed", seconds=90)
+        assert status["restarts"] == (0 if i % 2 else 1)
+        assert status["attempt"] == (1 if i % 2 else 2)
+    kube.create(job("deadline", runPolicy={"activeDeadlineSeconds": 4}))
+    phase(kube, "deadline", "Running")
+    operator.kill()
+    operator.start()
+    status = phase(kube, "deadline", "Failed")
+    took = datetime.fromisoformat(status["completionTime"]) - datetime.fromisoformat(status["startTime"])
+    assert took.total_seconds() <= 8, "also when the operator was away at that moment"
+
+
+def test_it_ends_quickly(kube: Kube, operator: Operator) -> None:
+    assert operator.stop() < 10
+    operator.start()

@@ -1,0 +1,154 @@
+"""The command line as its user has it: real commands, what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import ROOT, eventually, minimal
+
+COMMAND = [sys.executable, "-m", "yolojob.cli"]
+QUICK = {"epochs": 2, "batch": 8, "imgsz": 64, "nbs": 8, "fraction": 40, "mosaic": 0.0}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def manifest(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def small(name: str = "small", **spec: Any) -> dict[str, Any]:
+    model = {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]}
+    return minimal(name, **{"model": model, "train": QUICK, **spec})
+
+
+def call(folder: Path, cache: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache), "COLUMNS": "200", **environment}
+    command = [*COMMAND, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
+def test_help_teaches() -> None:
+    text = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
+    for verb in ("run", "validate", "crd"):
+        assert verb in text
+    assert "Exit codes" in text
+
+
+def test_crd_is_printed(tmp_path: Path, cache: Path) -> None:
+    assert call(tmp_path, cache, "crd").stdout == (ROOT / "manifests" / "crd.yaml").read_text()
+
+
+def test_a_valid_manifest(tmp_path: Path, cache: Path) -> None:
+    done = call(tmp_path, cache, "validate", ROOT / "manifests" / "examples" / "digits.yaml")
+    assert done.returncode == 0
+    assert "2 worker(s) × 1 process(es), global batch 16" in done.stdout
+
+
+def broken(**spec: Any) -> dict[str, Any]:
+    return small("broken", **spec)
+
+
+BAD = {
+    "misspelt": (broken(train={"mosiac": 1.0}), "spec.train.mosiac: unknown field; did you mean mosaic?"),
+    "batch": (broken(workers={"replicas": 3}), "spec.train.batch: 8 images for 3 processes"),
+    "name": ({**broken(), "metadata": {"name": "Not_A_Label"}}, "metadata.name: Not_A_Label: must be a DNS label"),
+    "model": (broken(model={"name": "yolo99n.yaml"}), "spec.model.name: yolo99n.yaml: no architecture of Ultralytics"),
+    "dataset": (broken(dataset={"uri": "file:///nowhere/at/all"}), "there is no folder /nowhere/at/all"),
+    "config": (broken(dataset={"uri": "builtin://digits", "config": "coco.yaml"}), "coco.yaml: not in"),
+    "weights": (broken(model={"name": "best.pt", "weights": {"uri": "file:///nowhere"}}), "there is no .pt file or folder"),
+    "precision": (broken(train={**QUICK, "amp": "fp16"}), "fp16 needs a GPU"),
+    "gpu": (broken(workers={"gpu": {"count": 1}}), "spec.workers.gpu: 1 process(es) need a GPU each"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_named_and_leaves_nothing_behind(tmp_path: Path, cache: Path, what: str) -> None:
+    document, words = BAD[what]
+    done = call(tmp_path, cache, "run", manifest(tmp_path, document), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_no_space_left(tmp_path: Path, cache: Path) -> None:
+    """A file system of 2 MiB: said before the training, not after its first epoch."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:  # without root, /dev/full's cousin: a folder that cannot be written
+        disk.chmod(0o500)
+    try:
+        done = call(tmp_path, cache, "run", manifest(tmp_path, small(storage={"uri": f"file://{disk}/run"})))
+        assert done.returncode == 2
+        expected = "MiB left, and checkpoints and weights need about" if not mounted.returncode else "cannot be written"
+        assert expected in done.stderr
+        assert list(disk.iterdir()) == []
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", disk], check=True)
+
+
+def test_run_prints_progress_and_a_summary(tmp_path: Path, cache: Path) -> None:
+    done = call(tmp_path, cache, "run", manifest(tmp_path, small()))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "epoch 1/2" in done.stdout
+    for part in ("startup", "data_wait", "forward", "backward", "optimizer", "validation", "checkpoint"):
+        assert part in done.stdout
+    assert str(tmp_path / "runs" / "small" / "weights" / "best.pt") in done.stdout
+    again = call(tmp_path, cache, "run", manifest(tmp_path, small()))
+    assert again.returncode == 0
+    assert "To train anew, remove" in again.stdout
+
+
+def test_json_for_programs(tmp_path: Path, cache: Path) -> None:
+    document = small(workers={"replicas": 2}, storage={"uri": "pvc://claim/deep"})
+    done = call(tmp_path, cache, "run", manifest(tmp_path, document), "--output", "json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["state"] == "Succeeded"
+    assert report["worldSize"] == 2
+    assert Path(report["result"]["weights"]) == tmp_path / "volumes" / "claim" / "deep" / "weights" / "best.pt"
+    assert Path(report["result"]["weights"]).exists()
+    timing = report["timing"]
+    wall = sum(timing["trainingSeconds"].values())
+    assert timing["trainingSeconds"]["unaccounted"] < 0.02 * wall
+    assert timing["trainingSeconds"]["all_reduce"] > 0
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, cache: Path) -> None:
+    document = small(train={**QUICK, "epochs": 12, "fraction": 400}, workers={"replicas": 2})
+    path = manifest(tmp_path, document)
+    env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache)}
+    first = subprocess.Popen(
+        [*COMMAND, "run", str(path)], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    saved = tmp_path / "runs" / "small" / "checkpoints"
+    eventually(lambda: list(saved.glob("*.pt")), "a checkpoint", seconds=120)
+    first.send_signal(signal.SIGINT)
+    _, words = first.communicate(timeout=60)
+    assert first.returncode == 130, words
+    assert "run the same command to go on" in words
+    assert not list(tmp_path.glob("runs/small/**/*.tmp"))
+    done = call(tmp_path, cache, "run", path, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["resumedFrom"].startswith("epoch ")
+    assert report["progress"]["epoch"] == 12
+    rows = (tmp_path / "runs" / "small" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == [str(i) for i in range(1, 13)]
