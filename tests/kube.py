@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from devcluster import processes, settings
 from support import ROOT
-
-from devcluster import settings
 
 Object = dict[str, Any]
 
@@ -79,6 +79,17 @@ def devcluster(*arguments: str, capture: bool = False) -> str:
     return done.stdout or ""
 
 
+def missing() -> str | None:
+    """What this machine lacks for the test cluster; nothing where it can be had."""
+    if os.geteuid() != 0:
+        return "root"
+    if not shutil.which("apt-get"):
+        return "Debian's packages (apt-get)"
+    if not (settings.BIN / "kubelet").exists() and not shutil.which("go"):
+        return "Go, to build Kubernetes with"
+    return None
+
+
 @contextmanager
 def cluster() -> Iterator[Kube]:
     """The cluster that KUBECONFIG points to; else the test cluster, started if it is not up and then ended."""
@@ -86,8 +97,9 @@ def cluster() -> Iterator[Kube]:
     if given and Path(given) != settings.KUBECONFIG:
         yield Kube(Path(given))
         return
-    from devcluster import processes
-
+    if lack := missing():
+        reason = f"no cluster: KUBECONFIG is not set, and the test cluster needs {lack}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     started = processes.running("apiserver") is None
     if started:
         devcluster("up", "--nodes", "2", "--gpu-nodes", "4")

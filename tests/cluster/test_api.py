@@ -17,8 +17,19 @@ VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "minimal": ({}, None),
     "all kinds": (
         {
-            "train": {"amp": False, "cache": "disk", "freeze": [0, "23.cv2"], "scale": [0.1, 0.2], "compile": True, "lr0": 1},
-            "workers": {"replicas": 2, "gpu": {"types": ["T4"]}, "resources": {"requests": {"cpu": 2, "memory": "4Gi"}}},
+            "train": {
+                "amp": False,
+                "cache": "disk",
+                "freeze": [0, "23.cv2"],
+                "scale": [0.1, 0.2],
+                "compile": True,
+                "lr0": 1,
+            },
+            "workers": {
+                "replicas": 2,
+                "gpu": {"types": ["T4"]},
+                "resources": {"requests": {"cpu": 2, "memory": "4Gi"}},
+            },
             "runPolicy": {"activeDeadlineSeconds": None, "suspend": True},
             "elastic": {"maxReplicas": 4},
             "dataset": {"uri": "pvc://data/./a/..b/.c/..."},
@@ -60,7 +71,15 @@ VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "replicas out of elastic": ({"elastic": {"maxReplicas": 2}, "workers": {"replicas": 4}}, "spec.workers.replicas"),
     "two prices": ({"pricing": {"machine": "a", "perWorkerHour": 1}}, "spec.pricing.perWorkerHour"),
 }
-NAMES = {"Upper": False, "under_score": False, "1digit": False, "dot.dot": False, "a" * 53: False, "a" * 52: True, "ok-1": True}
+NAMES = {
+    "Upper": False,
+    "under_score": False,
+    "1digit": False,
+    "dot.dot": False,
+    "a" * 53: False,
+    "a" * 52: True,
+    "ok-1": True,
+}
 
 
 def server_side(kube: Kube, document: dict[str, Any]) -> str | None:

@@ -167,7 +167,12 @@ def test_a_gpu_job_lands_on_gpu_nodes(kube: Kube) -> None:
 
 def test_a_foreign_pod_is_left_alone(kube: Kube) -> None:
     container = {"name": "c", "image": "x"}
-    foreign = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "taken-worker-1"}, "spec": {"containers": [container]}}
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "taken-worker-1"},
+        "spec": {"containers": [container]},
+    }
     kube.create(foreign)
     uid = kube.get("pod", "taken-worker-1")["metadata"]["uid"]
     kube.create(job("taken"))

@@ -23,6 +23,7 @@ DEBIAN = [
     "buildah",
     "debootstrap",
     "curl",
+    "prometheus",
     "ca-certificates",
     "gcc",
     "libc6-dev",

@@ -10,10 +10,9 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from devcluster import images, settings
 from kube import Kube, cluster, devcluster
 from support import ROOT
-
-from devcluster import images, settings
 
 STORAGE = settings.STATE / "volumes"
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from devcluster import processes, settings
 from kube import Kube
 from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT, eventually
-
-from devcluster import processes, settings
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(1200)]
 EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"

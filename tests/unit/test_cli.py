@@ -70,7 +70,10 @@ BAD = {
     "model": (broken(model={"name": "yolo99n.yaml"}), "spec.model.name: yolo99n.yaml: no architecture of Ultralytics"),
     "dataset": (broken(dataset={"uri": "file:///nowhere/at/all"}), "there is no folder /nowhere/at/all"),
     "config": (broken(dataset={"uri": "builtin://digits", "config": "coco.yaml"}), "coco.yaml: not in"),
-    "weights": (broken(model={"name": "best.pt", "weights": {"uri": "file:///nowhere"}}), "there is no .pt file or folder"),
+    "weights": (
+        broken(model={"name": "best.pt", "weights": {"uri": "file:///nowhere"}}),
+        "there is no .pt file or folder",
+    ),
     "precision": (broken(train={**QUICK, "amp": "fp16"}), "fp16 needs a GPU"),
     "gpu": (broken(workers={"gpu": {"count": 1}}), "spec.workers.gpu: 1 process(es) need a GPU each"),
 }

@@ -129,7 +129,9 @@ def test_an_epoch_visits_every_image_once_and_loss_curves_agree(gangs: Any, tmp_
             assert len(names) == len(set(names)) == IMAGES
         rows = (tmp_path / "out" / "results.csv").read_text().splitlines()
         columns = rows[0].split(",")
-        losses[world_size] = [[float(v) for c, v in zip(columns, r.split(","), strict=True) if "train/" in c] for r in rows[1:]]
+        losses[world_size] = [
+            [float(v) for c, v in zip(columns, r.split(","), strict=True) if "train/" in c] for r in rows[1:]
+        ]
         for path in [*tmp_path.glob("record.*"), *(tmp_path / "out" / "checkpoints").iterdir()]:
             path.unlink()
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[2]), rtol=1e-4, atol=1e-5)
@@ -146,7 +148,9 @@ def test_kill_9_in_mid_epoch_resumes_at_the_exact_sample(gangs: Any, tmp_path: P
 
     killed = gangs(2, replicas=2, train=train, checkpoint=checkpoint)
     saved = tmp_path / "out" / "checkpoints"
-    eventually(lambda: any("0000000" not in p.name for p in saved.glob("*")), "a checkpoint within an epoch", seconds=120)
+    eventually(
+        lambda: any("0000000" not in p.name for p in saved.glob("*")), "a checkpoint within an epoch", seconds=120
+    )
     killed.processes[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     assert killed.processes[0].wait(30) == ExitCode.PEER_LOST
@@ -203,7 +207,16 @@ def test_another_runs_checkpoint_is_not_taken_up(gangs: Any) -> None:
 
 def test_the_weights_open_in_stock_ultralytics(gangs: Any, tmp_path: Path, cache: Path) -> None:
     """And validate there to the mAP that we reported."""
-    train = {"epochs": 6, "fraction": 400.0, "imgsz": 128, "lr0": 0.004, "batch": 16, "nbs": 16, "mosaic": 0.0, "fliplr": 0.0}
+    train = {
+        "epochs": 6,
+        "fraction": 400.0,
+        "imgsz": 128,
+        "lr0": 0.004,
+        "batch": 16,
+        "nbs": 16,
+        "mosaic": 0.0,
+        "fliplr": 0.0,
+    }
     gang = gangs(2, replicas=2, train=train)
     assert gang.wait() == [0, 0], (tmp_path / "log-0").read_text()
     result = gang.report().result

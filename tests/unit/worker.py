@@ -18,7 +18,6 @@ import yolojob_trainer.__main__ as entry
 def main() -> None:
     import torch
     from ultralytics.utils.torch_utils import unwrap_model
-
     from yolojob_trainer import trainer as module
 
     what, path = sys.argv[1:]
