@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import math
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -116,6 +118,8 @@ def run(
 def _follow(local: LocalRun, view: display.View) -> tuple[int, bool]:
     """Show the run until it ends: (exit code, whether Ctrl-C ended it)."""
     interrupted = False
+    seconds = local.job.spec.run_policy.active_deadline_seconds
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
     local.start()
     with view:
         while True:
@@ -123,6 +127,10 @@ def _follow(local: LocalRun, view: display.View) -> tuple[int, bool]:
                 code = local.wait(0.3)
                 if code is not None:
                     return code, interrupted
+                if time.monotonic() >= deadline:
+                    deadline = math.inf
+                    typer.echo(f"spec.runPolicy.activeDeadlineSeconds: {seconds} s are over: saving…", err=True)
+                    local.stop()
                 if report := local.progress():
                     view.update(report)
             except KeyboardInterrupt:

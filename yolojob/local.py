@@ -63,6 +63,9 @@ class LocalRun:
         self._port = 0
         self._created: Path | None = None
         """The topmost folder that was not there before."""
+        if job.spec.tuning.mode != "Off":
+            fault = Fault(path="spec.tuning.mode", value=job.spec.tuning.mode, message="is not done yet; leave it out")
+            raise InvalidManifest([fault])
         if importlib.util.find_spec("yolojob_trainer") is None or importlib.util.find_spec("torch") is None:
             raise InvalidManifest(
                 [Fault(path="yolojob", message="the trainer is missing: pip install 'yolojob[trainer]'")]

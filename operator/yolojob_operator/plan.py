@@ -441,10 +441,6 @@ class _Draft:
 
     def _fill(self) -> None:
         """Create what is missing of the current attempt."""
-        if self.observed.conflict:
-            self._condition(ConditionType.SCHEDULED, "False", "NameConflict", self.observed.conflict)
-            self._wake(self.now + BACKOFF)
-            return
         if self.status.next_attempt_time:
             if self.now < self.status.next_attempt_time:
                 self._wake(self.status.next_attempt_time)
@@ -454,6 +450,9 @@ class _Draft:
         missing = [i for i in range(self.job.spec.workers.replicas) if i not in present]
         if not missing:
             return
+        if self.observed.conflict:
+            self._condition(ConditionType.SCHEDULED, "False", "NameConflict", self.observed.conflict)
+            self._wake(self.now + BACKOFF)  # to try again
         if self.status.attempt_start_time is None:
             self.status.attempt_start_time = self.now
             seconds = self.job.spec.run_policy.pre_running_deadline_seconds

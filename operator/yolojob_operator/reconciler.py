@@ -171,7 +171,7 @@ class Reconciler:
             return
         owned = self._owned(key, body)
         observed = Observed(
-            pods=tuple(owned), report=self._report(key, job, owned), conflict=self._conflicts.pop(key, "")
+            pods=tuple(owned), report=self._report(key, job, owned), conflict=self._conflicts.get(key, "")
         )
         made = planning.plan(job, observed, now, self._defaults)
         await self._write_status(key, body, made)
@@ -221,10 +221,13 @@ class Reconciler:
 
     async def _carry_out(self, key: Key, job: YoloTrainingJob, made: Plan) -> None:
         namespace = key[0]
+        conflict = self._conflicts.pop(key, "") if made.create else ""  # it is about to show whether it is still there
         await asyncio.gather(
             *(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete),
             *(self._create(key, job, item) for item in made.create),
         )
+        if made.create and self._conflicts.get(key, "") != conflict:
+            self.wake(key)
         if made.delete_job and job.metadata.uid:
             await self._cluster.delete_job(namespace, job.metadata.name, job.metadata.uid)
 
@@ -243,7 +246,6 @@ class Reconciler:
             if found is not None and not _is_owned(found, job):
                 kind, name = item["kind"].lower(), item["metadata"]["name"]
                 self._conflicts[key] = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
-                self._wake_in(key, RETRY_SECONDS[0])
                 return
             created = found
         if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):

@@ -69,8 +69,8 @@ def operator(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
 
 @pytest.fixture(autouse=True)
 def clean(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
     kube: Kube = request.getfixturevalue("kube")
+    yield
     kube.run("delete", "yolotrainingjobs", "--all")
     pods = ("--selector", "yolojob.dev/job-name")
     eventually(lambda: not kube.get("pods", *pods).get("items"), "owner references clean up", seconds=60)

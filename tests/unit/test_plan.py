@@ -316,9 +316,11 @@ def test_somebody_elses_job_is_left_alone() -> None:
 
 def test_a_foreign_object_with_our_name_is_neither_taken_nor_deleted() -> None:
     made = make(job(make(job()).status), conflict="a pod digits-worker-0 exists that is not this job's")
-    assert made.create == ()
     assert made.delete == ()
     assert conditions(made)["Scheduled"] == ("False", "NameConflict")
+    assert made.due is not None, "it tries again"
+    half = make(job(made.status), pod(0, "Pending", node=""), conflict="a pod digits-worker-1 exists")
+    assert conditions(half)["Scheduled"] == ("False", "NameConflict"), "and does not say otherwise meanwhile"
 
 
 @pytest.mark.parametrize(

@@ -234,3 +234,53 @@ print(json.dumps([found.box.map50, found.box.map]))
     stock = json.loads(done.stdout.splitlines()[-1])
     assert stock == pytest.approx([result.map50, result.map], abs=0.002)
     assert stock[0] > 0.05, "a model that finds nothing agrees with anything"
+
+
+def test_sigterm_while_waiting_for_a_peer_ends_a_worker_at_once(tmp_path: Path, cache: Path) -> None:
+    """As the first process of a container, to which a signal without a handler is never delivered."""
+    run = Run(name="digits", spec=parse(minimal(workers={"replicas": 2})).spec)
+    environment = {
+        **os.environ,
+        "YOLOJOB_RUN": run.to_env(),
+        "YOLOJOB_OUTPUT_DIR": str(tmp_path / "out"),
+        "YOLOJOB_CACHE_DIR": str(cache),
+        "YOLOJOB_TERMINATION_LOG": str(tmp_path / "final"),
+        "YOLOJOB_METRICS_PORT": "0",
+        "PET_NNODES": "2",
+        "PET_NODE_RANK": "1",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": "1",
+    }
+    # A process namespace of its own makes it number 1, as in a container; without root it is tested without.
+    isolated = ["unshare", "--pid", "--fork", "--kill-child"] if os.geteuid() == 0 else []
+    command = [*isolated, sys.executable, "-m", "yolojob_trainer.launch"]
+    worker = subprocess.Popen(command, env=environment)
+
+    def trainer() -> list[int]:
+        return [pid for pid in _descendants(worker.pid) if b"yolojob_trainer\0" in _command(pid)]
+
+    try:
+        eventually(trainer, "the trainer has started")
+        family = [*_descendants(worker.pid), worker.pid]
+        launcher = next(
+            pid for pid in family if b"yolojob_trainer.launch\0" in _command(pid) and b"unshare" not in _command(pid)
+        )
+        os.kill(launcher, signal.SIGTERM)
+        assert worker.wait(5) == ExitCode.INTERRUPTED
+    finally:
+        worker.kill()
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [d for child in map(int, children) for d in (child, *_descendants(child))]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -2,13 +2,17 @@
 
 torchrun answers every failure of its children with exit code 1. Here the cause's own code comes out, which is what the
 operator decides by. The environment is torchrun's: PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR,
-PET_MASTER_PORT. One attempt is one fixed membership, so a worker with a single process needs no agent: it becomes that process.
+PET_MASTER_PORT. One attempt is one fixed membership, so a worker with a single process needs no agent, and no second torch.
+
+It is the first process of a container, to which the kernel delivers no signal without a handler. The trainer is its child,
+so that SIGTERM ends it also while it is importing, or waiting for a peer somewhere inside of torch.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 
 from yolojob.contract import RENDEZVOUS_PORT, ExitCode
@@ -43,9 +47,18 @@ def verdict(codes: list[int]) -> int:
 
 def main() -> int:
     if os.environ.get("PET_NPROC_PER_NODE", "1") == "1":
-        os.environ.update(single_process_environment(dict(os.environ)))
-        os.execv(sys.executable, [sys.executable, "-m", MODULE])  # noqa: S606 - ourselves
+        return _follow()
     return _supervise()
+
+
+def _follow() -> int:
+    """Start the only process, hand signals on to it, and end as it does."""
+    environment = {**os.environ, **single_process_environment(dict(os.environ))}
+    child = subprocess.Popen([sys.executable, "-m", MODULE], env=environment)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: child.send_signal(received))
+    code = child.wait()
+    return 128 - code if code < 0 else code  # killed by a signal: -9 is 137
 
 
 def _supervise() -> int:
