@@ -14,13 +14,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from pydantic import ValidationError
-
 from yolojob import contract
 from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
 from yolojob.status import (
-    Condition,
     ConditionType,
     Phase,
     Report,
@@ -28,13 +25,16 @@ from yolojob.status import (
     YoloTrainingJobStatus,
 )
 from yolojob_operator import pods
+from yolojob_operator.conditions import find, is_finished, is_set, set_condition
+from yolojob_operator.endings import first, report_of, words_of
 from yolojob_operator.facts import Cause, PodFacts
 
 BACKOFF = timedelta(seconds=10)
 """Wait before the second restart; doubled for each further one. The first restart is at once."""
 MAX_BACKOFF = timedelta(seconds=300)
 SHORT_LIFE = timedelta(seconds=30)
-"""An attempt that a disruption ends sooner than this is followed by a wait, or preemption could spin."""
+FEW_DISRUPTIONS = 3
+"""After these, an attempt that a disruption ends sooner than SHORT_LIFE is followed by a wait, or preemption could spin."""
 SURVIVORS_PATIENCE = timedelta(seconds=3)
 """Time for the culprit to be seen, once the others have reported that they lost it."""
 FAREWELL = timedelta(seconds=5)
@@ -98,77 +98,9 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: pods
 def rejected(status: YoloTrainingJobStatus, faults: str, generation: int, now: datetime) -> YoloTrainingJobStatus:
     """Status of a job whose spec is broken: stored before the CRD was tightened, or by someone who went round it."""
     status = status.model_copy(deep=True)
-    _set(status, ConditionType.ACCEPTED, "False", "InvalidSpec", faults, generation, now)
+    set_condition(status, ConditionType.ACCEPTED, "False", "InvalidSpec", faults, generation, now)
     status.observed_generation = generation
     return status
-
-
-def is_finished(status: YoloTrainingJobStatus | None) -> bool:
-    return status is not None and (
-        _is(status, ConditionType.SUCCEEDED, "True") or _is(status, ConditionType.FAILED, "True")
-    )
-
-
-def _find(status: YoloTrainingJobStatus, kind: ConditionType) -> Condition | None:
-    return next((c for c in status.conditions if c.type == kind), None)
-
-
-def _is(status: YoloTrainingJobStatus, kind: ConditionType, value: str) -> bool:
-    condition = _find(status, kind)
-    return condition is not None and condition.status == value
-
-
-def _set(
-    status: YoloTrainingJobStatus,
-    kind: ConditionType,
-    value: Literal["True", "False", "Unknown"],
-    reason: str,
-    message: str,
-    generation: int,
-    now: datetime,
-) -> bool:
-    """Set a condition; True where its status or reason is new."""
-    old = _find(status, kind)
-    same = old is not None and old.status == value
-    new = Condition(
-        type=kind,
-        status=value,
-        reason=reason,
-        message=message,
-        last_transition_time=old.last_transition_time if old is not None and same else now,
-        observed_generation=generation,
-    )
-    status.conditions = [*(c for c in status.conditions if c.type != kind), new]
-    status.conditions.sort(key=lambda c: list(ConditionType).index(c.type))
-    return old is None or not same or old.reason != reason
-
-
-def report_of(pod: PodFacts) -> Report | None:
-    """The report that a trainer left in its termination message."""
-    try:
-        return Report.model_validate_json(pod.message) if pod.message else None
-    except ValidationError:
-        return None
-
-
-def words_of(pod: PodFacts) -> tuple[str, str]:
-    """(reason, message) of a pod's end, in the first failing rank's own words where there are any."""
-    if pod.disruption:
-        reason, _, rest = pod.disruption.partition(": ")
-        return reason, f"{pod.name}: {rest or reason}"
-    if pod.exit_reason == "OOMKilled":
-        limit = f" of {pod.memory_limit}" if pod.memory_limit else ""
-        return "OOMKilled", (
-            f"{pod.name} used more than its memory limit{limit}: raise spec.workers.resources.limits.memory, or use a "
-            "smaller spec.train.batch, spec.train.imgsz or spec.train.cache"
-        )
-    report = report_of(pod)
-    if report is not None and report.failure is not None:
-        rank = "" if report.failure.rank is None else f" (rank {report.failure.rank})"
-        return report.failure.reason, f"{pod.name}{rank}: {report.failure.message}"
-    lines = [line for line in pod.message.strip().splitlines() if line.strip()]
-    tail = f": {' | '.join(lines[-3:])}" if lines else ""
-    return "TrainingFailed", f"{pod.name} ended with exit code {pod.exit_code}{tail}"
 
 
 @dataclass
@@ -257,7 +189,7 @@ class _Draft:
             self._remove(pod)
         if self._condition(ConditionType.SUSPENDED, "True", "Suspended", "spec.runPolicy.suspend is true"):
             self._event("Normal", "Suspended", "the job is suspended; its checkpoint stays")
-        if _find(self.status, ConditionType.RUNNING):
+        if find(self.status, ConditionType.RUNNING):
             self._condition(ConditionType.RUNNING, "False", "Suspended", "the job is suspended")
         self.status.start_time = None
         self.status.next_attempt_time = None
@@ -270,7 +202,7 @@ class _Draft:
     # --- running --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if _is(self.status, ConditionType.SUSPENDED, "True"):
+        if is_set(self.status, ConditionType.SUSPENDED, "True"):
             self._resume()
         if self.status.start_time is None:
             self.status.start_time = self.now
@@ -311,12 +243,12 @@ class _Draft:
             if pod.cause:
                 by_cause.setdefault(pod.cause, []).append(pod)
         if permanent := by_cause.get(Cause.PERMANENT):
-            reason, message = words_of(_first(permanent))
+            reason, message = words_of(first(permanent))
             self._fail(reason, message)
         elif disrupted := by_cause.get(Cause.DISRUPTION):
-            self._restart(*words_of(_first(disrupted)), counted=False)
+            self._restart(*words_of(first(disrupted)), counted=False)
         elif failed := by_cause.get(Cause.FAILURE):
-            self._restart(*words_of(_first(failed)), counted=True)
+            self._restart(*words_of(first(failed)), counted=True)
         elif gone := self._gone():
             self._restart("PodDeleted", f"{gone} was deleted", counted=False)
         elif survivors := by_cause.get(Cause.SURVIVOR):
@@ -327,7 +259,7 @@ class _Draft:
         for pod in self.current:
             if pod.deleted:
                 return pod.name
-        if _is(self.status, ConditionType.RUNNING, "True"):
+        if is_set(self.status, ConditionType.RUNNING, "True"):
             present = {p.index for p in self.current}
             missing = next((i for i in range(self.job.spec.workers.replicas) if i not in present), None)
             return None if missing is None else worker_name(self.job.metadata.name, missing)
@@ -337,7 +269,7 @@ class _Draft:
         """Workers that only lost a peer: give the peer a moment to show why."""
         latest = max((p.finished or self.now for p in survivors), default=self.now)
         if self.now - latest >= SURVIVORS_PATIENCE or all(p.terminal for p in self.current):
-            self._restart("PeerLost", words_of(_first(survivors))[1], counted=True)
+            self._restart("PeerLost", words_of(first(survivors))[1], counted=True)
         else:
             self._wake(latest + SURVIVORS_PATIENCE)
 
@@ -355,7 +287,8 @@ class _Draft:
         else:
             self.status.disruptions += 1
             began = self.status.attempt_start_time
-            delay = BACKOFF if began and self.now - began < SHORT_LIFE and self.status.disruptions > 1 else timedelta()
+            spinning = began is not None and self.now - began < SHORT_LIFE and self.status.disruptions > FEW_DISRUPTIONS
+            delay = BACKOFF if spinning else timedelta()
         for pod in self.current:
             # Whoever can still agree with others saves and goes in its own time.
             self._remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else None)
@@ -375,7 +308,7 @@ class _Draft:
         if (
             policy.pre_running_deadline_seconds is not None
             and began
-            and not _is(self.status, ConditionType.RUNNING, "True")
+            and not is_set(self.status, ConditionType.RUNNING, "True")
         ):
             end = began + timedelta(seconds=policy.pre_running_deadline_seconds)
             if self.now >= end and not self._all_running():
@@ -403,15 +336,15 @@ class _Draft:
             reason = "Unschedulable" if waiting else "Scheduling"
             self._condition(ConditionType.SCHEDULED, "False", reason, waiting or "waiting for the scheduler")
         if self._all_running():
-            if not _is(self.status, ConditionType.RUNNING, "True"):
+            if not is_set(self.status, ConditionType.RUNNING, "True"):
                 self._note_start(pods_now)
                 self._event("Normal", "Running", f"attempt {self.status.attempt}: {len(pods_now)} worker(s) run")
             self._condition(ConditionType.RUNNING, "True", "Running", f"attempt {self.status.attempt} runs")
             if self.observed.report is not None:
                 self._take_over(self.observed.report)
-        elif not _is(self.status, ConditionType.RUNNING, "True"):
+        elif not is_set(self.status, ConditionType.RUNNING, "True"):
             waiting = next((f"{p.name}: {p.waiting}" for p in pods_now if p.waiting and p.node), "")
-            old = _find(self.status, ConditionType.RUNNING)
+            old = find(self.status, ConditionType.RUNNING)
             if waiting:
                 self._condition(ConditionType.RUNNING, "False", "Waiting", waiting)
             elif old is None:
@@ -465,7 +398,7 @@ class _Draft:
     # --- the end --------------------------------------------------------------------------------------------------
 
     def _succeed(self, chief: PodFacts) -> None:
-        if not _is(self.status, ConditionType.RUNNING, "True") and self._all_running():
+        if not is_set(self.status, ConditionType.RUNNING, "True") and self._all_running():
             self._note_start(self.current)
         report = report_of(chief) or self.observed.report
         if report is not None:
@@ -480,7 +413,7 @@ class _Draft:
         self.status.completion_time = self.now
 
     def _fail(self, reason: str, message: str) -> None:
-        if _find(self.status, ConditionType.RUNNING):
+        if find(self.status, ConditionType.RUNNING):
             self._condition(ConditionType.RUNNING, "False", reason, message)
         self._condition(ConditionType.FAILED, "True", reason, message)
         self._event("Warning", "Failed", f"{reason}: {message}")
@@ -526,7 +459,7 @@ class _Draft:
     def _condition(
         self, kind: ConditionType, value: Literal["True", "False", "Unknown"], reason: str, message: str
     ) -> bool:
-        return _set(self.status, kind, value, reason, message, self.job.metadata.generation, self.now)
+        return set_condition(self.status, kind, value, reason, message, self.job.metadata.generation, self.now)
 
     def _event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         self.events.append(Event(type=kind, reason=reason, message=message))
@@ -551,15 +484,10 @@ class _Draft:
             (ConditionType.SUSPENDED, Phase.SUSPENDED),
             (ConditionType.RUNNING, Phase.RUNNING),
         ):
-            if _is(status, kind, "True"):
+            if is_set(status, kind, "True"):
                 return phase
         if status.restarts or status.disruptions:
             return Phase.RESTARTING
         if not self.current:
             return Phase.PENDING
-        return Phase.STARTING if _is(status, ConditionType.SCHEDULED, "True") else Phase.QUEUED
-
-
-def _first(pods_now: list[PodFacts]) -> PodFacts:
-    """The one that ended first: the cause, rather than a consequence."""
-    return min(pods_now, key=lambda p: (p.finished is None, p.finished or p.created or 0, p.index))
+        return Phase.STARTING if is_set(status, ConditionType.SCHEDULED, "True") else Phase.QUEUED

@@ -110,23 +110,6 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     spec = job.spec
     volumes, mounts, output = _volumes(job, index)
     template = spec.workers.template
-    container: Object = {
-        "name": contract.CONTAINER,
-        "image": spec.workers.image or defaults.image,
-        "command": ["python", "-m", "yolojob_trainer.launch"],
-        "env": _environment(job, index, attempt, output),
-        "ports": [{"name": "metrics", "containerPort": contract.METRICS_PORT}],
-        "resources": _resources(job),
-        "volumeMounts": mounts,
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-    }
-    if defaults.image_pull_policy:
-        container["imagePullPolicy"] = defaults.image_pull_policy
     pod_spec: Object = {
         "restartPolicy": "Never",
         "hostname": worker_name(job.metadata.name, index),
@@ -142,7 +125,7 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [container],
+        "containers": [_container(job, index, attempt, output, mounts, defaults)],
         "volumes": volumes,
         "tolerations": _tolerations(job),
         "topologySpreadConstraints": [
@@ -176,6 +159,29 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         "metadata": metadata,
         "spec": overlay(pod_spec, template.get("spec") or {}),
     }
+
+
+def _container(
+    job: YoloTrainingJob, index: int, attempt: int, output: str, mounts: list[Object], defaults: Defaults
+) -> Object:
+    container: Object = {
+        "name": contract.CONTAINER,
+        "image": job.spec.workers.image or defaults.image,
+        "command": ["python", "-m", "yolojob_trainer.launch"],
+        "env": _environment(job, index, attempt, output),
+        "ports": [{"name": "metrics", "containerPort": contract.METRICS_PORT}],
+        "resources": _resources(job),
+        "volumeMounts": mounts,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if defaults.image_pull_policy:
+        container["imagePullPolicy"] = defaults.image_pull_policy
+    return container
 
 
 def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) -> list[Object]:

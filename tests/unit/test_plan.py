@@ -248,6 +248,18 @@ def test_back_off_grows_and_the_first_restart_is_at_once() -> None:
     assert waiting.due == status.next_attempt_time
 
 
+def test_disruptions_are_answered_at_once_until_they_spin() -> None:
+    status, waits = running().status, []
+    assert status is not None
+    for attempt in range(1, 6):
+        status.attempt_start_time = NOW
+        gone = pod(1, attempt=attempt, deleted=NOW + timedelta(seconds=30))
+        status = make(job(status), gone, pod(0, attempt=attempt)).status
+        waits.append((status.next_attempt_time - NOW).total_seconds() if status.next_attempt_time else 0)
+    assert waits == [0, 0, 0, 10, 10]
+    assert (status.disruptions, status.restarts) == (5, 0)
+
+
 def test_a_pod_that_does_not_go_is_forced() -> None:
     made = make(running(), pod(0, deleted=NOW), pod(1))
     stuck = pod(0, deleted=NOW)

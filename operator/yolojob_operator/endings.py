@@ -1,0 +1,41 @@
+"""How pods ended, in words for a condition."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from yolojob.status import Report
+from yolojob_operator.facts import PodFacts
+
+
+def report_of(pod: PodFacts) -> Report | None:
+    """The report that a trainer left in its termination message."""
+    try:
+        return Report.model_validate_json(pod.message) if pod.message else None
+    except ValidationError:
+        return None
+
+
+def words_of(pod: PodFacts) -> tuple[str, str]:
+    """(reason, message) of a pod's end, in the first failing rank's own words where there are any."""
+    if pod.disruption:
+        reason, _, rest = pod.disruption.partition(": ")
+        return reason, f"{pod.name}: {rest or reason}"
+    if pod.exit_reason == "OOMKilled":
+        limit = f" of {pod.memory_limit}" if pod.memory_limit else ""
+        return "OOMKilled", (
+            f"{pod.name} used more than its memory limit{limit}: raise spec.workers.resources.limits.memory, or use a "
+            "smaller spec.train.batch, spec.train.imgsz or spec.train.cache"
+        )
+    report = report_of(pod)
+    if report is not None and report.failure is not None:
+        rank = "" if report.failure.rank is None else f" (rank {report.failure.rank})"
+        return report.failure.reason, f"{pod.name}{rank}: {report.failure.message}"
+    lines = [line for line in pod.message.strip().splitlines() if line.strip()]
+    tail = f": {' | '.join(lines[-3:])}" if lines else ""
+    return "TrainingFailed", f"{pod.name} ended with exit code {pod.exit_code}{tail}"
+
+
+def first(pods_now: list[PodFacts]) -> PodFacts:
+    """The one that ended first: the cause, rather than a consequence."""
+    return min(pods_now, key=lambda p: (p.finished is None, p.finished or p.created or 0, p.index))
