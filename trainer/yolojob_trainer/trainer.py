@@ -78,7 +78,6 @@ class Trainer(Pipeline):
         self.loss_names: tuple[str, ...] = ()
         self.step_images = 0
         self.epoch_took = self.validation_took = self.checkpoint_took = 0.0
-        self.last_saved: Path | None = None
         self.validations = 0
         self._images_of_steps: list[int] = []
         self._timed: list[tuple[dict[Phase, float], int]] = []
@@ -99,11 +98,12 @@ class Trainer(Pipeline):
             BadInput: specification or data are wrong.
             TrainerError: the training failed.
         """
+        self._setup_train()
+        finished = self._restore()
+        self._check_space()
+        # Only now: before there is anything to save, a signal may end the process as it does.
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self._setup_train()
-            finished = self._restore()
-            self._check_space()
             self.train_time_start = time.time()
             emit(Event.TRAIN_START, self.listeners, self)
             if not finished:
@@ -112,8 +112,7 @@ class Trainer(Pipeline):
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            if hasattr(self, "test_loader"):
-                self.test_loader.close()
+            self.test_loader.close()
 
     def _ask_to_stop(self, *_: Any) -> None:
         self._stop_asked = True
@@ -143,6 +142,7 @@ class Trainer(Pipeline):
             emit(Event.EPOCH_END, self.listeners, self)
             if done or self.epoch % self.run.spec.checkpoint.every_epochs == 0:
                 self._save(finished=done)
+        self.votes.drain()
 
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         began = time.perf_counter()
@@ -364,7 +364,7 @@ class Trainer(Pipeline):
             write_atomically(
                 self.output / "results.csv", lambda file: file.write(state.results_csv(self.rows).encode())
             )
-        self.last_saved = self.store.save(state.capture(self, step, finished), epoch=self.epoch, step=step)
+        self.store.save(state.capture(self, step, finished), epoch=self.epoch, step=step)
 
     def _restore(self) -> bool:
         """Take up from the newest whole checkpoint; True where the run was finished already."""
