@@ -97,7 +97,9 @@ def panel(name: str, report: Report | None) -> RenderableType:
         title.append(f"  {processes}{report.device}, {report.precision}", style="dim")
     lines: list[RenderableType] = [title]
     if report.progress.epochs:
-        lines.append(ProgressBar(total=report.progress.epochs, completed=_done(report.progress), width=60))
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=report.progress.epochs, completed=_done(report.progress), width=60))
+        lines.append(bar)
         grid = Table.grid(padding=(0, 2))
         figures = _figures(report)
         grid.add_row(*(Text(key, style="dim") for key in figures))
