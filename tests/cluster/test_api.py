@@ -151,6 +151,7 @@ def test_what_may_be_edited(kube: Kube) -> None:
         {"runPolicy": {"suspend": False, "ttlSecondsAfterFinished": 5}},
     ):
         kube.run("patch", "yolotrainingjob", "digits", "--type=merge", "--patch", json.dumps({"spec": patch}))
+    assert kube.get("yolotrainingjob", "digits")["spec"]["workers"]["replicas"] == 4
 
 
 def test_defaults_are_stored(kube: Kube) -> None:

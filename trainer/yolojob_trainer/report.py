@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolojob.contract import TERMINATION_LIMIT, ExitCode
-from yolojob.status import Failure, Report, Result, State
+from yolojob.status import Report, Result, State
 from yolojob_trainer.events import Callback
 from yolojob_trainer.metrics import Metrics
 
@@ -155,11 +155,6 @@ class Reporter(Callback):
         with self._lock:
             self.report.state = State.SUCCEEDED
             self.report.result = result
-
-    def fail(self, failure: Failure, state: State = State.FAILED) -> None:
-        with self._lock:
-            self.report.state = state
-            self.report.failure = failure
 
 
 def write_termination_message(report: Report, path: Path) -> None:

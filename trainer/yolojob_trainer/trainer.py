@@ -75,6 +75,7 @@ class Trainer(Pipeline):
         self.best_metrics: dict[str, float] = {}
         self.metrics: dict[str, Any] | None = None
         self.best_fitness: float | None = None
+        self.fitness: float | None = None
         self.loss_names: tuple[str, ...] = ()
         self.step_images = 0
         self.epoch_took = self.validation_took = self.checkpoint_took = 0.0
@@ -140,7 +141,9 @@ class Trainer(Pipeline):
             self.epoch, self.step, self.epochs_done = self.epoch + 1, 0, self.epoch + 1
             self.losses.reset()
             emit(Event.EPOCH_END, self.listeners, self)
-            if done or self.epoch % self.run.spec.checkpoint.every_epochs == 0:
+            # A new best is saved at once: what is reported as the result must be there. Only rank 0 knows, and writes.
+            best = self.fitness is not None and self.fitness == self.best_fitness
+            if done or best or self.epoch % self.run.spec.checkpoint.every_epochs == 0:
                 self._save(finished=done)
         self.votes.drain()
 
@@ -259,6 +262,7 @@ class Trainer(Pipeline):
         self.ema.update_attr(self.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
         last = self.epoch + 1 >= self.epochs
         losses = self.losses.mean(self.world)
+        self.fitness = None  # an epoch that is not validated is no best one
         if self.args.val or last or self.stopper.possible_stop:
             self._validate()
         if self.world.is_main:

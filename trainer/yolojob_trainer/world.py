@@ -154,8 +154,6 @@ class Votes:
     Every rank must call `exchange` once per step. The answer is the same on all of them, so all act in the same step.
     """
 
-    STOP, SAVE, DIVERGED = range(3)
-
     def __init__(self, world: World) -> None:
         self._world = world
         # A group of its own: these reductions never queue behind those of gradients.
