@@ -51,10 +51,14 @@ cluster: env  ## the operator against a real API server; pods are played by kwok
 e2e: env  ## images, pods and training on a real cluster: KUBECONFIG, or the test cluster
 	$(RUN)/pytest tests/e2e
 
-generate: env  ## write the CRD and install.yaml, from the models and the chart
+bench: env  ## speed, accuracy and overhead against stock Ultralytics; ratios within one run
+	$(RUN)/pytest tests/bench -s
+
+generate: env  ## write CRD, install.yaml and reference, from the models, the chart and the code
 	$(RUN)/yolojob crd > manifests/crd.yaml
 	cp manifests/crd.yaml helm/yolojob/files/crd.yaml
 	$(RUN)/python tests/install_manifest.py > manifests/install.yaml
+	$(RUN)/python tests/metrics_reference.py > docs/metrics.md
 
 lock: env  ## resolve the lock files anew
 	$(RUN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra dev pyproject.toml -o $(LOCK)

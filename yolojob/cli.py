@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +95,9 @@ def run(
     cache: Annotated[Path, typer.Option(envvar="YOLOJOB_CACHE_DIR", help="Where staged data sets are kept.")] = Path(
         "~/.cache/yolojob"
     ),
+    trace: Annotated[
+        int, typer.Option(min=0, max=1000, help="Record so many steps as a Chrome trace, for ui.perfetto.dev.")
+    ] = 0,
 ) -> None:
     """Train here, without a cluster, from the same manifest.
 
@@ -102,7 +106,7 @@ def run(
     """
     try:
         job = manifest.parse(manifest.load(file))
-        local = LocalRun(job, Places(runs=runs, volumes=volumes, cache=cache.expanduser()))
+        local = LocalRun(job, Places(runs=runs, volumes=volumes, cache=cache.expanduser()), trace_steps=trace)
     except manifest.InvalidManifest as error:
         raise _refuse(error) from None
     name = job.metadata.name
@@ -113,6 +117,51 @@ def run(
     if output is Output.JSON:
         typer.echo(report.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     raise typer.Exit(_conclude(name, local, report, code, interrupted, console if output is Output.TEXT else None))
+
+
+@app.command()
+def bench(
+    file: Manifest,
+    tune: Annotated[bool, typer.Option("--tune", help="Try the settings of spec.tuning.")] = False,
+    output: Annotated[
+        Output, typer.Option("--output", "-o", help="json prints the trials, for programs.")
+    ] = Output.TEXT,
+    volumes: Annotated[Path, typer.Option(help="Where pvc://CLAIM/PATH is found as CLAIM/PATH.")] = Path("volumes"),
+    cache: Annotated[Path, typer.Option(envvar="YOLOJOB_CACHE_DIR", help="Where staged data sets are kept.")] = Path(
+        "~/.cache/yolojob"
+    ),
+) -> None:
+    """Measure a job here, and train nothing.
+
+    --tune tries number format, memory layout, micro-batch, image cache, loader processes and compilation on the job's own
+    network, data and batch, within spec.tuning.maxSeconds, and says what is fastest without changing the loss. What the
+    manifest sets is left alone. spec.tuning.mode: Auto does the same before a training.
+    """
+    if not tune:
+        typer.echo("error: say what is to be measured: --tune", err=True)
+        raise typer.Exit(ExitCode.BAD_INPUT)
+    console = Console(stderr=output is Output.JSON)
+    with tempfile.TemporaryDirectory(prefix="yolojob-") as folder:
+        try:
+            job = manifest.parse(manifest.load(file))
+            job.spec.storage = None  # nothing is kept, and no checkpoint is taken up
+            places = Places(runs=Path(folder), volumes=volumes, cache=cache.expanduser())
+            local = LocalRun(job, places, tune_only=True)
+        except manifest.InvalidManifest as error:
+            raise _refuse(error) from None
+        code, interrupted = _follow(local, display.View(job.metadata.name, console))
+        report = local.report(code)
+        if code == ExitCode.FAILED:
+            typer.echo(local.log.read_text()[-3000:], err=True)
+        local.close(code)
+    if code != ExitCode.SUCCEEDED or report.tuning is None:
+        if report.failure:
+            typer.echo(f"error: {report.failure.reason}: {report.failure.message}", err=True)
+        raise typer.Exit(INTERRUPTED if interrupted else min(code, ExitCode.BAD_INPUT) or ExitCode.FAILED)
+    if output is Output.JSON:
+        typer.echo(report.tuning.model_dump_json(by_alias=True, exclude_none=True, indent=2))
+    else:
+        display.tuning(report.tuning, console)
 
 
 def _follow(local: LocalRun, view: display.View) -> tuple[int, bool]:

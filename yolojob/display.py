@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from yolojob.status import Progress, Report, State, Timing
+from yolojob.status import Progress, Report, State, Timing, TuningReport
 
 COLOURS = {
     "data_wait": "yellow",
@@ -65,6 +65,22 @@ def _figures(report: Report) -> dict[str, str]:
     return {name: value for name, value in figures.items() if value}
 
 
+def size(count: float) -> str:
+    """Bytes for people, in binary units as Kubernetes has them: 1.5 GiB."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if count < 1024:
+            break
+        count, unit = count / 1024, larger
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def _staged(progress: Progress) -> str:
+    """How much of the data set is there."""
+    there = size(progress.staged_bytes or 0)
+    return f"{there} of {size(progress.dataset_bytes)}" if progress.dataset_bytes else there
+
+
 def _done(progress: Progress) -> float:
     """Epochs done, with the running one's part."""
     part = progress.step / progress.steps if progress.steps else 0.0
@@ -96,6 +112,12 @@ def panel(name: str, report: Report | None) -> RenderableType:
         processes = f"{report.world_size} × " if report.world_size > 1 else ""
         title.append(f"  {processes}{report.device}, {report.precision}", style="dim")
     lines: list[RenderableType] = [title]
+    if report.state == State.STAGING and report.progress.staged_bytes is not None:
+        grid = Table.grid(padding=(0, 2))
+        total = report.progress.dataset_bytes
+        grid.add_row(ProgressBar(total=total, completed=report.progress.staged_bytes, width=60, pulse=not total))
+        grid.add_row(Text(_staged(report.progress)))
+        lines.append(grid)
     if report.progress.epochs:
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=report.progress.epochs, completed=_done(report.progress), width=60))
@@ -117,7 +139,7 @@ class View:
         self._name = name
         self._console = console
         self._live = Live(panel(name, None), console=console, refresh_per_second=4) if console.is_terminal else None
-        self._shown: tuple[State, int] | None = None
+        self._shown: tuple[State, int, int] | None = None
 
     def __enter__(self) -> View:
         if self._live:
@@ -132,12 +154,33 @@ class View:
         if self._live:
             self._live.update(panel(self._name, report))
             return
-        key = (State.TRAINING if report.progress.epochs else report.state, report.progress.epoch)
+        p = report.progress
+        tenths = 10 * (p.staged_bytes or 0) // p.dataset_bytes if p.dataset_bytes else 0
+        key = (State.TRAINING if p.epochs else report.state, p.epoch, tenths)
         if key != self._shown:
             self._shown = key
             figures = _figures(report)
-            words = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step") or report.state.value.lower()
+            staged = f" {_staged(p)}" if p.staged_bytes is not None else ""
+            words = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step")
+            words = words or f"{report.state.value.lower()}{staged}"
             self._console.print(f"{self._name}: {words}", highlight=False, soft_wrap=True)
+
+
+def tuning(report: TuningReport, console: Console) -> None:
+    """The trials, and what was chosen."""
+    table = Table(title="Trials", title_justify="left", box=None)
+    table.add_column("setting")
+    table.add_column("img/s", justify="right")
+    table.add_column("")
+    table.add_column("verdict")
+    most = max((trial.images_per_second or 0.0 for trial in report.trials), default=0.0)
+    for trial in report.trials:
+        rate = trial.images_per_second
+        bar = Bar(most, 0, rate, width=30, color="green" if trial.verdict == "kept" else "bright_black") if rate else ""
+        table.add_row(trial.settings, f"{rate:.1f}" if rate else "", bar, trial.verdict)
+    console.print(table)
+    words = ", ".join(f"{name}={value}" for name, value in report.chosen.items())
+    console.print(f"Chosen: {words}", highlight=False, soft_wrap=True)
 
 
 def summary(name: str, report: Report, console: Console) -> None:
@@ -153,6 +196,8 @@ def summary(name: str, report: Report, console: Console) -> None:
         bar = Bar(total, 0, seconds, width=30, color=COLOURS.get(part, "white"))
         table.add_row(part, duration(seconds), f"{seconds / total:.1%}", bar)
     console.print(table)
+    if report.tuning:
+        tuning(report.tuning, console)
     for warning in report.warnings:
         console.print(f"! {warning}", style="yellow", highlight=False)
     if result := report.result:

@@ -40,17 +40,23 @@ class Places:
 
     def output(self, job: YoloTrainingJob) -> Path:
         """Folder of the job's checkpoints and results."""
-        if job.spec.storage is None:
+        where = uri.parse(job.spec.storage.uri, uri.STORAGE_SCHEMES) if job.spec.storage else None
+        if where is None or where.scheme in uri.REMOTE_SCHEMES:
             return (self.runs / job.metadata.name).absolute()
-        where = uri.parse(job.spec.storage.uri, uri.STORAGE_SCHEMES)
         return (self.volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)).absolute()
 
 
 class LocalRun:
     """The trainer's processes on this machine."""
 
-    def __init__(self, job: YoloTrainingJob, places: Places) -> None:
+    def __init__(self, job: YoloTrainingJob, places: Places, *, trace_steps: int = 0, tune_only: bool = False) -> None:
         """Prepare the run's folder.
+
+        Args:
+            job: what is trained.
+            places: folders of this machine.
+            trace_steps: steps to record as a Chrome trace.
+            tune_only: make the trials of spec.tuning, and train nothing.
 
         Raises:
             InvalidManifest: this machine cannot run this job.
@@ -59,13 +65,12 @@ class LocalRun:
         self.output = places.output(job)
         self.world_size = job.spec.workers.world_size
         self._places = places
+        self._trace_steps = trace_steps
+        self._tune_only = tune_only
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._created: Path | None = None
         """The topmost folder that was not there before."""
-        if job.spec.tuning.mode != "Off":
-            fault = Fault(path="spec.tuning.mode", value=job.spec.tuning.mode, message="is not done yet; leave it out")
-            raise InvalidManifest([fault])
         if importlib.util.find_spec("yolojob_trainer") is None or importlib.util.find_spec("torch") is None:
             raise InvalidManifest(
                 [Fault(path="yolojob", message="the trainer is missing: pip install 'yolojob[trainer]'")]
@@ -101,6 +106,8 @@ class LocalRun:
             contract.ENV_CACHE_DIR: str(self._places.cache.absolute()),
             contract.ENV_VOLUMES_DIR: str(self._places.volumes.absolute()),
             contract.ENV_METRICS_PORT: str(self._port),
+            contract.ENV_TRACE_STEPS: str(self._trace_steps),
+            contract.ENV_TUNE_ONLY: str(int(self._tune_only)),
             contract.ENV_TERMINATION_LOG: str(self._final),
             "PET_NNODES": "1",
             "PET_NODE_RANK": "0",
@@ -158,7 +165,7 @@ class LocalRun:
             message = f"the trainer ended with exit code {code} and left no word; its log is {self.log}"
             report.state = State.FAILED
             report.failure = Failure(reason="TrainerEnded", message=message, exit_code=code)
-        if report.result:
+        if report.result and (self.output / "weights" / "best.pt").exists():
             report.result.weights = str(self.output / "weights" / "best.pt")
         return report
 

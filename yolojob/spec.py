@@ -40,7 +40,8 @@ class Dataset(Model):
     """What it is trained on."""
 
     uri: DatasetUri
-    """builtin://digits, pvc://CLAIM/PATH or, on a laptop, file:///FOLDER."""
+    """builtin://digits, a folder or an archive (.zip, .tar, .tar.gz) at pvc://CLAIM/PATH, s3://BUCKET/PATH,
+    gs://BUCKET/PATH, https://HOST/PATH or, on a laptop, file:///PATH. What is fetched or unpacked is kept on the node."""
     config: FileName = "data.yaml"
     """The Ultralytics data file inside it. A `download:` in it is never run."""
 
@@ -131,7 +132,8 @@ class Storage(Model):
     """Where checkpoints, weights, results and logs go."""
 
     uri: StorageUri
-    """pvc://CLAIM/PATH or, on a laptop, file:///FOLDER. Only worker 0 mounts it: ReadWriteOnce is enough."""
+    """pvc://CLAIM/PATH (only worker 0 mounts it: ReadWriteOnce is enough), s3://BUCKET/PATH, gs://BUCKET/PATH or, on a
+    laptop, file:///FOLDER. To a bucket, files are uploaded in the background."""
 
 
 class Checkpoint(Model):
@@ -179,7 +181,8 @@ class Tuning(Model):
     """Short trials before the first epoch that choose what does not change the result."""
 
     mode: Literal["Off", "Auto"] = "Off"
-    """Off, or Auto."""
+    """Auto tries what the job leaves open: amp, channels_last, cache, workers, compile, and the micro-batch under the same
+    global batch. What changes the loss, or does not pay back within the job, is refused."""
     max_seconds: PositiveSeconds = 120
     """Time for the trials."""
 

@@ -78,8 +78,16 @@ class Progress(Model):
     """Steps done in the epoch that is running."""
     steps: Count = 0
     """Steps of an epoch."""
+    staged_bytes: Count | None = None
+    """Bytes of the data set that are on the first worker's node, while it is being fetched."""
+    dataset_bytes: Count | None = None
+    """Bytes of the data set in all, where its server says so."""
     images_per_second: Seconds | None = None
     """Images trained per second by the whole job, over the last steps."""
+    checkpoint_failures: Count | None = None
+    """Checkpoints and uploads that failed and are tried again; the training goes on."""
+    rollbacks: Count | None = None
+    """Times that the training went back to a checkpoint because its loss was not finite."""
     loss: float | None = None
     """Sum of the loss items, mean of the epoch so far."""
     map50: float | None = None
@@ -109,6 +117,8 @@ class Timing(Model):
     """Validation."""
     checkpoint_seconds: Seconds | None = None
     """Saving state and weights."""
+    all_reduce_total_seconds: Seconds | None = None
+    """Reducing gradients in all. The part that is not hidden behind the backward pass is trainingSeconds.all_reduce."""
     lost_seconds: Seconds | None = None
     """Training that had to be done again after restarts."""
 
@@ -164,6 +174,7 @@ class State(enum.StrEnum):
 
     STARTING = "Starting"
     STAGING = "Staging"
+    TUNING = "Tuning"
     TRAINING = "Training"
     VALIDATING = "Validating"
     SAVING = "Saving"
@@ -184,6 +195,25 @@ class Failure(Model):
     exit_code: int
 
 
+class Trial(Model):
+    """One setting that was tried before the training."""
+
+    settings: str
+    """What was changed: "amp=bf16"."""
+    images_per_second: Seconds | None = None
+    loss: float | None = None
+    """Of the same images and weights in every trial."""
+    verdict: str
+    """kept, slower, no gain, or why it was refused or not tried."""
+
+
+class TuningReport(Model):
+    """What spec.tuning has chosen, and why."""
+
+    chosen: dict[str, str]
+    trials: list[Trial]
+
+
 class Report(Model):
     """What global rank 0 serves at /progress, and what stays in the termination message."""
 
@@ -198,5 +228,6 @@ class Report(Model):
     resumed_from: str | None = None
     """Where this attempt took up: "epoch 3, image 128"."""
     warnings: list[str] = Field(default_factory=list)
+    tuning: TuningReport | None = None
     result: Result | None = None
     failure: Failure | None = None

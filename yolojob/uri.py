@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-DATASET_SCHEMES = ("builtin", "pvc", "file")
-WEIGHTS_SCHEMES = ("pvc", "file")
-STORAGE_SCHEMES = ("pvc", "file")
+REMOTE_SCHEMES = ("s3", "gs", "https")
+"""What is fetched over the network."""
+DATASET_SCHEMES = ("builtin", "pvc", "file", *REMOTE_SCHEMES)
+WEIGHTS_SCHEMES = ("pvc", "file", *REMOTE_SCHEMES)
+STORAGE_SCHEMES = ("pvc", "file", "s3", "gs")
 BUILTIN_DATASETS = ("digits",)
 
 # No path segment is "..": what is mounted from a claim stays inside of it. RE2 has no look-around, hence the cases.
 _SEGMENT = r"([^./][^/]*|\.|\.[^./][^/]*|\.\.[^/]+)?"
+_BUCKET = rf"[a-z0-9]([-._a-z0-9]{{1,220}}[a-z0-9])(/{_SEGMENT})*"
 _FORMS = {
     "builtin": (f"({'|'.join(BUILTIN_DATASETS)})", "builtin://digits"),
     "pvc": (rf"[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?(/{_SEGMENT})*", "pvc://CLAIM/PATH, without '..'"),
     "file": (r".+", "file:///FOLDER"),
+    "s3": (_BUCKET, "s3://BUCKET/PATH, without '..'"),
+    "gs": (_BUCKET, "gs://BUCKET/PATH, without '..'"),
+    # No user and password: the address stands in the status and in logs.
+    "https": (r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^\s]+", "https://HOST/PATH"),
 }
 
 
@@ -23,7 +30,7 @@ _FORMS = {
 class Uri:
     scheme: str
     location: str
-    """Claim or built-in name; empty for `file`."""
+    """Claim, bucket, host or built-in name; empty for `file`."""
     path: str
     """Below the location, without a leading slash; for `file` the path as it was written."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 from typing import Annotated, Any, cast
@@ -26,6 +27,10 @@ def main(
     service_account: Annotated[
         str | None, typer.Option(envvar="YOLOJOB_WORKER_SERVICE_ACCOUNT", help="Service account of the workers.")
     ] = None,
+    cache_volume: Annotated[
+        str | None,
+        typer.Option(envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged data sets, as JSON; else emptyDir."),
+    ] = None,
     namespace: Annotated[
         list[str] | None, typer.Option(envvar="YOLOJOB_NAMESPACES", help="Watch only these; all unless given.")
     ] = None,
@@ -44,6 +49,7 @@ def main(
         "image": trainer_image,
         "image_pull_policy": image_pull_policy,
         "service_account": service_account,
+        "cache_volume": _volume_source(cache_volume),
     }
     asyncio.run(
         kopf.operator(
@@ -55,6 +61,18 @@ def main(
             liveness_endpoint=liveness,
         )
     )
+
+
+def _volume_source(text: str | None) -> dict[str, Any] | None:
+    if not text:
+        return None
+    try:
+        source = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--cache-volume: {text!r} is no JSON: {error}") from None
+    if not isinstance(source, dict) or len(source) != 1:
+        raise typer.BadParameter(f'--cache-volume: {text!r} must be one volume source, such as {{"emptyDir": {{}}}}')
+    return source
 
 
 if __name__ == "__main__":

@@ -175,7 +175,6 @@ class _Draft:
         for path, asked in (
             ("elastic", spec.elastic is not None),
             ("scheduling.gang", spec.scheduling.gang != "none"),
-            ("tuning.mode", spec.tuning.mode != "Off"),
             ("workers.gpu.required", spec.workers.gpu is not None and not spec.workers.gpu.required),
         ):
             if asked:

@@ -46,6 +46,9 @@ class Defaults:
     image_pull_policy: str | None = None
     service_account: str | None = None
     """Service account of workers; the namespace's default unless set. Its token is never mounted."""
+    cache_volume: Object | None = None
+    """Source of the volume for staged data sets; emptyDir unless set. A volume of the node's own (hostPath) lets all pods
+    of a node share what one of them has fetched, from job to job."""
 
 
 def overlay(base: Any, patch: Any, key: str = "") -> Any:
@@ -108,7 +111,7 @@ def service(job: YoloTrainingJob) -> Object:
 def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
     """The pod of one worker in one attempt."""
     spec = job.spec
-    volumes, mounts, output = _volumes(job, index)
+    volumes, mounts, output = _volumes(job, index, defaults)
     template = spec.workers.template
     pod_spec: Object = {
         "restartPolicy": "Never",
@@ -224,7 +227,7 @@ def _resources(job: YoloTrainingJob) -> Object:
     return {"requests": requests, "limits": limits}
 
 
-def _volumes(job: YoloTrainingJob, index: int) -> tuple[list[Object], list[Object], str]:
+def _volumes(job: YoloTrainingJob, index: int, defaults: Defaults) -> tuple[list[Object], list[Object], str]:
     """(volumes, mounts, output folder). Only worker 0 mounts the storage, so ReadWriteOnce is enough for it."""
     spec = job.spec
     shm: Object = {"medium": "Memory"}
@@ -233,7 +236,7 @@ def _volumes(job: YoloTrainingJob, index: int) -> tuple[list[Object], list[Objec
     volumes: list[Object] = [
         {"name": "shm", "emptyDir": shm},
         {"name": "tmp", "emptyDir": {}},
-        {"name": "cache", "emptyDir": {}},
+        {"name": "cache", **(defaults.cache_volume or {"emptyDir": {}})},
     ]
     mounts: list[Object] = [
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108

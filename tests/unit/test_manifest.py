@@ -52,7 +52,7 @@ def test_examples_are_valid(path: Path) -> None:
         ("spec.dataset.uri", "builtin://digit", "builtin://digits"),
         ("spec.dataset.uri", "ftp://x", "must begin with"),
         ("spec.dataset.uri", "pvc://claim/../other", ".."),
-        ("spec.storage", {"uri": "s3://bucket"}, None),
+        ("spec.storage", {"uri": "ftp://bucket"}, None),
         ("spec.workers.replicas", 3, None),
         ("spec.workers.resources", {"requests": {"memory": "4Gx"}}, None),
         ("spec.workers.resources", {"limits": {"nvidia.com/gpu": 1}}, "spec.workers.gpu"),

@@ -158,3 +158,29 @@ def test_why_a_pod_waits() -> None:
     waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}}
     pod["status"] = {"phase": "Pending", "containerStatuses": [{"name": "trainer", **waiting}]}
     assert pod_facts(pod).waiting == "ImagePullBackOff: no"
+
+
+def test_a_bucket_as_storage_mounts_no_claim() -> None:
+    """Worker 0 works in a folder of its own, and the trainer uploads it; credentials come with the pod template."""
+    secret = {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "id"}}}
+    pod = worker(
+        0,
+        dataset={"uri": "s3://data/coco.zip"},
+        storage={"uri": "s3://runs/digits"},
+        workers={"template": {"spec": {"containers": [{"name": "trainer", "env": [secret]}]}}},
+    )
+    assert not [v for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
+    variables = {e["name"]: e for e in pod["spec"]["containers"][0]["env"]}
+    assert variables["YOLOJOB_OUTPUT_DIR"]["value"] == pods.OUTPUT
+    assert variables["AWS_ACCESS_KEY_ID"] == secret
+    assert variables["YOLOJOB_CACHE_DIR"]["value"] == pods.CACHE
+
+
+def test_the_cache_is_where_the_installation_says() -> None:
+    document = minimal()
+    document["metadata"] |= {"namespace": "default", "uid": "job-uid"}
+    shared = {"hostPath": {"path": "/var/cache/yolojob", "type": "Directory"}}
+    defaults = pods.Defaults(image="trainer:test", cache_volume=shared)
+    pod = pods.worker(YoloTrainingJob.model_validate(document), 0, 1, defaults)
+    assert {"name": "cache", **shared} in pod["spec"]["volumes"]
+    assert {"name": "cache", "emptyDir": {}} in worker()["spec"]["volumes"]

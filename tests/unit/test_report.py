@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from metrics_reference import render
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
+from support import ROOT
+from yolojob_trainer.clock import Phase, Span
 from yolojob_trainer.errors import is_lost_peer
 from yolojob_trainer.launch import single_process_environment, verdict
 from yolojob_trainer.metrics import Metrics, serve
@@ -26,6 +29,11 @@ def test_the_termination_message_fits(message: str, warnings: list[str]) -> None
     text = shorten(Report(state=State.FAILED, failure=failure, warnings=warnings, progress=Progress(epoch=3)))
     assert len(text.encode()) <= 4096
     assert Report.model_validate_json(text).state == State.FAILED
+
+
+def test_the_reference_has_every_metric() -> None:
+    """Write it anew with `make generate`."""
+    assert (ROOT / "docs" / "metrics.md").read_text() == render()
 
 
 def test_a_survivor_does_not_overwrite_the_culprit(tmp_path: Path) -> None:
@@ -98,7 +106,8 @@ def test_throughput_is_a_sliding_mean() -> None:
 def test_metrics_are_served_and_parse() -> None:
     metrics = Metrics(namespace="default", job_name="digits", rank=1)
     metrics.images.inc(32)
-    metrics.observe_step({"forward": 0.25, "backward": 0.5})
+    parts = [(Phase.FORWARD, 0.25), (Phase.BACKWARD, 0.5)]
+    metrics.observe_step(Span(epoch=0, step=0, images=32, start=0.0, parts=parts, reduction=0.375))
     metrics.describe({"device": 'CPU "fast"'})
     port = serve(metrics, lambda: {"state": "Training"}, 0)
     url = f"http://127.0.0.1:{port}"

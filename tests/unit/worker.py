@@ -1,7 +1,8 @@
-"""A real training process for tests, with a recorder in it: `python worker.py gradients|curves|samples FILE`.
+"""A real training process for tests, with a recorder in it: `python worker.py gradients|curves|samples|diverge FILE`.
 
 `gradients` leaves the gradients of the first optimizer step and ends; the others append a line for every micro-batch.
-`gradients` and `curves` compute in double precision: what is left of a difference is a mistake, not the order of
+`diverge` breaks the loss of the second epoch's third step, as often as YOLOJOB_TEST_DIVERGE says, by a weight that is
+not finite. `gradients` and `curves` compute in double precision: what is left of a difference is a mistake, not the order of
 additions, which twenty steps of training blow up beyond recognition. They do not validate, for that is single precision.
 """
 
@@ -21,8 +22,10 @@ def main() -> None:
     from yolojob_trainer import trainer as module
 
     what, path = sys.argv[1:]
-    if what != "samples":
+    if what in ("gradients", "curves"):
         torch.set_default_dtype(torch.float64)
+
+    divergences = list(range(int(os.environ.get("YOLOJOB_TEST_DIVERGE", "0"))))
 
     class Recorder(module.Trainer):
         def optimizer_step(self) -> None:
@@ -39,12 +42,15 @@ def main() -> None:
                 names = [os.path.basename(name) for name in batch["im_file"]]  # noqa: PTH119
                 with open(f"{path}.{self.world.rank}", "a") as file:  # noqa: PTH123
                     file.write(json.dumps([self.epoch, self.step, names, float(batch["img"].sum())]) + "\n")
+            if what == "diverge" and self.optimizer is not None and (self.epoch, self.step) == (1, 2) and divergences:
+                divergences.pop()
+                next(unwrap_model(self.model).parameters()).data[0] = float("nan")
             out: dict[str, Any] = super().preprocess_batch(batch)
             out["img"] = out["img"].to(torch.get_default_dtype())
             return out
 
         def validate(self) -> Any:
-            if what == "samples":
+            if what in ("samples", "diverge"):
                 return super().validate()
             return ({"metrics/mAP50(B)": 0.0, "metrics/mAP50-95(B)": 0.0}, 0.0) if self.world.is_main else (None, None)
 

@@ -27,7 +27,6 @@ environment.prepare()
 
 def main() -> int:
     """Train; the exit code."""
-    path = Path(os.environ.get(contract.ENV_TERMINATION_LOG, contract.TERMINATION_LOG))
     rank = int(os.environ.get("RANK", "0"))
     try:
         report = _train(rank)
@@ -40,7 +39,7 @@ def main() -> int:
     if report.failure or rank == 0:
         from yolojob_trainer.report import write_termination_message
 
-        write_termination_message(report, path)
+        write_termination_message(report, _termination_log())
     return report.failure.exit_code if report.failure else ExitCode.SUCCEEDED
 
 
@@ -71,8 +70,24 @@ def _tell(error: Exception, failure: Failure) -> None:
     print(f"yolojob: rank {failure.rank}: {failure.reason}: {failure.message}", file=sys.stderr, flush=True)  # noqa: T201
 
 
+def _end_without(who: str, rank: int) -> None:
+    """End this process: a peer is lost, and the main thread may wait for it for ever."""
+    from yolojob_trainer.report import write_termination_message
+
+    message = f"another worker went away: {who}"
+    report = _last_report() or Report()
+    report.state = State.FAILED
+    report.failure = Failure(rank=rank, reason="PeerLost", message=message, exit_code=ExitCode.PEER_LOST)
+    print(f"yolojob: rank {rank}: PeerLost: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    write_termination_message(report, _termination_log())
+    os._exit(ExitCode.PEER_LOST)
+
+
+def _termination_log() -> Path:
+    return Path(os.environ.get(contract.ENV_TERMINATION_LOG, contract.TERMINATION_LOG))
+
+
 def _train(rank: int) -> Report:
-    started = _process_start()
     try:
         run = Run.model_validate_json(os.environ[contract.ENV_RUN])
     except KeyError:
@@ -85,58 +100,70 @@ def _train(rank: int) -> Report:
     from yolojob_trainer.report import Reporter
     from yolojob_trainer.world import World
 
-    world = World.from_env(run.spec.workers.gpu)
     metrics = prometheus.Metrics(namespace=run.namespace, job_name=run.name, rank=rank)
-    reporter = Reporter(metrics, world_size=world.world_size, started=started)
+    world = World.from_env(run.spec.workers.gpu, lambda who: _end_without(who, rank))
+    reporter = Reporter(metrics, world_size=world.world_size)
     _reporters.append(reporter)
     if port := int(os.environ.get(contract.ENV_METRICS_PORT, contract.METRICS_PORT)):
         prometheus.serve(metrics, reporter.snapshot, port + world.local_rank)
     with world.connected(), tempfile.TemporaryDirectory(prefix="yolojob-") as scratch:
         result = _train_in(world, run, reporter, Path(scratch))
-    reporter.succeed(result)
+    if result:
+        reporter.succeed(result)
     return reporter.report
 
 
-def _train_in(world, run: Run, reporter, scratch: Path) -> Result:  # type: ignore[no-untyped-def]
+def _train_in(world, run: Run, reporter, scratch: Path) -> Result | None:  # type: ignore[no-untyped-def]
     from yolojob_trainer import architecture, data
+    from yolojob_trainer.events import Callback
+    from yolojob_trainer.storage import Storage
+    from yolojob_trainer.trace import ChromeTrace, Trace
     from yolojob_trainer.trainer import Trainer
 
-    cache, volumes, output = environment.cache_dir(), environment.volumes_dir(), environment.output_dir()
+    cache, volumes = environment.cache_dir(), environment.volumes_dir()
     reporter.say(State.STAGING)
     began = time.perf_counter()
-    with world.in_turns():
-        folder = data.locate(run.spec.dataset, cache=cache, volumes=volumes)
+    # Before hours are spent on the data: whether the result can be kept.
+    storage = Storage(environment.output_dir(), run.spec, reporter.not_saved) if world.is_main else None
+    with world.node_first("staged"):
+        folder = data.locate(run.spec.dataset, cache=cache, volumes=volumes, progress=reporter.staging)
         config = data.write_config(data.describe(folder, run.spec.dataset.config), cache / "configs")
-    if world.is_main:
-        try:
-            (output / "weights").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput("StorageFailed", f"spec.storage: {output}: {error.strerror}") from None
-    reporter.staged(time.perf_counter() - began)
+        model = architecture.resolve(run.spec.model, volumes=volumes, cache=cache)
+    callbacks: list[Callback] = [reporter, Trace(world, storage, run.attempt)]
+    if steps := environment.chrome_steps():
+        callbacks.append(ChromeTrace(world, storage, scratch, steps))
     try:
         trainer = Trainer(
             run,
             world,
             data=config,
-            model=architecture.resolve(run.spec.model, volumes),
-            output=output,
+            model=model,
+            storage=storage,
             scratch=scratch,
             cache=cache,
-            callbacks=[reporter],
+            callbacks=callbacks,
             warn=reporter.warn,
+            started=_process_start(),
+            staging_took=time.perf_counter() - began,
         )
     except ValueError as error:
         raise BadInput("InvalidSettings", f"spec.train: {' '.join(str(error).split())}") from error
+    if environment.tune_only():
+        reporter.measured(trainer.measure())
+        return None
     trainer.train()
-    base = run.spec.storage.uri.rstrip("/") if run.spec.storage else str(output)
+    base = storage.uri if storage else "rank 0"
     return Result(weights=f"{base}/weights/best.pt", **trainer.best_metrics)
 
 
 def _process_start() -> float:
-    """When this process began, seconds since the epoch: imports count."""
-    import psutil
+    """When this process began, seconds since 1970: imports count.
 
-    return psutil.Process().create_time()  # type: ignore[no-any-return]
+    From proc(5), field 22, because psutil adds it to a boot time that the kernel tells in whole seconds.
+    """
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age
 
 
 if __name__ == "__main__":

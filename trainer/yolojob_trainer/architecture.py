@@ -14,6 +14,8 @@ from ultralytics.utils import YAML
 from yolojob import uri as uris
 from yolojob.spec import ModelRef
 from yolojob_trainer.errors import BadInput
+from yolojob_trainer.remote import Remote
+from yolojob_trainer.staging import Stage
 
 CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
 SCALES = "nsmlx"
@@ -30,13 +32,13 @@ def known() -> list[str]:
     return sorted(names)
 
 
-def resolve(model: ModelRef, volumes: Path) -> tuple[dict[str, Any], torch.nn.Module | None]:
+def resolve(model: ModelRef, *, volumes: Path, cache: Path) -> tuple[dict[str, Any], torch.nn.Module | None]:
     """The network description, and the weights to start from.
 
     Raises:
         BadInput: there is no such model, or it cannot be used.
     """
-    folder, weights_file = _weights(model, volumes)
+    folder, weights_file = _weights(model, volumes, cache)
     if model.name.endswith(".pt"):
         file = weights_file or (folder / model.name if folder else None)
         if file is None:
@@ -54,11 +56,18 @@ def resolve(model: ModelRef, volumes: Path) -> tuple[dict[str, Any], torch.nn.Mo
     return description, weights
 
 
-def _weights(model: ModelRef, volumes: Path) -> tuple[Path | None, Path | None]:
+def _weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path | None, Path | None]:
     """(folder, file) that spec.model.weights names; one of them at most."""
     if model.weights is None:
         return None, None
     where = uris.parse(model.weights.uri, uris.WEIGHTS_SCHEMES)
+    if where.scheme in uris.REMOTE_SCHEMES:
+        remote = Remote(model.weights.uri, "spec.model.weights.uri")
+        path = Stage(cache / "weights", lambda *_: None, "spec.model.weights.uri").fetch(remote)
+        found = list(path.iterdir())
+        if len(found) == 1 and found[0].suffix == ".pt":
+            return None, found[0]
+        return path, None
     path = volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)
     if path.is_dir():
         return path, None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
 PREFIX, SUFFIX = "checkpoint-", ".pt"
 State = dict[str, Any]
 
@@ -83,15 +84,25 @@ class CheckpointStore:
         """All checkpoints, newest first."""
         return sorted(self.folder.glob(f"{PREFIX}*{SUFFIX}"), reverse=True)
 
-    def newest(self) -> tuple[bytes | None, list[str]]:
-        """Bytes of the newest checkpoint that is whole, and what was wrong with newer ones."""
+    def newest(
+        self, elsewhere: Iterable[str] = (), fetch: Callable[[str], None] = lambda _: None
+    ) -> tuple[bytes | None, list[str]]:
+        """Bytes of the newest checkpoint that is whole, and what was wrong with newer ones.
+
+        Args:
+            elsewhere: names of files that may be checkpoints, and need not be in this folder.
+            fetch: brings one of them here.
+        """
+        pattern = re.compile(rf"{PREFIX}\d{{5,}}-\d{{7,}}{re.escape(SUFFIX)}")
+        names = {path.name for path in self.paths()} | {name for name in elsewhere if pattern.fullmatch(name)}
         faults = []
-        for path in self.paths():
+        for name in sorted(names, reverse=True):
             try:
-                data = path.read_bytes()
+                fetch(name)
+                data = (self.folder / name).read_bytes()
                 decode(data)
             except (OSError, ValueError) as error:
-                faults.append(f"{path.name} cannot be used ({error}): trying the one before")
+                faults.append(f"{name} cannot be used ({error}): trying the one before")
                 continue
             return data, faults
         return None, faults

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: consecutive marks that leave no gap, on the device's own clock.
+"""Where the time goes: consecutive marks that leave no gap, on the device's own clock.
 
 On a CPU a mark reads `perf_counter`. On a GPU it records a CUDA event, which costs microseconds and never waits; the events
 are read some steps later, when they have passed. So the phases of a GPU are those of the GPU's time line: "data_wait" is
@@ -20,7 +20,7 @@ Mark = float | torch.cuda.Event
 
 
 class Phase(enum.StrEnum):
-    """Parts of a step, in order."""
+    """Parts of the training's time."""
 
     DATA_WAIT = "data_wait"
     H2D = "h2d"
@@ -31,8 +31,50 @@ class Phase(enum.StrEnum):
     """Exposed part of the gradients' reduction: from the last gradient to the end of the backward pass."""
     OPTIMIZER = "optimizer"
     EMA = "ema"
+    VALIDATION = "validation"
+    CHECKPOINT = "checkpoint"
     UNACCOUNTED = "unaccounted"
-    """What the loop does between the others: agreement, counters, callbacks."""
+    """All the rest, within steps and between them: agreement, counters, callbacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A piece of the time line: a step, or what lay between two steps."""
+
+    epoch: int
+    step: int
+    """Epoch and step that it belongs to, or that comes next, counted from 0."""
+    images: int
+    """Images of the whole job in the step; none between steps."""
+    start: float
+    """Seconds since 1970."""
+    parts: list[tuple[Phase, float]]
+    """(phase, seconds), in order and without a gap."""
+    reduction: float | None = None
+    """Seconds from the first bucket's reduction to the end of the last one's, hidden behind the backward pass or not."""
+
+    @property
+    def seconds(self) -> dict[Phase, float]:
+        """Seconds by phase."""
+        out: dict[Phase, float] = {}
+        for phase, value in self.parts:
+            out[phase] = out.get(phase, 0.0) + value
+        return out
+
+    @property
+    def duration(self) -> float:
+        return sum(value for _, value in self.parts)
+
+
+@dataclass
+class _Pending:
+    """A span whose marks may lie in the future of a GPU."""
+
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    marks: list[tuple[Phase, Mark, Mark]] = field(default_factory=list)
+    reduction: tuple[Mark, Mark] | None = None
 
 
 class PhaseClock:
@@ -41,8 +83,9 @@ class PhaseClock:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._last: Mark = 0.0
-        self._step: list[tuple[Phase, Mark, Mark]] = []
-        self._queue: deque[list[tuple[Phase, Mark, Mark]]] = deque()
+        self._at = 0.0
+        self._pending = _Pending()
+        self._queue: deque[_Pending] = deque()
 
     def now(self) -> Mark:
         """This moment of the device's time line."""
@@ -53,41 +96,57 @@ class PhaseClock:
         return event
 
     def start(self) -> None:
-        """Begin, or begin again after something that has a clock of its own; the time since the last mark is nobody's."""
+        """Begin. The only time that the device is waited for: it ties the time line to the calendar."""
         self._last = self.now()
+        if isinstance(self._last, torch.cuda.Event):
+            self._last.synchronize()
+        self._at = time.time()
 
     def mark(self, phase: Phase, at: Mark | None = None) -> None:
         """The time since the last mark, until now or until `at`, was this phase."""
         at = self.now() if at is None else at
-        self._step.append((phase, self._last, at))
+        self._pending.marks.append((phase, self._last, at))
         self._last = at
 
-    def end_step(self) -> None:
-        self.mark(Phase.UNACCOUNTED)
-        self._queue.append(self._step)
-        self._step = []
+    def reduced(self, begin: Mark, end: Mark) -> None:
+        """The step's gradients were being reduced from `begin` to `end`."""
+        self._pending.reduction = (begin, end)
 
-    def completed(self, wait: bool = False) -> list[dict[Phase, float]]:
-        """Seconds by phase for each step whose figures are known by now; `wait` for all of them."""
-        steps = []
+    def end(self, phase: Phase, *, epoch: int, step: int, images: int = 0) -> None:
+        """The time since the last mark was this phase, and the last one of its span."""
+        self.mark(phase)
+        self._pending.epoch, self._pending.step, self._pending.images = epoch, step, images
+        self._queue.append(self._pending)
+        self._pending = _Pending()
+
+    def completed(self, wait: bool = False) -> list[Span]:
+        """The spans whose figures are known by now; `wait` for all of them."""
+        spans = []
         while self._queue:
-            end = self._queue[0][-1][2]
+            end = self._queue[0].marks[-1][2]
             if isinstance(end, torch.cuda.Event):
                 if wait:
                     end.synchronize()
                 elif not end.query():  # type: ignore[no-untyped-call]
                     break
-            seconds: dict[Phase, float] = {}
-            for phase, start, stop in self._queue.popleft():
-                seconds[phase] = seconds.get(phase, 0.0) + _between(start, stop)
-            steps.append(seconds)
-        return steps
+            pending = self._queue.popleft()
+            span = Span(
+                epoch=pending.epoch,
+                step=pending.step,
+                images=pending.images,
+                start=self._at,
+                parts=[(phase, _between(start, stop)) for phase, start, stop in pending.marks],
+                reduction=_between(*pending.reduction) if pending.reduction else None,
+            )
+            self._at += span.duration
+            spans.append(span)
+        return spans
 
 
 def _between(start: Mark, stop: Mark) -> float:
     if isinstance(start, torch.cuda.Event):
         assert isinstance(stop, torch.cuda.Event)
-        return float(start.elapsed_time(stop)) / 1000
+        return max(float(start.elapsed_time(stop)) / 1000, 0.0)
     assert isinstance(stop, float)
     return max(stop - start, 0.0)
 
@@ -99,12 +158,21 @@ class Clocks:
     staging: float = 0.0
     startup: float = 0.0
     training: dict[str, float] = field(default_factory=dict)
+    """By phase, without validation and checkpoints."""
     validation: float = 0.0
     checkpoint: float = 0.0
+    reduction: float = 0.0
+    """Reduction of gradients in all, a part of which is hidden behind the backward pass."""
 
-    def add_step(self, seconds: dict[Phase, float]) -> None:
-        for phase, value in seconds.items():
-            self.training[phase.value] = self.training.get(phase.value, 0.0) + value
+    def add(self, span: Span) -> None:
+        for phase, value in span.parts:
+            if phase is Phase.VALIDATION:
+                self.validation += value
+            elif phase is Phase.CHECKPOINT:
+                self.checkpoint += value
+            else:
+                self.training[phase.value] = self.training.get(phase.value, 0.0) + value
+        self.reduction += span.reduction or 0.0
 
     def timing(self) -> Timing:
         return Timing(
@@ -113,4 +181,5 @@ class Clocks:
             training_seconds={phase: round(value, 3) for phase, value in self.training.items()},
             validation_seconds=round(self.validation, 3),
             checkpoint_seconds=round(self.checkpoint, 3),
+            all_reduce_total_seconds=round(self.reduction, 3) if self.reduction else None,
         )

@@ -7,6 +7,7 @@ and what Ultralytics gets to see is a file that we wrote.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,43 +17,34 @@ import yaml
 
 from yolojob import uri as uris
 from yolojob.spec import Dataset
-from yolojob_trainer import digits
+from yolojob_trainer import archive, digits
 from yolojob_trainer.errors import BadInput
+from yolojob_trainer.remote import Remote
+from yolojob_trainer.staging import Progress, Stage
 
 SPLITS = ("train", "val", "test")
 MAX_CLASSES = 100_000
 
 
-def locate(dataset: Dataset, *, cache: Path, volumes: Path) -> Path:
-    """The folder of the data set on this node; written on first use where it is a built-in one.
+def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: Progress) -> Path:
+    """The folder of the data set on this node; fetched, unpacked or written on first use.
 
     Raises:
-        BadInput: it is not there.
+        BadInput: it is not there, may not be read, is unsafe, or does not fit.
+        Unavailable: its storage does not answer.
     """
     where = uris.parse(dataset.uri, uris.DATASET_SCHEMES)
+    stage = Stage(cache / "datasets", progress, "spec.dataset.uri")
     if where.scheme == "builtin":
-        return _builtin(cache / "datasets")
-    folder = volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)
-    if not folder.is_dir():
-        raise BadInput("DatasetNotFound", f"spec.dataset.uri: {dataset.uri}: there is no folder {folder}")
-    return folder.resolve()
-
-
-def _builtin(cache: Path) -> Path:
-    folder = cache / f"digits-v{digits.VERSION}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    # Written beside, then renamed: whoever finds the folder finds all of it, also when two write at once.
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".digits-") as temporary:
-        content = Path(temporary) / "content"
-        digits.write(content)
-        try:
-            content.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder
+        return stage.make(f"digits-v{digits.VERSION}", digits.write)
+    if where.scheme in uris.REMOTE_SCHEMES:
+        return archive.content_root(stage.fetch(Remote(dataset.uri, "spec.dataset.uri")), dataset.config)
+    path = (volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)).resolve()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return archive.content_root(stage.unpack(path), dataset.config)
+    raise BadInput("DatasetNotFound", f"spec.dataset.uri: {dataset.uri}: there is no folder or archive {path}")
 
 
 def describe(folder: Path, config: str) -> dict[str, Any]:
@@ -125,7 +117,21 @@ def _inside(root: Path, part: Any, split: str, bad: Any) -> Path:
         raise bad(f"{split}: {part} leads out of the data set")
     if not path.exists():
         raise bad(f"{split}: {part}: there is no {path}")
+    if path.is_file():
+        _check_list(root.resolve(), path, split, bad)
     return path
+
+
+def _check_list(root: Path, path: Path, split: str, bad: Any) -> None:
+    """A text file that lists images must list those of the data set."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise bad(f"{split}: {path} is no text file that lists images") from None
+    for line in lines:
+        image = Path(os.path.normpath(path.parent / line.strip()))
+        if line.strip() and not image.is_relative_to(root):
+            raise bad(f"{split}: {path}: {line.strip()[:200]} leads out of the data set; list paths as ./images/a.jpg")
 
 
 def write_config(description: dict[str, Any], folder: Path) -> Path:

@@ -10,10 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import ultralytics.data.utils
+from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 from ultralytics.data.dataset import YOLODataset
 
+from yolojob_trainer import images
 from yolojob_trainer.order import SampleOrder
+
+IGNORED = "ignoring corrupt image/label"
+"""How upstream says that it leaves an image out."""
 
 Sample = tuple[int, int]
 """(epoch, number of the image)."""
@@ -34,10 +40,58 @@ class DetectionDataset(YOLODataset):
         folder.mkdir(parents=True, exist_ok=True)
         return type(cls.__name__, (cls,), {"label_cache": folder, "__module__": cls.__module__})
 
+    messages: list[str]
+    """Why images are left out, a line for each; and why they are not cached."""
+    cache: str | None
+    ims: Any
+    im_hw0: Any
+    im_hw: Any
+    shared: images.SharedImages | None = None
+    """The decoded images, where the job wants them in memory."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Transforms are built; what is left of `augment` upstream is a buffer of the images loaded last.
         self.augment = False
+
+    def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
+        found = super().load_image(i, *args, **kwargs)
+        # Some augmentations work in place, and the next one to see this image must not see what they did.
+        return (found[0].copy(), *found[1:]) if self.shared else found
+
+    def check_cache_ram(self, safety_margin: float = 0.1) -> bool:
+        """Whether the decoded images fit, judged by some of them."""
+        some = range(0, self.ni, max(self.ni // 30, 1))
+        needed = sum(self.load_image(i)[0].nbytes for i in some) / len(some) * self.ni * (1 + safety_margin)
+        if why := images.fits(int(needed)):
+            self.messages.append(why)
+            self.cache = None
+        return why is None
+
+    def cache_images(self) -> None:
+        if self.cache != "ram":
+            super().cache_images()
+            return
+        key = f"{self.get_cache_hash()}/{self.im_files}/{self.imgsz}/{self.channels}"
+        self.shared = images.share(key, self.ni, self.load_image)
+        self.ims, self.im_hw0, self.im_hw = self.shared, self.shared.originals, self.shared.sizes
+
+    def keep_in_memory(self, keep: bool) -> None:
+        """Begin to hold decoded images in shared memory, or stop it.
+
+        Raises:
+            OSError: they do not fit.
+        """
+        if keep == (self.shared is not None):
+            return
+        if keep:
+            self.cache = "ram"
+            if not self.check_cache_ram():
+                raise OSError(self.messages.pop())
+            self.cache_images()
+        else:
+            self.cache, self.shared = None, None
+            self.ims, self.im_hw0, self.im_hw = [None] * self.ni, [None] * self.ni, [None] * self.ni
 
     def build_transforms(self, hyp: Any = None) -> Any:
         transforms = super().build_transforms(hyp)
@@ -50,6 +104,7 @@ class DetectionDataset(YOLODataset):
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
         own = self.label_cache / f"{cache_path.stem}-{cache_hash}.cache"
         found: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(own, cache_hash)
+        self.messages = [m for m in found[0]["msgs"] if IGNORED in m]
         return found
 
     def cache_labels(self, path: Path = Path("labels.cache")) -> dict[str, Any]:
@@ -62,6 +117,19 @@ class DetectionDataset(YOLODataset):
         finally:
             temporary.unlink(missing_ok=True)
         return labels
+
+
+def _decode(path: str, _repair: Any) -> None:
+    """In place of upstream's repair of a JPEG that has no end, which writes into the data set.
+
+    A data set may be shared, or read-only. Something behind the end of a JPEG is harmless, a missing end is not: only
+    decoding tells, and who decodes it later is as patient as this.
+    """
+    with Image.open(path) as image:
+        image.load()
+
+
+ultralytics.data.utils._replace_image = _decode
 
 
 def _flatten(transform: Any) -> Iterator[Any]:
@@ -120,14 +188,16 @@ def _quiet_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def loader(samples: TrainSamples, batches: MicroBatches, *, workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
-    """The micro-batches themselves, loaded ahead by `workers` processes (none: in this one)."""
+def loader(
+    samples: TrainSamples, batches: MicroBatches, *, workers: int, prefetch: int, pin_memory: bool
+) -> Iterator[dict[str, Any]]:
+    """The micro-batches themselves, loaded ahead by `workers` processes (none: in this one), each by `prefetch`."""
     return iter(
         DataLoader(
             samples,
             batch_sampler=batches,
             num_workers=workers,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             collate_fn=samples.collate_fn,

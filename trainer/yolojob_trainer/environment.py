@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from yolojob import contract
+from yolojob_trainer.errors import BadInput
 
 
 def folder(variable: str, default: str) -> Path:
@@ -23,6 +24,22 @@ def volumes_dir() -> Path:
 
 def output_dir() -> Path:
     return folder(contract.ENV_OUTPUT_DIR, "runs/run")
+
+
+def chrome_steps() -> int:
+    """Steps for the Chrome trace.
+
+    Raises:
+        BadInput: the variable is no number.
+    """
+    text = os.environ.get(contract.ENV_TRACE_STEPS) or "0"
+    if not text.isdigit():
+        raise BadInput("InvalidEnvironment", f"{contract.ENV_TRACE_STEPS}: {text!r}: must be a number of steps")
+    return int(text)
+
+
+def tune_only() -> bool:
+    return os.environ.get(contract.ENV_TUNE_ONLY) == "1"
 
 
 def prepare() -> None:

@@ -6,12 +6,14 @@ import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from yolojob_trainer.clock import Span
     from yolojob_trainer.trainer import Trainer
 
 
 class Event(enum.StrEnum):
     """The events of the loop. The loop itself, with its events::
 
+    # <TUNING_START> where spec.tuning asks for trials, in a new run
     # <TRAIN_START>
     while epoch < epochs:
         # <EPOCH_START>
@@ -32,6 +34,7 @@ class Event(enum.StrEnum):
     # <TRAIN_END>
     """
 
+    TUNING_START = "on_tuning_start"
     TRAIN_START = "on_train_start"
     EPOCH_START = "on_epoch_start"
     STEP_END = "on_step_end"
@@ -45,6 +48,7 @@ class Event(enum.StrEnum):
 class Callback:
     """Listens to the loop; overrides what it wants to hear. A callback reads the trainer and changes nothing in it."""
 
+    def on_tuning_start(self, trainer: Trainer) -> None: ...
     def on_train_start(self, trainer: Trainer) -> None: ...
     def on_epoch_start(self, trainer: Trainer) -> None: ...
     def on_step_end(self, trainer: Trainer) -> None: ...
@@ -53,6 +57,9 @@ class Callback:
     def on_validation_end(self, trainer: Trainer) -> None: ...
     def on_epoch_end(self, trainer: Trainer) -> None: ...
     def on_train_end(self, trainer: Trainer) -> None: ...
+
+    def on_span(self, span: Span) -> None:
+        """A piece of the time line has become known; on a GPU that is a few steps later."""
 
 
 def emit(event: Event, callbacks: list[Callback], trainer: Trainer) -> None:

@@ -19,6 +19,12 @@ from yolojob.contract import RENDEZVOUS_PORT, ExitCode
 from yolojob_trainer.machine import available_cpus
 
 MODULE = "yolojob_trainer"
+ALLOCATOR = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {"mmap_threshold": 1 << 32, "trim_threshold": 1 << 34, "hugetlb": 1}.items()
+)
+"""Keeps glibc from giving the memory of every large tensor back to the kernel and asking for it, zeroed, in the next
+step: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html. Read when a process starts."""
 _SERIOUSNESS = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
 
 
@@ -46,6 +52,7 @@ def verdict(codes: list[int]) -> int:
 
 
 def main() -> int:
+    os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)
     if os.environ.get("PET_NPROC_PER_NODE", "1") == "1":
         return _follow()
     return _supervise()

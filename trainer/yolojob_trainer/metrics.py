@@ -6,10 +6,13 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
+
+if TYPE_CHECKING:
+    from yolojob_trainer.clock import Span
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a fraction of a small model's step to the longest step that anybody waits for."""
@@ -44,12 +47,19 @@ class Metrics:
             registry=self.registry,
         )
         self.step_seconds = histogram("step_seconds", "Time of a step", STEP_BUCKETS)
+        self.reduction_seconds = histogram(
+            "reduction_seconds",
+            "Time of reducing a step's gradients; what of it is not hidden is phase all_reduce",
+            STEP_BUCKETS,
+        )
         self.epoch_seconds = histogram("epoch_seconds", "Time of an epoch without its validation", LONG_BUCKETS)
         self.validation_seconds = histogram("validation_seconds", "Time of a validation", LONG_BUCKETS)
         self.checkpoint_seconds = histogram("checkpoint_seconds", "Time of saving state and weights", LONG_BUCKETS)
         self.images = counter("images_total", "Images trained by this rank")
         self.steps = counter("steps_total", "Steps done")
-        self.checkpoint_failures = counter("checkpoint_failures_total", "Checkpoints that could not be written")
+        self.checkpoint_failures = counter(
+            "checkpoint_failures_total", "Checkpoints and uploads that failed; the training went on"
+        )
         self.epoch = gauge("epoch", "Epochs completed")
         self.epochs_target = gauge("epochs_target", "Epochs to do")
         self.images_per_second = gauge("images_per_second", "Images trained per second by the whole job")
@@ -59,12 +69,17 @@ class Metrics:
         self.gpu_memory_peak = gauge("gpu_memory_peak_bytes", "Most GPU memory allocated so far")
         self.staging_seconds = gauge("staging_seconds", "Time of fetching and indexing the data set")
         self.startup_seconds = gauge("startup_seconds", "Process start to first step, without staging")
+        self.staged_bytes = gauge("staged_bytes", "Bytes of the data set that are on this node, while it is fetched")
+        self.dataset_bytes = gauge("dataset_bytes", "Bytes of the data set in all")
+        self.rollbacks = gauge("rollbacks", "Times that the run went back because its loss was not finite")
         self._info = Info("yolojob_trainer", "What trains on what", LABELS, registry=self.registry)
 
-    def observe_step(self, seconds: dict[Any, float]) -> None:
-        for phase, value in seconds.items():
-            self._phase.labels(**self._labels, phase=str(phase)).observe(value)
-        self.step_seconds.observe(sum(seconds.values()))
+    def observe_step(self, span: Span) -> None:
+        for phase, value in span.seconds.items():
+            self._phase.labels(**self._labels, phase=phase.value).observe(value)
+        self.step_seconds.observe(span.duration)
+        if span.reduction is not None:
+            self.reduction_seconds.observe(span.reduction)
 
     def describe(self, facts: dict[str, str]) -> None:
         self._info.labels(**self._labels).info(facts)

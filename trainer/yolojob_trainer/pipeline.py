@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.run import Run
+from yolojob.status import TuningReport
 from yolojob_trainer import precision
 from yolojob_trainer.clock import Mark, PhaseClock
-from yolojob_trainer.dataset import DetectionDataset, TrainSamples
+from yolojob_trainer.dataset import IGNORED, DetectionDataset, TrainSamples
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.machine import available_cpus
 from yolojob_trainer.order import SampleOrder
+from yolojob_trainer.tuning import Choice
 from yolojob_trainer.world import World
 
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
@@ -34,7 +37,15 @@ class Pipeline(DetectionTrainer):
     """Everything that a rank trains with. `_setup_train` makes it ready."""
 
     def __init__(
-        self, run: Run, world: World, *, data: Path, model: NetworkSource, save_dir: Path, cache: Path
+        self,
+        run: Run,
+        world: World,
+        *,
+        data: Path,
+        model: NetworkSource,
+        save_dir: Path,
+        cache: Path,
+        warn: Callable[[str], None],
     ) -> None:
         """
         Args:
@@ -44,8 +55,9 @@ class Pipeline(DetectionTrainer):
             model: the network.
             save_dir: where Ultralytics writes what it likes.
             cache: folder of this node for label caches.
+            warn: called with every warning for the user.
         """
-        self.run, self.world = run, world
+        self.run, self.world, self.warn = run, world, warn
         self._model_source = model
         self._label_cache = cache / "labels"
         super().__init__(overrides=self._overrides(data, save_dir))
@@ -53,9 +65,20 @@ class Pipeline(DetectionTrainer):
         self.world_size = world.world_size
         torch.set_num_threads(world.threads)
         self.args.workers = self._loader_processes(run.spec.train.workers)
-        self.dtype = precision.choose(run.spec.train.amp, world.device)
+        self.choice = Choice(
+            amp=precision.name(precision.choose(run.spec.train.amp, world.device)),
+            channels_last=run.spec.train.channels_last is not False,
+            cache=run.spec.train.cache or False,
+            workers=self.args.workers,
+            compile=bool(run.spec.train.compile),
+        )
+        self.tuning: TuningReport | None = None
         self.clock = PhaseClock(world.device)
-        self._gradients_ready: Mark | None = None
+        self._turns = itertools.count()
+        self._reductions: list[Mark] = []
+        """When the gradients of each bucket were there, in this backward pass."""
+        self._reduced: Mark | None = None
+        """When the last bucket to be ready was reduced."""
 
     def _overrides(self, data: Path, save_dir: Path) -> Mapping[str, Any]:
         """Ultralytics' settings: the job's, and those that are not for the job to say."""
@@ -72,6 +95,7 @@ class Pipeline(DetectionTrainer):
             "model": "yolojob.yaml",
             "data": str(data),
             "device": "cpu" if self.world.device.type == "cpu" else str(self.world.local_rank),
+            "compile": False,  # by `configure`
             "amp": False,  # decided by `precision`; upstream's check wants to download a model
             "save_dir": str(save_dir),
             "exist_ok": True,
@@ -101,15 +125,15 @@ class Pipeline(DetectionTrainer):
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         kind = DetectionDataset.in_folder(self._label_cache)
         try:
-            with self.world.in_turns():
-                return kind(
+            with self.world.in_turns(f"labels/{mode}"):
+                dataset = kind(
                     img_path=img_path,
                     imgsz=self.args.imgsz,
                     batch_size=batch,
                     augment=mode == "train",
                     hyp=self.args,
                     rect=mode == "val",
-                    cache=self.args.cache or None,
+                    cache=self._cache(mode),
                     single_cls=self.args.single_cls or False,
                     stride=stride,
                     pad=0.0 if mode == "train" else 0.5,
@@ -120,8 +144,36 @@ class Pipeline(DetectionTrainer):
                     fraction=self.args.fraction if mode == "train" else 1.0,
                 )
         except (RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
-            words = " ".join(str(error).split()).partition(" See https://")[0]
+            words = _clear(str(error)).partition(" See https://")[0]
             raise BadInput("InvalidDataset", f"spec.dataset: {mode}: {words}") from error
+        self._opened(dataset)
+        self._judge(dataset.messages, mode)
+        return dataset
+
+    def _opened(self, dataset: DetectionDataset) -> None:
+        """Every rank of this node has the images in memory open by now: their name is not needed any more."""
+        if dataset.shared and self.world.local_rank == 0:
+            dataset.shared.unlink()
+
+    def _cache(self, mode: str) -> str | None:
+        """Where decoded images are kept from the start. Training images in memory are `configure`'s."""
+        asked = "ram" if self.args.cache is True else self.args.cache or None
+        return None if mode == "train" and asked == "ram" else asked
+
+    def _judge(self, messages: list[str], mode: str) -> None:
+        """Labels of classes that there are not are a mistake; images that cannot be read happen, and are left out."""
+        messages = [_clear(m.removeprefix(f"{mode}: ")) for m in messages]
+        if wrong := [m for m in messages if "exceeds dataset class count" in m]:
+            where, _, why = wrong[0].partition(f": {IGNORED}: ")
+            raise BadInput("InvalidDataset", f"spec.dataset: {mode}: labels of {where}: {why} ({len(wrong)} in all)")
+        if not self.world.is_main:
+            return
+        for note in [m for m in messages if IGNORED not in m]:
+            self.warn(f"{mode}: {note}")
+        if messages := [m for m in messages if IGNORED in m]:
+            first = "; ".join(m.replace(f" {IGNORED}:", "") for m in messages[:3])
+            more = " …" if len(messages) > 3 else ""
+            self.warn(f"{mode}: {len(messages)} image(s) cannot be used and are left out: {first}{more}")
 
     def _loader_processes(self, asked: int | None) -> int:
         """Loader processes of this rank: none on a CPU unless asked for, where they would take the model's cores."""
@@ -130,10 +182,8 @@ class Pipeline(DetectionTrainer):
 
     def _build_train_pipeline(self) -> None:
         """Data, DDP and optimizer. Called by upstream's `_setup_train` once the model is on its device."""
-        if self.args.channels_last is not False:
-            self.model = self.model.to(memory_format=torch.channels_last)
         dataset = self.build_dataset(self.data["train"], "train", self.args.batch)
-        self.order = SampleOrder(samples=len(dataset), batch=self.args.batch, shards=self._shards, seed=self.args.seed)
+        self.order = self._order(dataset, self.choice)
         self._check_batch_norm(dataset)
         self.samples = TrainSamples(
             dataset,
@@ -154,6 +204,9 @@ class Pipeline(DetectionTrainer):
         DetectionValidator._check_max_det(self.args, {"train": dataset, "val": validation})
         unwrap_model(self.model).set_head_attr(max_det=self.args.max_det)
 
+        self.tune()
+        self.configure(self.choice)
+
         # As upstream, but of the global batch.
         nominal = max(round(self.args.nbs / self.args.batch), 1)
         self.accumulate = self.nominal_accumulate = min(nominal, self.order.steps * self.epochs)
@@ -169,6 +222,54 @@ class Pipeline(DetectionTrainer):
         self._setup_scheduler()
         if self.world.world_size > 1:
             self._wrap()
+
+    def tune(self) -> None:
+        """Choose by trials where the job asks for it. Called on all ranks, before the optimizer is built."""
+
+    def configure(self, choice: Choice) -> None:
+        """Train with these settings from now on. The network must not be wrapped yet.
+
+        Raises:
+            OSError: images cannot be kept in memory.
+        """
+        self.choice = choice
+        self.dtype = precision.by_name(choice.amp)
+        network = unwrap_model(self.model)
+        self.model = network.to(memory_format=torch.channels_last if choice.channels_last else torch.contiguous_format)
+        if choice.compile:
+            mode = self.args.compile if isinstance(self.args.compile, str) else None
+            self.model = torch.compile(network, mode=mode)
+        dataset = self.samples.dataset
+        self.order = self._order(dataset, choice)
+        keep = choice.cache in (True, "ram")
+        if keep != (dataset.shared is not None):
+            with self.world.in_turns(f"cache/{next(self._turns)}"):
+                dataset.keep_in_memory(keep)
+            self._opened(dataset)
+
+    def _order(self, dataset: DetectionDataset, choice: Choice) -> SampleOrder:
+        shards = self._shards * choice.micro_batches
+        return SampleOrder(samples=len(dataset), batch=self.args.batch, shards=shards, seed=self.args.seed)
+
+    def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """A micro-batch as the loader gives it: (loss items times its images, their means by name)."""
+        batch = self.to_device(batch)
+        return self.losses_of(batch, self.predict(batch))
+
+    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = self.preprocess_batch(batch)
+        if self.choice.channels_last:
+            batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def predict(self, batch: dict[str, Any]) -> Any:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(batch["img"])
+
+    def losses_of(self, batch: dict[str, Any], predictions: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        found: tuple[torch.Tensor, dict[str, torch.Tensor]]
+        found = unwrap_model(self.model).loss(batch, precision.float_predictions(predictions))
+        return found
 
     def _validation_batch(self) -> int:
         return max(self.run.spec.train.batch // self.world.world_size, 1) * 2
@@ -203,8 +304,13 @@ class Pipeline(DetectionTrainer):
 
         def reduce(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
             # Called when a bucket's gradients are there; for the last bucket that is the end of the computation.
-            self._gradients_ready = self.clock.now()
-            return default_hooks.allreduce_hook(group, bucket)
+            self._reductions.append(self.clock.now())
+            return default_hooks.allreduce_hook(group, bucket).then(reduced)
+
+        def reduced(future: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
+            # On a GPU this runs in a stream that waits for the reduction, so the mark lies behind it.
+            self._reduced = self.clock.now()
+            return future.value()
 
         reduce.__annotations__.clear()  # torch compares them with types, and here they are strings
         self.model.register_comm_hook(None, reduce)
@@ -230,6 +336,11 @@ class Pipeline(DetectionTrainer):
             "torch": torch.__version__,
             "world_size": str(self.world.world_size),
         }
+
+
+def _clear(words: str) -> str:
+    """Upstream's words in one line; of what is no image it says that a plugin for one more format is missing."""
+    return " ".join(words.split()).replace("No module named 'pi_heif'", "cannot identify image file")
 
 
 class _Loaded:

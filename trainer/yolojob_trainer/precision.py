@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,5 +46,25 @@ def choose(asked: bool | str, device: torch.device) -> torch.dtype:
     return torch.float32 if any(n in torch.cuda.get_device_name(device) for n in _NO_FAST_HALF) else torch.float16
 
 
+def supported(device: torch.device) -> list[str]:
+    """Names of the number formats that a device computes with."""
+    return [_NAMES[torch.float32], _NAMES[torch.bfloat16], *([_NAMES[torch.float16]] if device.type == "cuda" else [])]
+
+
+def by_name(name: str) -> torch.dtype:
+    return next(dtype for dtype, known in _NAMES.items() if known == name)
+
+
 def name(dtype: torch.dtype) -> str:
     return _NAMES[dtype]
+
+
+def float_predictions(value: Any) -> Any:
+    """Predictions in single precision at least, in which losses are computed."""
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, dict):
+        return {key: float_predictions(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(float_predictions(child) for child in value)
+    return value

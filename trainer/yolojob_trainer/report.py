@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolojob.contract import TERMINATION_LIMIT, ExitCode
-from yolojob.status import Report, Result, State
+from yolojob.status import Report, Result, State, TuningReport
 from yolojob_trainer.events import Callback
 from yolojob_trainer.metrics import Metrics
 
 if TYPE_CHECKING:
+    from yolojob_trainer.clock import Span
     from yolojob_trainer.trainer import Trainer
 
 WINDOW_SECONDS = 20.0
@@ -22,6 +23,8 @@ WINDOW_SECONDS = 20.0
 
 UPDATE_EVERY = 0.2
 """Seconds between two updates of the report within an epoch; steps may be shorter than an update is worth."""
+
+NOT_SAVED = "not saved: "
 
 
 class Throughput:
@@ -54,14 +57,11 @@ class Throughput:
 class Reporter(Callback):
     """Keeps the report. The training thread writes, the server's threads read copies."""
 
-    def __init__(self, metrics: Metrics, *, world_size: int, started: float) -> None:
+    def __init__(self, metrics: Metrics, *, world_size: int) -> None:
         self.metrics = metrics
         self.report = Report(world_size=world_size)
-        self.started = started
-        """When the process started, seconds since the epoch."""
         self.throughput = Throughput()
         self._lock = threading.Lock()
-        self._staging = 0.0
         self._updated = 0.0
 
     def snapshot(self) -> dict[str, Any]:
@@ -77,31 +77,53 @@ class Reporter(Callback):
             if message not in self.report.warnings:
                 self.report.warnings = [*self.report.warnings, message][-8:]
 
-    def staged(self, seconds: float) -> None:
-        self._staging = seconds
-        self.metrics.staging_seconds.set(seconds)
+    def staging(self, there: int, total: int | None) -> None:
+        """So many bytes of the data set are there; called from several threads."""
+        now = time.monotonic()
+        with self._lock:
+            if there and there != total and now - self._updated < UPDATE_EVERY:
+                return
+            self._updated = now
+            self.report.progress.staged_bytes, self.report.progress.dataset_bytes = there, total
+            self.report.progress.updated_at = datetime.now(UTC)
+        self.metrics.staged_bytes.set(there)
+        if total is not None:
+            self.metrics.dataset_bytes.set(total)
+
+    def not_saved(self, message: str) -> None:
+        """Something could not be saved or uploaded; the training goes on. Called from several threads."""
+        self.metrics.checkpoint_failures.inc()
+        with self._lock:
+            self.report.progress.checkpoint_failures = (self.report.progress.checkpoint_failures or 0) + 1
+            # Of a storage that fails for hours, the newest word is enough.
+            others = [w for w in self.report.warnings if not w.startswith(NOT_SAVED)]
+            self.report.warnings = [*others, NOT_SAVED + message][-8:]
+
+    def on_tuning_start(self, trainer: Trainer) -> None:  # noqa: ARG002
+        self.say(State.TUNING)
 
     def on_train_start(self, trainer: Trainer) -> None:
-        startup = max(time.time() - self.started - self._staging, 0.0)
-        trainer.clocks.staging += self._staging
-        trainer.clocks.startup += startup
-        self.metrics.startup_seconds.set(startup)
+        self.metrics.staging_seconds.set(trainer.staging_took)
+        self.metrics.startup_seconds.set(trainer.startup_took)
         self.metrics.epochs_target.set(trainer.epochs)
         self.metrics.describe(trainer.facts())
         with self._lock:
             self.report.device = trainer.facts()["device"]
             self.report.precision = trainer.facts()["precision"]
             self.report.resumed_from = trainer.resumed_from
+            self.report.tuning = trainer.tuning
         self._update(trainer, State.TRAINING)
 
     def on_step_end(self, trainer: Trainer) -> None:
         self.metrics.images.inc(trainer.step_images)
         self.metrics.steps.inc()
-        for seconds, images in trainer.timed_steps():
-            self.throughput.add(sum(seconds.values()), images)
-            self.metrics.observe_step(seconds)
         if time.monotonic() - self._updated >= UPDATE_EVERY:
             self._update(trainer, State.TRAINING)
+
+    def on_span(self, span: Span) -> None:
+        if span.images:
+            self.throughput.add(span.duration, span.images)
+            self.metrics.observe_step(span)
 
     def on_validation_start(self, trainer: Trainer) -> None:
         self._update(trainer, State.VALIDATING)
@@ -136,11 +158,13 @@ class Reporter(Callback):
             progress.images_per_second = round(rate, 1) if rate else None
             progress.loss = trainer.losses.value
             progress.map50, progress.map = trainer.map50, trainer.map
+            progress.rollbacks = trainer.rollbacks or None
             remaining = trainer.remaining_seconds(rate)
             progress.eta = now + timedelta(seconds=remaining) if remaining is not None else None
             progress.updated_at = now
             report.timing = trainer.clocks.timing()
         self.metrics.epoch.set(progress.epoch)
+        self.metrics.rollbacks.set(trainer.rollbacks)
         for gauge, value in (
             (self.metrics.images_per_second, progress.images_per_second),
             (self.metrics.loss, progress.loss),
@@ -150,6 +174,12 @@ class Reporter(Callback):
         ):
             if value is not None:
                 gauge.set(value)
+
+    def measured(self, tuning: TuningReport) -> None:
+        """Nothing was to be trained, only to be measured."""
+        with self._lock:
+            self.report.state = State.SUCCEEDED
+            self.report.tuning = tuning
 
     def succeed(self, result: Result) -> None:
         with self._lock:
@@ -172,11 +202,13 @@ def write_termination_message(report: Report, path: Path) -> None:
 
 
 def shorten(report: Report, limit: int = TERMINATION_LIMIT) -> str:
-    """The report as JSON of at most `limit` bytes: warnings go first, then the end of the failure's words."""
+    """The report as JSON of at most `limit` bytes: trials go first, then warnings, then the end of the failure's words."""
     report = report.model_copy(deep=True)
     text = report.model_dump_json(by_alias=True, exclude_none=True)
     while len(text.encode()) > limit:
-        if report.warnings:
+        if report.tuning and report.tuning.trials:
+            report.tuning.trials = report.tuning.trials[:-1]
+        elif report.warnings:
             report.warnings = report.warnings[1:]
         elif report.failure and len(report.failure.message) > 16:
             excess = len(text.encode()) - limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,13 @@ def fingerprint(spec: YoloTrainingJobSpec) -> dict[str, Any]:
     return {part: content[part] for part in FIXED}
 
 
-def check_fingerprint(saved: dict[str, Any], spec: YoloTrainingJobSpec, where: str) -> None:
+def check_fingerprint(state: State, trainer: Trainer) -> None:
     """Refuse to go on with another run's checkpoint.
 
     Raises:
         BadInput: names what differs, and the way out.
     """
-    now = fingerprint(spec)
+    saved, now = json.loads(state["fingerprint"]), fingerprint(trainer.run.spec)
     changed = [
         f"spec.{part}.{key}: {saved[part].get(key)!r} there, {now[part].get(key)!r} here"
         for part in FIXED
@@ -41,6 +42,7 @@ def check_fingerprint(saved: dict[str, Any], spec: YoloTrainingJobSpec, where: s
         if saved[part].get(key) != now[part].get(key)
     ]
     if changed:
+        where = trainer.storage.uri if trainer.storage else "the storage"
         raise BadInput(
             "DifferentRun",
             f"{where} holds the checkpoints of another run ({'; '.join(changed)}). Choose another metadata.name or "
@@ -52,6 +54,7 @@ def capture(trainer: Trainer, step: int, finished: bool) -> State:
     """Everything that training goes on from, in full precision, as tensors and plain values."""
     return {
         "fingerprint": json.dumps(fingerprint(trainer.run.spec)),
+        "choice": dataclasses.asdict(trainer.choice),
         "epoch": trainer.epoch,
         "step": step,
         "samples_seen": min(step * trainer.order.batch, trainer.order.samples),
@@ -68,17 +71,13 @@ def capture(trainer: Trainer, step: int, finished: bool) -> State:
         "stopper": {k: float(v) for k, v in vars(trainer.stopper).items() if isinstance(v, int | float)},
         "clocks": vars(trainer.clocks),
         "validations": trainer.validations,
+        "rollbacks": trainer.rollbacks,
         "rows": trainer.rows,
     }
 
 
 def apply(trainer: Trainer, state: State) -> None:
-    """Take up where `state` was captured, with whatever number of ranks there is now.
-
-    Raises:
-        BadInput: it is another run's.
-    """
-    check_fingerprint(json.loads(state["fingerprint"]), trainer.run.spec, str(trainer.output))
+    """Take up where `state` was captured, with whatever number of ranks there is now."""
     model = unwrap_model(trainer.model)
     model.load_state_dict(state["model"])
     trainer.ema.ema.load_state_dict(state["ema"])
@@ -93,7 +92,8 @@ def apply(trainer: Trainer, state: State) -> None:
     for name, value in state["stopper"].items():
         setattr(trainer.stopper, name, type(getattr(trainer.stopper, name))(value))
     trainer.clocks = Clocks(**state["clocks"])
-    trainer.validations = state["validations"]
+    trainer.validations, trainer.rollbacks = state["validations"], state["rollbacks"]
+    trainer.scale_rates()
     trainer.rows = state["rows"]
     trainer.epoch, trainer.step = state["epoch"], state["step"]
     trainer.epochs_done = trainer.epoch

@@ -7,14 +7,14 @@ waits for the GPU in every step, counts local devices instead of workers, and wr
 from __future__ import annotations
 
 import contextlib
+import io
 import random
-import shutil
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,15 +22,26 @@ from torch.nn.parallel import DistributedDataParallel
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.run import Run
+from yolojob.status import TuningReport
 from yolojob_trainer import state
-from yolojob_trainer.checkpoint import CheckpointStore, decode, write_atomically
+from yolojob_trainer.checkpoint import FORMAT, decode
 from yolojob_trainer.clock import Clocks, Phase
 from yolojob_trainer.dataset import MicroBatches, loader
-from yolojob_trainer.errors import BadInput, Interrupted, TrainerError
+from yolojob_trainer.errors import Interrupted, TrainerError
 from yolojob_trainer.events import Callback, Event, emit
 from yolojob_trainer.losses import EpochLosses
 from yolojob_trainer.pipeline import NetworkSource, Pipeline
+from yolojob_trainer.storage import Storage
+from yolojob_trainer.tuning import Choice, Tuner
 from yolojob_trainer.world import Votes, World
+
+MAX_ROLLBACKS = 3
+"""Times that a run may go back to a checkpoint because its loss was not finite. Each halves the learning rate: the same
+weights, samples and rate would come to the same end."""
+
+
+class Diverged(Exception):
+    """The loss or a weight is not finite, on every rank in the same step."""
 
 
 class Trainer(Pipeline):
@@ -43,11 +54,13 @@ class Trainer(Pipeline):
         *,
         data: Path,
         model: NetworkSource,
-        output: Path,
+        storage: Storage | None,
         scratch: Path,
         cache: Path,
         callbacks: list[Callback],
-        warn: Any,
+        warn: Callable[[str], None],
+        started: float,
+        staging_took: float,
     ) -> None:
         """
         Args:
@@ -55,15 +68,18 @@ class Trainer(Pipeline):
             world: this process among all, connected.
             data: data file, see `yolojob_trainer.data`.
             model: network description and starting weights, see `yolojob_trainer.architecture`.
-            output: folder of the run; only rank 0 touches it.
+            storage: where the run is kept; rank 0 has one.
             scratch: a folder for what Ultralytics writes on the other ranks.
             cache: folder of this node for label caches.
             callbacks: listeners.
             warn: called with every warning for the user.
+            started: when the process started, seconds since 1970.
+            staging_took: seconds for fetching data set and weights.
         """
-        super().__init__(run, world, data=data, model=model, save_dir=output if world.is_main else scratch, cache=cache)
-        self.output, self.listeners, self.warn = output, callbacks, warn
-        self.store = CheckpointStore(output / "checkpoints", run.spec.checkpoint.keep)
+        save_dir = storage.folder if storage else scratch
+        super().__init__(run, world, data=data, model=model, save_dir=save_dir, cache=cache, warn=warn)
+        self.storage, self.listeners = storage, callbacks
+        self.started, self.staging_took, self.startup_took = started, staging_took, 0.0
         self.clocks = Clocks()
         self.votes = Votes(world)
         self.rows: list[dict[str, float]] = []
@@ -80,9 +96,10 @@ class Trainer(Pipeline):
         self.step_images = 0
         self.epoch_took = self.validation_took = self.checkpoint_took = 0.0
         self.validations = 0
-        self._images_of_steps: list[int] = []
-        self._timed: list[tuple[dict[Phase, float], int]] = []
+        self.rollbacks = 0
         self._stop_asked = False
+        self.tuning_only = False
+        self._saved: dict[str, Any] | None = None
         self.losses = EpochLosses()
 
     @property
@@ -99,21 +116,53 @@ class Trainer(Pipeline):
             BadInput: specification or data are wrong.
             TrainerError: the training failed.
         """
+        self._saved = self._read()
         self._setup_train()
         finished = self._restore()
-        self._check_space()
+        if self.tuning and self.storage:
+            self.storage.write("tuning.json", self.tuning.model_dump_json(by_alias=True, indent=1).encode())
+            self.storage.upload("tuning.json")
+        if self.storage:
+            self.storage.check_space(sum(p.numel() for p in unwrap_model(self.model).parameters()))
         # Only now: before there is anything to save, a signal may end the process as it does.
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self.train_time_start = time.time()
+            self.startup_took = max(time.time() - self.started - self.staging_took, 0.0)
+            self.clocks.staging += self.staging_took
+            self.clocks.startup += self.startup_took
+            self._trained_epoch = min(self.epoch, self.epochs - 1)
             emit(Event.TRAIN_START, self.listeners, self)
-            if not finished:
-                self._train_epochs()
+            self.clock.start()
+            while not finished:
+                try:
+                    self._train_epochs()
+                    finished = True
+                except Diverged:
+                    self._roll_back()
             emit(Event.TRAIN_END, self.listeners, self)
+            if self.storage:
+                self.storage.close(interrupted=False)
+        except Interrupted:
+            if self.storage:
+                self.storage.close(interrupted=True)
+            raise
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self.test_loader.close()
+
+    def measure(self) -> TuningReport:
+        """Make the trials of spec.tuning for what is fastest, and train nothing.
+
+        Raises:
+            BadInput: specification or data are wrong.
+        """
+        self.tuning_only = True
+        self._setup_train()
+        self.test_loader.close()
+        assert self.tuning is not None
+        return self.tuning
 
     def _ask_to_stop(self, *_: Any) -> None:
         self._stop_asked = True
@@ -128,7 +177,8 @@ class Trainer(Pipeline):
                 epoch=self.epoch,
                 step=self.step,
             ),
-            workers=self.args.workers,
+            workers=self.choice.workers,
+            prefetch=self.choice.prefetch,
             pin_memory=self.device.type == "cuda",
         )
         self._saved_at = time.monotonic()
@@ -149,6 +199,8 @@ class Trainer(Pipeline):
 
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         began = time.perf_counter()
+        self._trained_epoch = self.epoch
+        self._between(Phase.UNACCOUNTED)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the scheduler is stepped before the optimizer, as upstream does it
             self.scheduler.step()
@@ -156,7 +208,6 @@ class Trainer(Pipeline):
         self.optimizer.zero_grad()
         emit(Event.EPOCH_START, self.listeners, self)
         boundary = self.step  # steps whose gradients are in the weights
-        self.clock.start()
         while self.step < self.steps:
             self._agree(boundary)
             self._warm_up()
@@ -165,11 +216,9 @@ class Trainer(Pipeline):
             self.step += 1
             if update:
                 boundary = self.step
-            self.clock.end_step()
-            self._collect()
+            self._end_step()
             emit(Event.STEP_END, self.listeners, self)
-        self._collect(wait=True)
-        self.losses.look()
+        self.collect(wait=True)
         self.epoch_took = time.perf_counter() - began
 
     def _agree(self, boundary: int) -> None:
@@ -177,17 +226,26 @@ class Trainer(Pipeline):
         due = self.world.is_main and time.monotonic() - self._saved_at >= self.run.spec.checkpoint.every_seconds
         stop, save, diverged = self.votes.exchange(stop=self._stop_asked, save=due, diverged=self.losses.diverged)
         if diverged:
-            raise TrainerError(
-                "NonFiniteLoss", f"the loss is not finite at {self._where()}, learning rate {self._rates()}"
-            )
+            raise Diverged
         if stop or save:
-            self._collect(wait=True)
+            self._check_finite()
             # The weights have not changed since the last optimizer step: that is where a resume takes up.
             self._save(step=boundary)
             if stop:
                 at = f"epoch {self.epoch + 1}, step {boundary} of {self.steps}"
                 raise Interrupted("Interrupted", f"stopped by a signal and saved at {at}")
-            self.clock.start()
+
+    def _check_finite(self) -> None:
+        """Before anything is saved or validated. All ranks must call it.
+
+        Raises:
+            Diverged: a loss of this epoch or a weight is not finite, on any rank.
+        """
+        self.losses.look()
+        norms = torch._foreach_norm([p.detach() for p in unwrap_model(self.model).parameters()])
+        finite = bool(torch.isfinite(torch.stack([n.float() for n in norms])).all()) and not self.losses.diverged
+        if self.world.sum([float(not finite)])[0]:
+            raise Diverged
 
     def _warm_up(self) -> None:
         """Accumulation, learning rate and momentum rise over the first epochs, as upstream has it."""
@@ -197,7 +255,7 @@ class Trainer(Pipeline):
             return
         self.accumulate = max(1, round(float(np.interp(now, [0, warm], [1, self.nominal_accumulate]))))
         for group in self.optimizer.param_groups:
-            start = self.args.warmup_bias_lr if group.get("param_group") == "bias" else 0.0
+            start = self.args.warmup_bias_lr * self.rate_scale if group.get("param_group") == "bias" else 0.0
             group["lr"] = float(np.interp(now, [0, warm], [start, group["initial_lr"] * self.lf(self.epoch)]))
             if "momentum" in group:
                 momentum = (self.args.warmup_momentum, self.args.momentum)
@@ -205,10 +263,10 @@ class Trainer(Pipeline):
 
     def _train_step(self, batches: Iterator[dict[str, Any]], update: bool) -> None:
         sizes = self.order.sizes(self.step, self.world.rank, self.world.world_size)
+        self.clock.mark(Phase.UNACCOUNTED)
         for i, size in enumerate(sizes):
             self._train_micro_batch(next(batches), size, reduce=update and i + 1 == len(sizes))
         self.step_images = sum(sizes)
-        self._images_of_steps.append(min(self.order.batch, self.order.samples - self.step * self.order.batch))
         if update:
             self.optimizer_step()
 
@@ -216,29 +274,27 @@ class Trainer(Pipeline):
         self.clock.mark(Phase.DATA_WAIT)
         if self.args.multi_scale:
             random.seed(f"{self.args.seed}/{self.epoch}/{self.step}")  # the same size on every rank
-        batch = self.preprocess_batch(batch)
-        if self.args.channels_last is not False:
-            batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
+        batch = self.to_device(batch)
         self.clock.mark(Phase.H2D)
         model = self.model
         alone = not isinstance(model, DistributedDataParallel)
         # The forward pass arms DDP's reducer, so it must be inside, too.
         with contextlib.nullcontext() if alone or reduce else model.no_sync():
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                predictions = model(batch["img"])
+            predictions = self.predict(batch)
             self.clock.mark(Phase.FORWARD)
-            loss, items = unwrap_model(model).loss(batch, _float(predictions))
+            loss, items = self.losses_of(batch, predictions)
             # Ultralytics' loss is a mean times the micro-batch: a sum over images, whatever the shards. DDP takes the
             # mean over ranks, hence the factor.
             self.loss = loss.sum() * (self.world.world_size if size else 0)
             self.loss_items = items
             self.losses.add(items, size)
             self.clock.mark(Phase.LOSS)
-            self._gradients_ready = None
-            self.scaler.scale(self.loss).backward()
-            if self._gradients_ready is not None:
-                self.clock.mark(Phase.BACKWARD, at=self._gradients_ready)
+            self._reductions.clear()
+            self.scaler.scale(self.loss).backward()  # type: ignore[no-untyped-call]
+            if self._reductions:
+                self.clock.mark(Phase.BACKWARD, at=self._reductions[-1])
                 self.clock.mark(Phase.ALL_REDUCE)
+                self.clock.reduced(self._reductions[0], self._reduced or self._reductions[-1])
             else:
                 self.clock.mark(Phase.BACKWARD)
 
@@ -261,7 +317,9 @@ class Trainer(Pipeline):
         self.lr = {f"lr/pg{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
         self.ema.update_attr(self.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
         last = self.epoch + 1 >= self.epochs
+        self._check_finite()
         losses = self.losses.mean(self.world)
+        self._between(Phase.UNACCOUNTED)
         self.fitness = None  # an epoch that is not validated is no best one
         if self.args.val or last or self.stopper.possible_stop:
             self._validate()
@@ -292,8 +350,8 @@ class Trainer(Pipeline):
                 self.best_fitness = self.fitness
                 self.best_metrics = {"map50": self.map50, "map": self.map}
         self.validation_took = time.perf_counter() - began
-        self.clocks.validation += self.validation_took
         self.validations += 1
+        self._between(Phase.VALIDATION)
         emit(Event.VALIDATION_END, self.listeners, self)
 
     def _stopping_early(self) -> bool:
@@ -303,16 +361,22 @@ class Trainer(Pipeline):
 
     # --- time -----------------------------------------------------------------------------------------------------
 
-    def _collect(self, wait: bool = False) -> None:
-        """Take over the steps whose times are known by now."""
-        for seconds in self.clock.completed(wait):
-            self.clocks.add_step(seconds)
-            self._timed.append((seconds, self._images_of_steps.pop(0)))
+    def _end_step(self) -> None:
+        images = min(self.order.batch, self.order.samples - (self.step - 1) * self.order.batch)
+        self.clock.end(Phase.UNACCOUNTED, epoch=self.epoch, step=self.step - 1, images=images)
+        self.collect()
 
-    def timed_steps(self) -> list[tuple[dict[Phase, float], int]]:
-        """(seconds by phase, images of the whole job) of the steps that became known since the last call."""
-        steps, self._timed = self._timed, []
-        return steps
+    def _between(self, phase: Phase) -> None:
+        """What has happened since the last step, or since the last call, was this phase."""
+        self.clock.end(phase, epoch=self._trained_epoch, step=self.step)
+        self.collect(wait=True)
+
+    def collect(self, wait: bool = False) -> None:
+        """Take over the spans whose times are known by now."""
+        for span in self.clock.completed(wait):
+            self.clocks.add(span)
+            for listener in self.listeners:
+                listener.on_span(span)
 
     def remaining_seconds(self, rate: float | None) -> float | None:
         """Expected time to the end at `rate` images per second; none before there is a rate."""
@@ -334,77 +398,102 @@ class Trainer(Pipeline):
 
     # --- state ----------------------------------------------------------------------------------------------------
 
-    def _save(self, *, step: int | None = None, finished: bool = False) -> None:
-        """Save state and weights; rank 0 alone writes."""
+    def _save(self, step: int | None = None, finished: bool = False) -> None:
+        """Save state, and at an epoch's end weights; rank 0 alone writes."""
         began = time.perf_counter()
-        if self.world.is_main:
-            try:
-                self._write(self.step if step is None else step, finished)
-            except OSError as error:
-                self._could_not_save(error, finished)
+        step = self.step if step is None else step
+        # Before it is captured: the clocks in it must know all that has happened.
+        self._between(Phase.UNACCOUNTED)
+        if self.storage:
+            files = self._files() if step == 0 else {}
+            captured = state.capture(self, step, finished)
+            self.storage.save(captured, epoch=self.epoch, step=step, files=files, last=finished)
         self._saved_at = time.monotonic()
         self.checkpoint_took = time.perf_counter() - began
-        self.clocks.checkpoint += self.checkpoint_took
         emit(Event.CHECKPOINT, self.listeners, self)
+        self._between(Phase.CHECKPOINT)
 
-    def _could_not_save(self, error: OSError, finished: bool) -> None:
-        message = f"no checkpoint at {self._where()}: {error.strerror or error} ({self.output})"
-        for listener in self.listeners:
-            if metrics := getattr(listener, "metrics", None):
-                metrics.checkpoint_failures.inc()
-        self.warn(message)
-        if finished:
-            raise TrainerError("StorageFailed", f"the trained weights could not be saved: {message}") from error
+    def _files(self) -> dict[str, Any]:
+        """Name -> writer of the files for people, at the end of an epoch."""
+        content = state.stock_checkpoint(self)
 
-    def _write(self, step: int, finished: bool) -> None:
-        weights = self.output / "weights"
-        if step == 0:  # at an epoch's end there are new weights for people
-            content = state.stock_checkpoint(self)
-            write_atomically(weights / "last.pt", lambda file: torch.save(content, file))
-            if self.fitness is not None and self.fitness == self.best_fitness:
-                write_atomically(weights / "best.pt", lambda file: torch.save(content, file))
-            if self.args.save_period > 0 and self.epoch % self.args.save_period == 0:
-                write_atomically(weights / f"epoch{self.epoch}.pt", lambda file: torch.save(content, file))
-            write_atomically(
-                self.output / "results.csv", lambda file: file.write(state.results_csv(self.rows).encode())
-            )
-        self.store.save(state.capture(self, step, finished), epoch=self.epoch, step=step)
+        def weights(file: BinaryIO) -> None:
+            torch.save(content, file)
 
-    def _restore(self) -> bool:
-        """Take up from the newest whole checkpoint; True where the run was finished already."""
+        files = {"weights/last.pt": weights}
+        if self.fitness is not None and self.fitness == self.best_fitness:
+            files["weights/best.pt"] = weights
+        if self.args.save_period > 0 and self.epoch % self.args.save_period == 0:
+            files[f"weights/epoch{self.epoch}.pt"] = weights
+        table = state.results_csv(self.rows).encode()
+        return {**files, "results.csv": lambda file: file.write(table)}
+
+    def tune(self) -> None:
+        tuning = self.run.spec.tuning
+        if self.tuning_only or (tuning.mode == "Auto" and self._saved is None):
+            emit(Event.TUNING_START, self.listeners, self)
+            tuner = Tuner(self, tuning.max_seconds, whole_job=not self.tuning_only)
+            self.choice, self.tuning = tuner.run(self.choice)
+        elif tuning.mode == "Auto" and self._saved is not None:
+            self.choice = Choice(**self._saved["choice"])
+
+    def _read(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, on all ranks."""
         data = None
-        if self.world.is_main:
-            data, faults = self.store.newest()
+        if self.storage:
+            data, faults = self.storage.newest()
             for fault in faults:
                 self.warn(fault)
         data = self.world.broadcast_bytes(data)
         if data is None:
-            return False
+            return None
         saved = decode(data)
+        state.check_fingerprint(saved, self)
+        return saved
+
+    def _restore(self) -> bool:
+        """Take up from the checkpoint that was read; True where the run was finished already."""
+        self._initial_rates = list(self.scheduler.base_lrs)
+        beginning = io.BytesIO()
+        torch.save({"format": FORMAT, **state.capture(self, 0, False)}, beginning)
+        self._beginning = beginning.getvalue()
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return False
         state.apply(self, saved)
         return bool(saved["finished"])
 
-    def _check_space(self) -> None:
-        """Whether what will be saved fits: weights, gradients' moments and EMA in fp32 for each checkpoint."""
-        if not self.world.is_main:
-            return
-        parameters = sum(p.numel() for p in unwrap_model(self.model).parameters())
-        needed = parameters * (16 * (self.run.spec.checkpoint.keep + 1) + 2 * 3) + (4 << 20)
-        free = shutil.disk_usage(self.output).free + sum(p.stat().st_size for p in self.store.paths())
-        if free < needed:
-            raise BadInput(
-                "NoSpace",
-                f"{self.output} has {free / 2**20:.0f} MiB left, and checkpoints and weights need about "
-                f"{needed / 2**20:.0f} MiB: free some, or choose another spec.storage.uri",
-            )
+    def _roll_back(self) -> None:
+        """Go back to the newest checkpoint, with half the learning rate. All ranks call it in the same step.
 
+        Raises:
+            TrainerError: it has happened too often, or there is nothing to go back to.
+        """
+        where = f"the loss is not finite at {self._where()}, learning rate {self._rates()}"
+        self.votes.drain()
+        self.collect(wait=True)
+        rollbacks = self.rollbacks + 1
+        if rollbacks > MAX_ROLLBACKS:
+            raise TrainerError("NonFiniteLoss", f"{where}; {MAX_ROLLBACKS} rollbacks with a lower one did not help")
+        clocks = self.clocks
+        self.losses = EpochLosses()
+        data, _ = self.storage.newest() if self.storage else (None, [])
+        state.apply(self, decode(self.world.broadcast_bytes(data) or self._beginning))
+        self.clocks, self.rollbacks = clocks, rollbacks
+        self.scale_rates()
+        self.warn(
+            f"{where}: back to epoch {self.epoch + 1}, step {self.step}, with {self.rate_scale:g} times the learning rate "
+            f"(rollback {rollbacks} of {MAX_ROLLBACKS})"
+        )
+        self._between(Phase.CHECKPOINT)
 
-def _float(value: Any) -> Any:
-    """Predictions in single precision at least, in which losses are computed."""
-    if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, dict):
-        return {key: _float(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_float(child) for child in value)
-    return value
+    @property
+    def rate_scale(self) -> float:
+        """What rollbacks have made of the learning rate."""
+        return 0.5**self.rollbacks
+
+    def scale_rates(self) -> None:
+        """Let the optimizer and its schedule know about rollbacks."""
+        self.scheduler.base_lrs = [rate * self.rate_scale for rate in self._initial_rates]
+        for rate, group in zip(self.scheduler.base_lrs, self.optimizer.param_groups, strict=True):
+            group["initial_lr"] = rate

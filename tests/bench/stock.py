@@ -1,0 +1,51 @@
+"""The peer: stock `ultralytics.YOLO(...).train(...)` on the same data. `python stock.py JSON`, in a process of its own.
+
+Prints a line of JSON: img/s of the training proper and of whole epochs (with validation), both without the first epoch,
+and the mAP at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    asked: dict[str, Any] = json.loads(sys.argv[1])
+    from ultralytics import YOLO
+
+    folder = Path(asked["folder"])
+    model = YOLO(asked["model"], task="detect")
+    began: list[float] = []
+    trained: list[float] = []
+    whole: list[float] = []
+    model.add_callback("on_train_epoch_start", lambda _: began.append(time.perf_counter()))
+    model.add_callback("on_train_epoch_end", lambda _: trained.append(time.perf_counter() - began[-1]))
+    model.add_callback("on_fit_epoch_end", lambda _: whole.append(time.perf_counter() - began[-1]))
+    model.train(
+        data=asked["data"],
+        project=str(folder),
+        name="stock",
+        exist_ok=True,
+        device="cpu",
+        plots=False,
+        verbose=False,
+        **asked["train"],
+    )
+    images = asked["images"] * (len(trained) - 1)
+    print(
+        json.dumps(
+            {
+                "img/s": images / sum(trained[1:]),
+                "img/s with validation": images / sum(whole[1 : len(trained)]),
+                "mAP50-95": float(model.metrics.box.map) if model.metrics else None,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

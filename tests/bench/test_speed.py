@@ -1,0 +1,154 @@
+"""Ours against stock Ultralytics: same version, network, data, image size, epochs, seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import HERE, IMAGES, Report, in_turns, network_file, ratio, script, train
+from yolojob_trainer.launch import ALLOCATOR
+
+from yolojob.manifest import parse
+from yolojob.run import Run
+
+ROUNDS = int(os.environ.get("YOLOJOB_BENCH_ROUNDS", "3"))
+EPOCHS = 3
+BATCH = 16
+
+
+def fast_bf16() -> bool:
+    import torch
+    from yolojob_trainer.precision import choose
+
+    return choose("auto", torch.device("cpu")) is torch.bfloat16
+
+
+def data_file(folder: Path, cache: Path) -> str:
+    train(folder / "first", cache, "small", {"epochs": 2, "batch": BATCH, "imgsz": 64})
+    return str(next((cache / "configs").glob("data-*.yaml")))
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("imgsz", [160, 320])
+@pytest.mark.parametrize("network", ["yolo26n", "small"])
+def test_images_per_second(network: str, imgsz: int, tmp_path: Path, cache: Path, report: Report) -> None:
+    data, model = data_file(tmp_path, cache), network_file(network, tmp_path)
+    settings = {"epochs": EPOCHS, "batch": BATCH, "imgsz": imgsz, "seed": 0}
+    count = [0]
+
+    def stock() -> float:
+        asked = {"model": model, "data": data, "folder": str(tmp_path), "images": IMAGES, "train": settings}
+        return float(script("stock.py", asked)["img/s"])
+
+    def ours(**spec: Any) -> float:
+        count[0] += 1
+        amp = spec.pop("amp", "auto")
+        return float(train(tmp_path / str(count[0]), cache, network, {**settings, "amp": amp}, **spec)["img/s"])
+
+    def bare(bf16: bool) -> float:
+        os.environ["GLIBC_TUNABLES"] = ALLOCATOR
+        asked = {"model": model, "batch": BATCH, "imgsz": imgsz, "threads": os.cpu_count(), "steps": 20, "bf16": bf16}
+        try:
+            return float(script("bare.py", asked)["img/s"])
+        finally:
+            del os.environ["GLIBC_TUNABLES"]
+
+    figures = in_turns(
+        ROUNDS,
+        {
+            "stock": stock,
+            "ours": ours,
+            "ours fp32": lambda: ours(amp=False),
+            "ours 2 workers": lambda: ours(workers={"replicas": 2}),
+            "bare": lambda: bare(fast_bf16()),
+        },
+    )
+    report.add(
+        "img/s",
+        network=network,
+        imgsz=imgsz,
+        **{name: statistics.median(values) for name, values in figures.items()},
+        **{
+            "ours/stock": ratio(figures, "ours", "stock"),
+            "fp32/stock": ratio(figures, "ours fp32", "stock"),
+            "2 workers/1": ratio(figures, "ours 2 workers", "ours"),
+            "ours/bare": ratio(figures, "ours", "bare"),
+        },
+    )
+    assert ratio(figures, "ours", "stock") > 1.2
+    assert ratio(figures, "ours fp32", "stock") > 1.2
+
+
+@pytest.mark.timeout(3600)
+def test_the_accuracy_is_that_of_stock(tmp_path: Path, cache: Path, report: Report) -> None:
+    """Mean over three seeds, within the spread of the seeds."""
+    data, model = data_file(tmp_path, cache), network_file("small", tmp_path)
+    found: dict[str, list[float]] = {"stock": [], "ours": [], "ours fp32": []}
+    for seed in range(3):
+        settings = {"epochs": 12, "batch": BATCH, "imgsz": 128, "seed": seed, "optimizer": "AdamW", "lr0": 0.004}
+        settings |= {"mosaic": 0.0, "fliplr": 0.0}
+        asked = {"model": model, "data": data, "folder": str(tmp_path), "images": IMAGES, "train": settings}
+        found["stock"].append(script("stock.py", asked)["mAP50-95"])
+        for name, amp in (("ours", "auto"), ("ours fp32", False)):
+            folder = tmp_path / f"{name}{seed}"
+            found[name].append(train(folder, cache, "small", {**settings, "amp": amp})["mAP50-95"])
+    means = {name: statistics.mean(values) for name, values in found.items()}
+    spread = max(statistics.stdev(values) for values in found.values())
+    report.add("mAP50-95", **means, spread=spread, values=json.dumps(found))
+    assert means["ours"] > means["stock"] - max(2 * spread, 0.01)
+    assert means["ours fp32"] > means["stock"] - max(2 * spread, 0.01)
+
+
+@pytest.mark.timeout(1800)
+def test_the_instrumentation_costs_less_than_a_hundredth(tmp_path: Path, cache: Path, report: Report) -> None:
+    document = {
+        "apiVersion": "yolojob.dev/v1alpha1",
+        "kind": "YoloTrainingJob",
+        "metadata": {"name": "bench"},
+        "spec": {
+            "model": {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]},
+            "dataset": {"uri": "builtin://digits"},
+            "train": {"epochs": 6, "batch": BATCH, "imgsz": 128, "val": False},
+        },
+    }
+    run = Run(name="bench", spec=parse(document).spec).to_env()
+    count = [0]
+
+    def seconds(mode: str) -> float:
+        count[0] += 1
+        environment = {
+            **os.environ,
+            "YOLOJOB_RUN": run,
+            "YOLOJOB_OUTPUT_DIR": str(tmp_path / str(count[0])),
+            "YOLOJOB_CACHE_DIR": str(cache),
+            "YOLOJOB_METRICS_PORT": "0",
+            "YOLOJOB_TERMINATION_LOG": str(tmp_path / "final"),
+        }
+        command = [sys.executable, str(HERE / "instrumented.py"), mode]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return min(json.loads(done.stdout.splitlines()[-1])["seconds"][1:])
+
+    figures = in_turns(2 * ROUNDS, {"on": lambda: seconds("on"), "off": lambda: seconds("off")})
+    # The fastest epoch of many: what noise adds is not the instrumentation's.
+    overhead = min(figures["on"]) / min(figures["off"]) - 1
+    report.add("instrumentation", overhead=overhead, on=min(figures["on"]), off=min(figures["off"]))
+    assert overhead < 0.01 + 0.02, "1 % is the goal; a noisy machine is granted 2 more"
+
+
+@pytest.mark.timeout(600)
+def test_start_up(tmp_path: Path, cache: Path, report: Report) -> None:
+    """Process start to first step, with a cached data set; the imports' part is measured in processes of their own."""
+    train(tmp_path / "first", cache, "yolo26n", {"epochs": 2, "batch": BATCH, "imgsz": 64})
+    starts = [
+        train(tmp_path / str(i), cache, "yolo26n", {"epochs": 2, "batch": BATCH, "imgsz": 64})["startup"]
+        for i in range(ROUNDS)
+    ]
+    report.add("start-up", seconds=min(starts), all=json.dumps(starts))
+    assert min(starts) < 10
