@@ -21,7 +21,9 @@ USER 10001:10001
 ENTRYPOINT ["python", "-m", "yolojob_operator"]
 
 FROM base AS trainer
-# torch and its companions, gigabytes that rarely change, in a layer of their own.
+# torch and what it needs, gigabytes that rarely change, in a layer of its own; the rest finds it installed.
+COPY requirements/torch.txt /app/torch.txt
+RUN python -m pip install --no-cache-dir --no-deps --require-hashes --requirement /app/torch.txt
 COPY requirements/trainer.txt /app/requirements.txt
 RUN python -m pip install --no-cache-dir --no-deps --require-hashes --requirement /app/requirements.txt
 COPY yolojob /app/yolojob

@@ -62,7 +62,7 @@ generate: env  ## write CRD, install.yaml and reference, from the models, the ch
 
 lock: env  ## resolve the lock files anew
 	$(RUN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra dev pyproject.toml -o $(LOCK)
-	for extra in operator trainer; do \
+	for extra in operator torch trainer; do \
 	  $(RUN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra $$extra -c $(LOCK) pyproject.toml -o requirements/$$extra.txt || exit 1; done
 
 clean:  ## forget the environment

@@ -96,8 +96,9 @@ def run(
         "~/.cache/yolojob"
     ),
     trace: Annotated[
-        int, typer.Option(min=0, max=1000, help="Record so many steps as a Chrome trace, for ui.perfetto.dev.")
-    ] = 0,
+        bool, typer.Option("--trace", help="Record a few steps as a Chrome trace, for ui.perfetto.dev.")
+    ] = False,
+    trace_steps: Annotated[int, typer.Option(min=1, max=1000, help="How many steps --trace records.")] = 5,
 ) -> None:
     """Train here, without a cluster, from the same manifest.
 
@@ -106,7 +107,9 @@ def run(
     """
     try:
         job = manifest.parse(manifest.load(file))
-        local = LocalRun(job, Places(runs=runs, volumes=volumes, cache=cache.expanduser()), trace_steps=trace)
+        local = LocalRun(
+            job, Places(runs=runs, volumes=volumes, cache=cache.expanduser()), trace_steps=trace_steps if trace else 0
+        )
     except manifest.InvalidManifest as error:
         raise _refuse(error) from None
     name = job.metadata.name

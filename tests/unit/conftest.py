@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gang import Gang, tiny
-from stores import Proxy
+from stores import Bucket, Proxy
 
 
 @pytest.fixture(scope="session")
@@ -36,27 +36,6 @@ def gangs(tmp_path: Path, cache: Path) -> Iterator[Any]:
         for process in gang.processes:
             process.kill()
             process.wait()
-
-
-class Bucket:
-    """A bucket of a real S3 server behind a proxy."""
-
-    def __init__(self, proxy: Proxy, name: str, client: Any, environment: dict[str, str]) -> None:
-        self.proxy = proxy
-        self.name = name
-        self._client = client
-        self.environment = environment
-        """With which AWS' libraries find and may use it."""
-
-    def put(self, key: str, data: bytes) -> None:
-        self._client.put_object(Bucket=self.name, Key=key, Body=data)
-
-    def get(self, key: str) -> bytes:
-        return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()  # type: ignore[no-any-return]
-
-    def keys(self, prefix: str = "") -> list[str]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
-        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
 
 @pytest.fixture(scope="session")

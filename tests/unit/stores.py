@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 CHUNK = 1 << 16
@@ -147,3 +148,24 @@ def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1
         yield f"https://localhost:{server.port}", seen
     finally:
         server.shutdown()
+
+
+class Bucket:
+    """A bucket of a real S3 server behind a proxy."""
+
+    def __init__(self, proxy: Proxy, name: str, client: Any, environment: dict[str, str]) -> None:
+        self.proxy = proxy
+        self.name = name
+        self._client = client
+        self.environment = environment
+        """With which AWS' libraries find and may use it."""
+
+    def put(self, key: str, data: bytes) -> None:
+        self._client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def get(self, key: str) -> bytes:
+        return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()  # type: ignore[no-any-return]
+
+    def keys(self, prefix: str = "") -> list[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]

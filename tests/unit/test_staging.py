@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bucket
-from stores import https
+from stores import Bucket, https
 from support import eventually
 from yolojob_trainer import staging
+from yolojob_trainer.data import locate
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.remote import Remote, Unavailable
 from yolojob_trainer.staging import Stage
+
+from yolojob.spec import Dataset
 
 FIELD = "spec.dataset.uri"
 
@@ -126,6 +128,8 @@ import sys
 from pathlib import Path
 from yolojob_trainer.remote import Remote
 from yolojob_trainer.staging import Stage
+
+from yolojob.spec import Dataset
 print(Stage(Path(sys.argv[1]), lambda *_: None, "f").fetch(Remote(sys.argv[2], "f")))
 """
 
@@ -241,6 +245,22 @@ def test_google_cloud_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             Remote("gs://data/set", FIELD, 3).files()
     finally:
         server.stop()
+
+
+def test_an_archive_in_a_volume_is_unpacked_into_the_cache(tmp_path: Path) -> None:
+    volumes, cache = tmp_path / "volumes", tmp_path / "cache"
+    (volumes / "data").mkdir(parents=True)
+    with zipfile.ZipFile(volumes / "data" / "coco.zip", "w") as file:
+        file.writestr("coco/data.yaml", "names: [a]")
+    where = Dataset(uri="pvc://data/coco.zip")
+    folder = locate(where, cache=cache, volumes=volumes, progress=lambda *_: None)
+    assert contents(folder) == {"data.yaml": b"names: [a]"}
+    assert folder.is_relative_to(cache)
+    assert locate(where, cache=cache, volumes=volumes, progress=lambda *_: None) == folder
+    with zipfile.ZipFile(volumes / "data" / "coco.zip", "w") as file:
+        file.writestr("coco/data.yaml", "names: [a, b]")
+    os.utime(volumes / "data" / "coco.zip", (1, 1))
+    assert locate(where, cache=cache, volumes=volumes, progress=lambda *_: None) != folder
 
 
 def test_digits_are_written_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Bucket
+from stores import Bucket
 from support import eventually
 
 from yolojob.contract import ExitCode

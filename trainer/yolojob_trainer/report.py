@@ -141,7 +141,7 @@ class Reporter(Callback):
         self._update(trainer, State.TRAINING)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        self._update(trainer, State.SUCCEEDED)
+        self._update(trainer, State.SAVING)  # uploads may be under way
         with self._lock:
             self.report.progress.eta = None
 

@@ -16,6 +16,7 @@ from yolojob_trainer.remote import Remote
 
 CHECKPOINTS, WEIGHTS, TRACE = "checkpoints", "weights", "trace"
 MARKER = ".yolojob"
+"""A file that is uploaded first, to see whether that is possible."""
 
 
 class Storage:
@@ -40,12 +41,12 @@ class Storage:
         self._mirror: Mirror | None = None
         try:
             (folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
-            (folder / MARKER).write_text("This folder belongs to a run of yolojob.\n")
         except OSError as error:
             raise BadInput("StorageFailed", f"spec.storage: {folder}: {error.strerror}") from None
         if spec.storage and uris.parse(spec.storage.uri, uris.STORAGE_SCHEMES).scheme in uris.REMOTE_SCHEMES:
             remote = Remote(self.uri, "spec.storage.uri", patience=mirror.PATIENCE)
             self._mirror = Mirror(folder, remote, failed)
+            (folder / MARKER).write_text("This folder belongs to a run of yolojob.\n")
             self._mirror.start(MARKER)
 
     def check_space(self, parameters: int) -> None:

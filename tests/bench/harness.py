@@ -1,0 +1,112 @@
+"""Measurements: each figure is a ratio between things that ran in turns on this machine, in this run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolojob.local import LocalRun, Places
+from yolojob.manifest import parse
+
+HERE = Path(__file__).parent
+IMAGES = 400
+"""Training images of builtin://digits."""
+NETWORKS = {
+    "yolo26n": {"name": "yolo26n.yaml"},
+    "small": {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]},
+}
+
+
+class Report:
+    """Collects lines; printed at the end, and written to bench.json where YOLOJOB_BENCH_OUT says."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, bench: str, **row: Any) -> None:
+        self.rows.append({"bench": bench, **row})
+        print("  ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.rows[-1].items()))
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return f"{names[0] if names else platform.machine()}{', avx512_bf16' if 'avx512_bf16' in flags else ''}"
+
+
+def script(name: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Run one of the scripts beside this file."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / name), json.dumps(asked)],
+        env={**os.environ, "YOLO_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def network_file(network: str, folder: Path) -> str:
+    """The network's description as stock Ultralytics reads it."""
+    from yolojob_trainer.architecture import resolve
+
+    from yolojob.spec import ModelRef
+
+    description, _ = resolve(ModelRef.model_validate(NETWORKS[network]), volumes=folder, cache=folder)
+    path = folder / f"{network}.yaml"
+    path.write_text(yaml.safe_dump({**description, "nc": 10}))
+    return str(path)
+
+
+def train(folder: Path, cache: Path, network: str, train: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """Run a job as `yolojob run` does: img/s of the training proper and of whole epochs, without the first, and mAP."""
+    document = {
+        "apiVersion": "yolojob.dev/v1alpha1",
+        "kind": "YoloTrainingJob",
+        "metadata": {"name": "bench"},
+        "spec": {"model": NETWORKS[network], "dataset": {"uri": "builtin://digits"}, "train": train, **spec},
+    }
+    local = LocalRun(parse(document), Places(runs=folder, volumes=folder, cache=cache))
+    local.start()
+    code = local.wait(1200)
+    report = local.report(code or 0)
+    assert code == 0, local.log.read_text()[-3000:]
+    steps, others = 0.0, 0.0
+    for path in (local.output / "trace" / "rank-0").glob("*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            if line["epoch"] > 0:
+                seconds = sum(line["seconds"].values())
+                steps, others = (steps + seconds, others) if "images" in line else (steps, others + seconds)
+    images = IMAGES * (train["epochs"] - 1)
+    return {
+        "img/s": images / steps,
+        "img/s with validation": images / (steps + others),
+        "mAP50-95": report.result.map if report.result else None,
+        "startup": report.timing.startup_seconds,
+        "training": report.timing.training_seconds,
+    }
+
+
+def in_turns(rounds: int, runs: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Figures of each, taken in alternation: a noisy neighbour disturbs all of them alike."""
+    figures: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            figures[name].append(run())
+    return figures
+
+
+def ratio(figures: dict[str, list[float]], a: str, b: str) -> float:
+    """Median over the rounds of a's figure over b's."""
+    return statistics.median(x / y for x, y in zip(figures[a], figures[b], strict=True))
