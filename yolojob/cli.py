@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from yolojob import __version__, display, manifest
+from yolojob import __version__, display, manifest, verbs
 from yolojob.contract import ExitCode
 from yolojob.local import LocalRun, Places
 from yolojob.status import Report
@@ -211,6 +211,9 @@ def _conclude(name: str, local: LocalRun, report: Report, code: int, interrupted
         return ExitCode.BAD_INPUT
     typer.echo(f"The log is {local.log}", err=True)
     return ExitCode.FAILED
+
+
+app.add_typer(verbs.app)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
@@ -11,9 +12,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from yolojob.status import Progress, Report, State, Timing, TuningReport
+from yolojob.job import YoloTrainingJob
+from yolojob.status import (
+    Condition,
+    Phase,
+    Progress,
+    Report,
+    State,
+    Timing,
+    TuningReport,
+    YoloTrainingJobStatus,
+)
 
 COLOURS = {
+    "queued": "bright_black",
+    "image pull": "grey50",
     "data_wait": "yellow",
     "h2d": "bright_yellow",
     "forward": "green",
@@ -42,6 +55,8 @@ def duration(seconds: float) -> str:
 def split(timing: Timing) -> dict[str, float]:
     """Seconds of the run by part, in the order in which they happen."""
     parts = {
+        "queued": timing.queued_seconds or 0.0,
+        "image pull": timing.image_pull_seconds or 0.0,
         "staging": timing.staging_seconds or 0.0,
         "startup": timing.startup_seconds or 0.0,
         **timing.training_seconds,
@@ -164,6 +179,107 @@ class View:
             words = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step")
             words = words or f"{report.state.value.lower()}{staged}"
             self._console.print(f"{self._name}: {words}", highlight=False, soft_wrap=True)
+
+
+def jobs(found: list[YoloTrainingJob], console: Console) -> None:
+    """One line for each job, with the columns of `kubectl get ytj`."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("NAME", "PHASE", "WORKERS", "EPOCH", "MAP50", "IMG/S", "ETA", "COST", "AGE"):
+        table.add_column(column, no_wrap=True)
+    now = datetime.now(UTC)
+    for job in found:
+        status = job.status or YoloTrainingJobStatus()
+        p = status.progress or Progress()
+        created = job.metadata.creation_timestamp
+        table.add_row(
+            job.metadata.name,
+            status.phase.value,
+            f"{status.workers.ready}/{status.workers.desired}",
+            f"{p.epoch}/{p.epochs}" if p.epochs else "",
+            f"{p.map50:.3f}" if p.map50 is not None else "",
+            f"{p.images_per_second:.1f}" if p.images_per_second else "",
+            duration(max((p.eta - now).total_seconds(), 0)) if p.eta else "",
+            f"{status.cost.so_far:.2f} {status.cost.currency}"
+            if status.cost and status.cost.so_far is not None
+            else "",
+            duration((now - created).total_seconds()) if created else "",
+        )
+    console.print(table)
+
+
+def job_line(job: YoloTrainingJob) -> str:
+    """Where a job in a cluster stands, in one line."""
+    status = job.status or YoloTrainingJobStatus()
+    report = Report(progress=status.progress or Progress())
+    figures = "  ".join(f"{k} {v}" for k, v in _figures(report).items() if k not in ("step", "ETA"))
+    latest = _latest(status)
+    why = (
+        f"  {latest.reason}: {latest.message}"
+        if latest and status.phase not in (Phase.RUNNING, Phase.SUCCEEDED)
+        else ""
+    )
+    return f"{job.metadata.name}: {status.phase.value.lower()}  {figures}{why}".rstrip()
+
+
+def job_panel(job: YoloTrainingJob) -> RenderableType:
+    """The live view of a job in a cluster."""
+    status = job.status or YoloTrainingJobStatus()
+    lines: list[RenderableType] = [
+        Text.assemble(
+            (job.metadata.name, "bold"),
+            f"  {status.phase.value.lower()}",
+            (f"  {status.workers.ready} of {status.workers.desired} workers, attempt {status.attempt}", "dim"),
+        )
+    ]
+    if (latest := _latest(status)) and status.phase is not Phase.RUNNING:
+        lines.append(Text(f"{latest.reason}: {latest.message}", style="dim"))
+    if status.progress and status.progress.epochs:
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=status.progress.epochs, completed=_done(status.progress), width=60))
+        grid = Table.grid(padding=(0, 2))
+        figures = _figures(Report(progress=status.progress))
+        grid.add_row(*(Text(key, style="dim") for key in figures))
+        grid.add_row(*figures.values())
+        lines += [bar, grid]
+    if status.timing:
+        lines.append(stacked(split(status.timing)))
+    return Group(*lines)
+
+
+def story(job: YoloTrainingJob, events: list[dict[str, Any]], console: Console) -> None:
+    """What has become of a job: conditions, events, time, result."""
+    status = job.status or YoloTrainingJobStatus()
+    console.print(job_panel(job))
+    table = Table(title="Conditions", title_justify="left", box=None, pad_edge=False)
+    for column in ("type", "status", "reason", "since", "message"):
+        table.add_column(column, overflow="fold")
+    now = datetime.now(UTC)
+    for c in status.conditions:
+        table.add_row(
+            c.type.value, c.status, c.reason, duration((now - c.last_transition_time).total_seconds()), c.message
+        )
+    console.print(table)
+    if events:
+        table = Table(title="Events", title_justify="left", box=None, pad_edge=False)
+        for column in ("time", "type", "reason", "message"):
+            table.add_column(column, overflow="fold")
+        for e in events:
+            when = str(e.get("lastTimestamp") or e.get("eventTime") or "")[:19]
+            table.add_row(when, e.get("type", ""), e.get("reason", ""), e.get("message", ""))
+        console.print(table)
+    if status.restarts or status.disruptions:
+        console.print(
+            f"Restarts: {status.restarts} (limit {job.spec.run_policy.backoff_limit}), disruptions: {status.disruptions}"
+        )
+    if status.result:
+        found = status.result
+        accuracy = f", mAP50 {found.map50:.3f}, mAP50-95 {found.map:.3f}" if found.map50 is not None else ""
+        console.print(f"Result: {found.weights}{accuracy}", highlight=False, soft_wrap=True)
+
+
+def _latest(status: YoloTrainingJobStatus) -> Condition | None:
+    """The condition that changed last."""
+    return max(status.conditions, key=lambda c: c.last_transition_time, default=None)
 
 
 def tuning(report: TuningReport, console: Console) -> None:

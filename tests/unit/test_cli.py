@@ -135,7 +135,7 @@ def test_json_for_programs(tmp_path: Path, cache: Path) -> None:
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, cache: Path) -> None:
-    document = small(train={**QUICK, "epochs": 12, "fraction": 400}, workers={"replicas": 2})
+    document = small(train={**QUICK, "epochs": 6, "fraction": 400}, workers={"replicas": 2})
     path = manifest(tmp_path, document)
     env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache)}
     first = subprocess.Popen(
@@ -152,6 +152,6 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, cache: Path) 
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["resumedFrom"].startswith("epoch ")
-    assert report["progress"]["epoch"] == 12
+    assert report["progress"]["epoch"] == 6
     rows = (tmp_path / "runs" / "small" / "results.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == [str(i) for i in range(1, 13)]
+    assert [row.split(",")[0] for row in rows[1:]] == [str(i) for i in range(1, 7)]

@@ -1,0 +1,289 @@
+"""Jobs in a cluster, from Python: `Client().submit(job)`. Synchronous and typed; the command line stands on it.
+
+Needs `pip install 'yolojob[client]'` and a kubeconfig, or a pod's own service account.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+from yolojob import contract
+from yolojob.contract import worker_name
+from yolojob.job import YoloTrainingJob
+
+T = TypeVar("T")
+Json = dict[str, Any]
+Jsons = list[Json]
+Change = Literal["ADDED", "MODIFIED", "DELETED"]
+"""What a watch tells of a job."""
+
+WATCH_SECONDS = 240
+"""A watch is begun anew after so long; the API server ends it within five to ten minutes anyway."""
+TIMEOUT = (10, 60)
+"""Seconds for connecting, and for an answer."""
+
+
+class ClusterError(Exception):
+    """The cluster does not do what it was asked, in words for people."""
+
+
+class NotFound(ClusterError):
+    """There is no such job."""
+
+
+class Client:
+    """One namespace of one cluster."""
+
+    def __init__(self, context: str | None = None, namespace: str | None = None) -> None:
+        """
+        Args:
+            context: of the kubeconfig (KUBECONFIG, or ~/.kube/config); its current one unless given.
+            namespace: the context's own, or `default`, unless given.
+
+        Raises:
+            ClusterError: there is no kubeconfig, or no such context.
+        """
+        try:
+            from kubernetes import client, config
+        except ImportError:
+            raise ClusterError("the Kubernetes client is missing: pip install 'yolojob[client]'") from None
+        configuration = client.Configuration()
+        own = _configure(config, configuration, context)
+        self.namespace = namespace or own
+        api = client.ApiClient(configuration)
+        self._objects = client.CustomObjectsApi(api)
+        self._core = client.CoreV1Api(api)
+
+    def submit(self, job: YoloTrainingJob) -> YoloTrainingJob:
+        """Create a job; what the API server made of it.
+
+        Raises:
+            ClusterError: there is one of this name already, or the API server refuses it.
+        """
+        body = job.to_json()
+        body.pop("status", None)
+        body["metadata"].pop("namespace", None)
+        return self._job(lambda: self._objects.create_namespaced_custom_object(*self._where, body, **_IN_TIME))
+
+    def get(self, name: str) -> YoloTrainingJob:
+        """A job as it is now.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        return self._job(lambda: self._objects.get_namespaced_custom_object(*self._where, name, **_IN_TIME), name)
+
+    def list(self) -> list[YoloTrainingJob]:
+        """All jobs of the namespace, by name."""
+        found = self._call(lambda: self._objects.list_namespaced_custom_object(*self._where, **_IN_TIME))
+        return [YoloTrainingJob.model_validate(item) for item in found["items"]]
+
+    def watch(self, name: str | None = None, seconds: float | None = None) -> Iterator[tuple[Change, YoloTrainingJob]]:
+        """Every change from now on, beginning with what is there, for ever or for so many seconds."""
+        from kubernetes import watch
+
+        deadline = None if seconds is None else time.monotonic() + seconds
+        selector = {"field_selector": f"metadata.name={name}"} if name else {}
+        version: str | None = None
+        while deadline is None or time.monotonic() < deadline:
+            left = WATCH_SECONDS if deadline is None else max(min(deadline - time.monotonic(), WATCH_SECONDS), 1)
+            stream = watch.Watch().stream(
+                self._objects.list_namespaced_custom_object,
+                *self._where,
+                timeout_seconds=int(left),
+                resource_version=version,
+                _request_timeout=(TIMEOUT[0], left + TIMEOUT[1]),
+                **selector,
+            )
+            try:
+                for event in _answers(stream):
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        yield event["type"], YoloTrainingJob.model_validate(event["object"])
+            except _Expired:
+                version = None  # too long ago: begin anew with what is there
+
+    def wait(self, name: str, seconds: float | None = None) -> YoloTrainingJob:
+        """Wait until a job has succeeded or failed.
+
+        Raises:
+            NotFound: there is none of this name, or it was deleted.
+            TimeoutError: it has not ended within so many seconds.
+        """
+        self.get(name)
+        for change, job in self.watch(name, seconds):
+            if change == "DELETED":
+                raise NotFound(f"{name} was deleted")
+            if job.status and job.status.phase in ("Succeeded", "Failed"):
+                return job
+        raise TimeoutError(f"{name} has not ended within {seconds:.0f} s")
+
+    def logs(self, name: str, worker: int | None = None, *, follow: bool = False) -> Iterator[tuple[int, str]]:
+        """(worker, line) of one worker, or of all as they come.
+
+        Raises:
+            NotFound: there is no such job, or it has no such worker.
+        """
+        job = self.get(name)
+        workers = range(job.spec.workers.replicas) if worker is None else [worker]
+        pods = {i: worker_name(name, i) for i in workers}
+        there = [i for i, pod in pods.items() if self._exists(pod)]
+        if not there:
+            raise NotFound(f"{name} has no pods now: they are made when it runs, and deleted by spec.runPolicy")
+        lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
+        for i in there:
+            threading.Thread(target=self._read, args=(i, pods[i], follow, lines), daemon=True).start()
+        left = len(there)
+        while left:
+            i, text = lines.get()
+            if text is None:
+                left -= 1
+            else:
+                yield i, text
+
+    def suspend(self, name: str) -> YoloTrainingJob:
+        """Stop the pods and keep the checkpoint."""
+        return self._patch(name, {"spec": {"runPolicy": {"suspend": True}}})
+
+    def resume(self, name: str) -> YoloTrainingJob:
+        """Let a suspended job go on."""
+        return self._patch(name, {"spec": {"runPolicy": {"suspend": False}}})
+
+    def scale(self, name: str, replicas: int) -> YoloTrainingJob:
+        """Change the number of workers, of an elastic or a suspended job.
+
+        Raises:
+            ClusterError: the job is neither.
+        """
+        return self._patch(name, {"spec": {"workers": {"replicas": replicas}}})
+
+    def delete(self, name: str) -> None:
+        """Delete a job and its pods; what is in its storage stays.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        self._call(lambda: self._objects.delete_namespaced_custom_object(*self._where, name, **_IN_TIME), name)
+
+    def events(self, name: str) -> Jsons:
+        """What the operator has told of a job, oldest first, as core/v1 Events."""
+        selector = f"involvedObject.kind={contract.KIND},involvedObject.name={name}"
+        answer = self._call(
+            lambda: self._core.list_namespaced_event(
+                self.namespace, field_selector=selector, _preload_content=False, **_IN_TIME
+            )
+        )
+        items: Jsons = json.loads(answer.data)["items"]
+        return sorted(items, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+
+    @property
+    def _where(self) -> tuple[str, str, str, str]:
+        return contract.GROUP, contract.VERSION, self.namespace, contract.PLURAL
+
+    def _patch(self, name: str, body: Json) -> YoloTrainingJob:
+        return self._job(
+            lambda: self._objects.patch_namespaced_custom_object(*self._where, name, body, **_IN_TIME), name
+        )
+
+    def _exists(self, pod: str) -> bool:
+        try:
+            self._call(lambda: self._core.read_namespaced_pod(pod, self.namespace, _preload_content=False, **_IN_TIME))
+        except NotFound:
+            return False
+        return True
+
+    def _read(self, worker: int, pod: str, follow: bool, lines: queue.Queue[tuple[int, str | None]]) -> None:
+        try:
+            answer = self._core.read_namespaced_pod_log(
+                pod, self.namespace, container=contract.CONTAINER, follow=follow, _preload_content=False
+            )
+            rest = b""
+            for block in answer.stream(4096):
+                *whole, rest = (rest + block).split(b"\n")
+                for text in whole:
+                    lines.put((worker, text.decode(errors="replace")))
+            if rest:
+                lines.put((worker, rest.decode(errors="replace")))
+        except Exception as error:  # noqa: BLE001 - of the client's many, each means the same here
+            lines.put((worker, f"(no log: {_words(error)})"))
+        finally:
+            lines.put((worker, None))
+
+    def _job(self, call: Callable[[], Json], name: str = "") -> YoloTrainingJob:
+        return YoloTrainingJob.model_validate(self._call(call, name))
+
+    def _call(self, call: Callable[[], T], name: str = "") -> T:
+        """`call`, with the client's many errors in our words."""
+        try:
+            return call()
+        except Exception as error:
+            raise _translated(error, name, self.namespace) from error
+
+
+_IN_TIME: Any = {"_request_timeout": TIMEOUT}
+
+
+class _Expired(Exception):
+    """The watch begins with a version that the API server has forgotten."""
+
+
+def _configure(config: Any, configuration: Any, context: str | None) -> str:
+    """Load a kubeconfig, or a pod's own identity; the namespace that it names."""
+    try:
+        contexts, current = config.list_kube_config_contexts()
+    except config.ConfigException as error:
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            raise ClusterError(f"no cluster: {error}. Set KUBECONFIG, or make a cluster: docs/install.md") from None
+        return "default"
+    names = {c["name"]: c for c in contexts}
+    if context is not None and context not in names:
+        raise ClusterError(f"no context {context!r} in the kubeconfig; there is {', '.join(sorted(names)) or 'none'}")
+    config.load_kube_config(context=context, client_configuration=configuration)
+    chosen = names[context] if context else current
+    return str(chosen["context"].get("namespace") or "default")
+
+
+def _answers(stream: Iterator[Json]) -> Iterator[Json]:
+    """A watch's events; its errors in our words."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield from stream
+    except ApiException as error:
+        if error.status == 410:
+            raise _Expired from None
+        raise _translated(error, "", "") from error
+    except HTTPError as error:
+        raise _translated(error, "", "") from error
+
+
+def _translated(error: Exception, name: str, namespace: str) -> Exception:
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, ApiException):
+        words = _words(error)
+        if error.status == 404:
+            if "could not find the requested resource" in words or "page not found" in words:
+                return ClusterError("the cluster does not know YoloTrainingJobs: install the operator, docs/install.md")
+            return NotFound(f"{words} in namespace {namespace}" if name in words and name else words)
+        return ClusterError(words)
+    if isinstance(error, HTTPError):
+        return ClusterError(f"the cluster does not answer: {error}")
+    return error
+
+
+def _words(error: Exception) -> str:
+    """The API server's own words."""
+    try:
+        return str(json.loads(getattr(error, "body", "") or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(getattr(error, "reason", "") or error)

@@ -1,0 +1,189 @@
+"""The verbs for jobs in a cluster, with kubectl's conventions. `yolojob.client` does the work."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.live import Live
+
+from yolojob import display, manifest
+from yolojob.client import Client, ClusterError
+from yolojob.contract import ExitCode
+from yolojob.job import YoloTrainingJob
+from yolojob.status import Phase
+
+app = typer.Typer()
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The job's metadata.name.")]
+Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig; its current one unless given.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="The context's own unless given.")]
+
+
+class Output(enum.StrEnum):
+    TEXT = "text"
+    JSON = "json"
+    YAML = "yaml"
+
+
+As = Annotated[Output, typer.Option("--output", "-o", help="json or yaml print the whole object, for programs.")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors as one line, and the exit code for what the user can mend."""
+    try:
+        yield
+    except manifest.InvalidManifest as error:
+        for fault in error.faults:
+            typer.echo(f"error: {fault}", err=True)
+        raise typer.Exit(ExitCode.BAD_INPUT) from None
+    except (ClusterError, TimeoutError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(ExitCode.BAD_INPUT) from None
+
+
+def _print(jobs: list[YoloTrainingJob], output: Output, console: Console, *, one: bool) -> None:
+    if output is Output.TEXT:
+        display.jobs(jobs, console)
+        return
+    objects = [job.to_json() for job in jobs]
+    content = objects[0] if one else {"apiVersion": "v1", "kind": "List", "items": objects}
+    if output is Output.JSON:
+        typer.echo(json.dumps(content, indent=2))
+    else:
+        typer.echo(yaml.safe_dump(content, sort_keys=False), nl=False)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Manifest with one YoloTrainingJob.")],
+    context: Context = None,
+    namespace: Namespace = None,
+    follow: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it ends.")] = False,
+) -> None:
+    """Create a job in the cluster, from the same manifest that `yolojob run` takes."""
+    with _told():
+        job = manifest.parse(manifest.load(file))
+        client = Client(context, namespace or job.metadata.namespace)
+        made = client.submit(job)
+        typer.echo(f"{made.metadata.name}: submitted to namespace {client.namespace}")
+        if follow:
+            _watch(client, made.metadata.name)
+
+
+@app.command()
+def get(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One job; all of the namespace unless given.")
+    ] = None,
+    output: As = Output.TEXT,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """List jobs, or one of them."""
+    with _told():
+        client = Client(context, namespace)
+        jobs = [client.get(name)] if name else client.list()
+        if not jobs and output is Output.TEXT:
+            typer.echo(f"No jobs in namespace {client.namespace}.", err=True)
+            return
+        _print(jobs, output, Console(), one=name is not None)
+
+
+@app.command()
+def describe(name: Name, context: Context = None, namespace: Namespace = None) -> None:
+    """Tell a job's story: conditions, events, where the time went."""
+    with _told():
+        client = Client(context, namespace)
+        display.story(client.get(name), client.events(name), Console())
+
+
+@app.command()
+def watch(name: Name, context: Context = None, namespace: Namespace = None) -> None:
+    """Show a job's progress until it ends; exits 1 when it has failed."""
+    with _told():
+        _watch(Client(context, namespace), name)
+
+
+def _watch(client: Client, name: str) -> None:
+    console = Console()
+    job = client.get(name)
+    live = Live(display.job_panel(job), console=console, refresh_per_second=4) if console.is_terminal else None
+    shown = ""
+    if live:
+        live.start()
+    try:
+        for change, job in client.watch(name):
+            if change == "DELETED":
+                raise ClusterError(f"{name} was deleted")
+            if live:
+                live.update(display.job_panel(job))
+            elif (line := display.job_line(job)) != shown:
+                shown = line
+                console.print(line, highlight=False, soft_wrap=True)
+            if job.status and job.status.phase in (Phase.SUCCEEDED, Phase.FAILED):
+                break
+    finally:
+        if live:
+            live.stop()
+    if job.status and job.status.phase is Phase.FAILED:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command()
+def logs(
+    name: Name,
+    worker: Annotated[int | None, typer.Option("--worker", help="One worker; all of them unless given.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Print what the workers say; of several, each line with its worker's number."""
+    with _told():
+        for index, line in Client(context, namespace).logs(name, worker, follow=follow):
+            typer.echo(line if worker is not None else f"[{index}] {line}")
+
+
+@app.command()
+def suspend(name: Name, context: Context = None, namespace: Namespace = None) -> None:
+    """Stop a job's pods, and keep its checkpoint."""
+    with _told():
+        Client(context, namespace).suspend(name)
+        typer.echo(f"{name}: suspended")
+
+
+@app.command()
+def resume(name: Name, context: Context = None, namespace: Namespace = None) -> None:
+    """Let a suspended job go on."""
+    with _told():
+        Client(context, namespace).resume(name)
+        typer.echo(f"{name}: resumed")
+
+
+@app.command()
+def scale(
+    name: Name,
+    replicas: Annotated[int, typer.Option(min=1, help="Number of workers.")],
+    context: Context = None,
+    namespace: Namespace = None,
+) -> None:
+    """Change the number of workers of an elastic, or of a suspended job."""
+    with _told():
+        Client(context, namespace).scale(name, replicas)
+        typer.echo(f"{name}: scaled to {replicas}")
+
+
+@app.command()
+def delete(name: Name, context: Context = None, namespace: Namespace = None) -> None:
+    """Delete a job and its pods; what is in its storage stays."""
+    with _told():
+        Client(context, namespace).delete(name)
+        typer.echo(f"{name}: deleted")
