@@ -160,7 +160,7 @@ def bench(
     if code != ExitCode.SUCCEEDED or report.tuning is None:
         if report.failure:
             typer.echo(f"error: {report.failure.reason}: {report.failure.message}", err=True)
-        raise typer.Exit(INTERRUPTED if interrupted else min(code, ExitCode.BAD_INPUT) or ExitCode.FAILED)
+        raise typer.Exit(INTERRUPTED if interrupted else _own(code))
     if output is Output.JSON:
         typer.echo(report.tuning.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     else:
@@ -194,6 +194,11 @@ def _follow(local: LocalRun, view: display.View) -> tuple[int, bool]:
                     local.stop()
 
 
+def _own(code: int) -> ExitCode:
+    """The command's exit code for a trainer that ended badly."""
+    return ExitCode.BAD_INPUT if code == ExitCode.BAD_INPUT else ExitCode.FAILED
+
+
 def _conclude(name: str, local: LocalRun, report: Report, code: int, interrupted: bool, console: Console | None) -> int:
     """Say how it ended; the command's own exit code."""
     if code == ExitCode.SUCCEEDED:
@@ -207,10 +212,9 @@ def _conclude(name: str, local: LocalRun, report: Report, code: int, interrupted
         return INTERRUPTED
     assert report.failure is not None
     typer.echo(f"error: {report.failure.reason}: {report.failure.message}", err=True)
-    if code == ExitCode.BAD_INPUT:
-        return ExitCode.BAD_INPUT
-    typer.echo(f"The log is {local.log}", err=True)
-    return ExitCode.FAILED
+    if code != ExitCode.BAD_INPUT:
+        typer.echo(f"The log is {local.log}", err=True)
+    return _own(code)
 
 
 app.add_typer(verbs.app)

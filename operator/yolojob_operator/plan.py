@@ -20,6 +20,7 @@ from yolojob.job import YoloTrainingJob
 from yolojob.status import (
     ConditionType,
     Phase,
+    Progress,
     Report,
     Timing,
     YoloTrainingJobStatus,
@@ -365,8 +366,13 @@ class _Draft:
         self.status.timing = timing
 
     def _take_over(self, report: Report) -> None:
-        if report.progress.epochs:
-            self.status.progress = report.progress
+        said_now = report.progress
+        if said_now.epochs:
+            self.status.progress = said_now
+        elif said_now.staged_bytes is not None:
+            # An attempt that is only fetching its data takes nothing away from what those before it have reached.
+            staged = {name: getattr(said_now, name) for name in ("staged_bytes", "dataset_bytes", "updated_at")}
+            self.status.progress = (self.status.progress or Progress()).model_copy(update=staged)
         timing = self.status.timing or Timing()
         said = report.timing.model_dump(exclude_none=True, exclude_defaults=True)
         self.status.timing = timing.model_copy(update=said)

@@ -166,6 +166,9 @@ class Bucket:
     def get(self, key: str) -> bytes:
         return self._client.get_object(Bucket=self.name, Key=key)["Body"].read()  # type: ignore[no-any-return]
 
+    def remove(self, key: str) -> None:
+        self._client.delete_object(Bucket=self.name, Key=key)
+
     def keys(self, prefix: str = "") -> list[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]

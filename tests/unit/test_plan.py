@@ -121,6 +121,19 @@ def test_why_it_waits_stands_in_the_condition() -> None:
     assert "no such image" in next(c.message for c in pulling.status.conditions if c.type == "Running")
 
 
+def test_staging_is_told_and_takes_nothing_away() -> None:
+    """While data is fetched there are no epochs yet; what an attempt before had reached stays."""
+    report = Report(state=State.STAGING, progress=Progress(staged_bytes=5, dataset_bytes=10))
+    first = make(running(), pod(0), pod(1), report=report).status
+    assert first.progress is not None
+    assert (first.progress.staged_bytes, first.progress.dataset_bytes, first.progress.epochs) == (5, 10, 0)
+    first.progress = Progress(epoch=7, epochs=9, map50=0.5)
+    again = make(job(first), pod(0), pod(1), report=report).status
+    assert again.progress is not None
+    assert (again.progress.epoch, again.progress.epochs, again.progress.map50) == (7, 9, 0.5)
+    assert again.progress.staged_bytes == 5
+
+
 def test_progress_is_taken_over_from_rank_0() -> None:
     report = Report(progress=Progress(epoch=2, epochs=3, images_per_second=312.4), timing=Timing(staging_seconds=1.5))
     made = make(running(), pod(0), pod(1), report=report)

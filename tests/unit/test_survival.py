@@ -267,6 +267,19 @@ class TestBucket:
         mirror.close(30)
         assert bucket.get("run/marker") == b"x"
 
+    def test_a_finished_run_started_again_uploads_what_is_missing(
+        self, gangs: Any, bucket: Bucket, tmp_path: Path
+    ) -> None:
+        spec = {"replicas": 1, "train": {"epochs": 1}, **self.storage(bucket)}
+        first = gangs(1, **spec)
+        assert first.wait() == [0], first.log()
+        for key in bucket.keys("runs/digits/weights"):
+            bucket.remove(key)
+        again = gangs(1, **spec)
+        assert again.wait() == [0], again.log()
+        best = (tmp_path / "out" / "weights" / "best.pt").read_bytes()
+        assert bucket.get("runs/digits/weights/best.pt") == best
+
     def test_a_bucket_that_may_not_be_written_is_refused_before_anything_is_trained(
         self, gangs: Any, bucket: Bucket
     ) -> None:

@@ -82,13 +82,13 @@ class Stage:
             if single is None:
                 self._download(remote, files, content)
                 return content
-            name = Path(remote.uri.partition("?")[0]).name or "file"
-            self._download(remote, [single], partial, name)
+            self._download(remote, [single], partial, "download")
+            name = Path(remote.uri.partition("?")[0]).name
             if name.endswith((".pt", ".yaml", ".yml")):
                 content.mkdir(exist_ok=True)
-                (partial / name).rename(content / name)
+                (partial / "download").rename(content / name)
             else:
-                self._unpack(partial / name, content, remote.shown)
+                self._unpack(partial / "download", content, remote.shown)
             return content
 
         return self._once(key, fetch)

@@ -127,6 +127,12 @@ class Storage:
         if self._mirror:
             self._mirror.put(self.folder / name)
 
+    def upload_all(self) -> None:
+        """Upload what a run has left here: its end may have been reached while the mirror was away."""
+        if self._mirror:
+            kept = [*(self.folder / WEIGHTS).glob("*.pt"), *self.folder.glob("results.csv"), *self._store.paths()[:1]]
+            self._mirror.put(*kept)
+
     def close(self, *, interrupted: bool) -> None:
         """Wait for the uploads.
 

@@ -134,6 +134,8 @@ class Trainer(Pipeline):
             self._trained_epoch = min(self.epoch, self.epochs - 1)
             emit(Event.TRAIN_START, self.listeners, self)
             self.clock.start()
+            if finished and self.storage:
+                self.storage.upload_all()
             while not finished:
                 try:
                     self._train_epochs()
