@@ -19,11 +19,21 @@ metadata:
 """
 
 
-def render() -> str:
-    """The chart, rendered by Helm: the one on the path, or the test cluster's."""
+def render(*arguments: str) -> str:
+    """The chart, rendered by Helm (the one on the path, or the test cluster's) with further arguments."""
     helm = shutil.which("helm") or str(settings.BIN / "helm")
     chart = Path(__file__).parent.parent / "helm" / "yolojob"
-    command = [helm, "template", "yolojob", str(chart), "--namespace", NAMESPACE, "--kube-version", "1.35.0"]
+    command = [
+        helm,
+        "template",
+        "yolojob",
+        str(chart),
+        "--namespace",
+        NAMESPACE,
+        "--kube-version",
+        "1.35.0",
+        *arguments,
+    ]
     return HEADER + subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

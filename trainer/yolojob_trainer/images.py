@@ -87,7 +87,8 @@ def fits(needed: int) -> str | None:
 
 
 def _write(path: Path, index: Path, images: Iterable[Loaded]) -> None:
-    partial, rows, offset = path.with_suffix(".partial"), [], 0
+    own = f".{os.getpid()}.partial"
+    partial, partial_index, rows, offset = path.with_suffix(own), index.with_suffix(f"{own}.npy"), [], 0
     try:
         with partial.open("wb") as file:
             for image, original, _ in images:
@@ -95,13 +96,12 @@ def _write(path: Path, index: Path, images: Iterable[Loaded]) -> None:
                 file.write(np.ascontiguousarray(image).data)
                 rows.append((offset, height, width, channels, *original))
                 offset += image.nbytes
-        with index.open("wb") as file:
-            np.save(file, np.array(rows, dtype=np.int64), allow_pickle=False)
+        np.save(partial_index, np.array(rows, dtype=np.int64), allow_pickle=False)
+        partial_index.rename(index)
         partial.rename(path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        index.unlink(missing_ok=True)
-        raise
+        partial_index.unlink(missing_ok=True)
 
 
 def _index_of(path: Path) -> Path:
