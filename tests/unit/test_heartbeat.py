@@ -87,3 +87,17 @@ def test_strangers_are_nobody() -> None:
     assert not pair.lost
     pair.peer.stop()
     pair.main.stop()
+
+
+def test_silent_strangers_hold_nobody_up() -> None:
+    """Thirty connections that say nothing, and do not go away: the beats go on."""
+    pair = Pair()
+    eventually(lambda: pair.main._heard, "the peer is known", 5)
+    port = int(pair.where.split()[0])
+    strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+    threading.Event().wait(2 * heartbeat.SILENCE)
+    assert not pair.lost
+    pair.peer.stop()
+    pair.main.stop()
+    for stranger in strangers:
+        stranger.close()

@@ -37,6 +37,7 @@ class Heartbeat:
         self._selector = selectors.DefaultSelector()
         self._heard: dict[socket.socket, float] = {}
         self._names: dict[socket.socket, str] = {}
+        self._server: socket.socket | None = None
         self._word = ""
         self._ear, self._mouth = socket.socketpair()
         """So that `stop` need not wait for the next beat."""
@@ -48,6 +49,7 @@ class Heartbeat:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         server = socket.create_server(("", 0), backlog=1024, family=family, dualstack_ipv6=dual)
+        self._server = server
         self._word = secrets.token_hex(16)
         publish(f"{server.getsockname()[1]} {self._word}")
         self._selector.register(server, selectors.EVENT_READ)
@@ -96,6 +98,11 @@ class Heartbeat:
 
     def _read(self, source: socket.socket) -> str | None:
         """Hear what has come; who is lost, if somebody is."""
+        if source is self._server:
+            stranger, _ = source.accept()
+            stranger.setblocking(False)
+            self._selector.register(stranger, selectors.EVENT_READ)
+            return None
         if source not in self._heard:
             self._greet(source)
             return None
@@ -113,18 +120,17 @@ class Heartbeat:
         self._heard[source] = time.monotonic()
         return None
 
-    def _greet(self, server: socket.socket) -> None:
-        """Take a peer in; whoever does not know the word is nobody."""
-        connection, _ = server.accept()
-        connection.settimeout(EVERY)
+    def _greet(self, stranger: socket.socket) -> None:
+        """Take a peer in; whoever does not know the word is nobody. Nobody is waited for: silent strangers may be many."""
         try:
-            word, _, rank = connection.recv(256).split(b"\n")[0].decode(errors="replace").partition(" ")
+            word, _, rank = stranger.recv(256).split(b"\n")[0].decode(errors="replace").partition(" ")
         except OSError:
             word, rank = "", ""
+        self._selector.unregister(stranger)
         if secrets.compare_digest(word.encode(), self._word.encode()):
-            self._watch(connection, f"rank {rank}")
+            self._watch(stranger, f"rank {rank}")
         else:
-            connection.close()
+            stranger.close()
 
     def _silent(self) -> str | None:
         now = time.monotonic()

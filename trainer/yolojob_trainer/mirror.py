@@ -58,7 +58,8 @@ class Mirror:
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder of the mirror."""
-        return sorted(name.removeprefix(f"{folder}/") for name in self._there if name.startswith(f"{folder}/"))
+        there = tuple(self._there)  # the thread adds to it
+        return sorted(name.removeprefix(f"{folder}/") for name in there if name.startswith(f"{folder}/"))
 
     def get(self, name: str) -> None:
         """Bring a file here, unless it is here.

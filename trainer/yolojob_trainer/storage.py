@@ -74,10 +74,10 @@ class Storage:
             BadInput: the mirror may not be read.
             TrainerError: the mirror does not answer.
         """
-        mirror = self._mirror
-        if mirror is None:
+        there = self._mirror
+        if there is None:
             return self._store.newest()
-        return self._store.newest(mirror.names(CHECKPOINTS), lambda name: mirror.get(f"{CHECKPOINTS}/{name}"))
+        return self._store.newest(there.names(CHECKPOINTS), lambda name: there.get(f"{CHECKPOINTS}/{name}"))
 
     def save(self, state: State, *, epoch: int, step: int, files: dict[str, Callable[..., object]], last: bool) -> None:
         """Write files for people, then the state. A failure is told, and the training may go on.
