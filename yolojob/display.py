@@ -53,17 +53,8 @@ def duration(seconds: float) -> str:
 
 
 def split(timing: Timing) -> dict[str, float]:
-    """Seconds of the run by part, in the order in which they happen."""
-    parts = {
-        "queued": timing.queued_seconds or 0.0,
-        "image pull": timing.image_pull_seconds or 0.0,
-        "staging": timing.staging_seconds or 0.0,
-        "startup": timing.startup_seconds or 0.0,
-        **timing.training_seconds,
-        "validation": timing.validation_seconds or 0.0,
-        "checkpoint": timing.checkpoint_seconds or 0.0,
-    }
-    return {name: seconds for name, seconds in parts.items() if seconds > 0}
+    """Seconds of the run by part, in the order in which they happen, without those that took none."""
+    return {name: seconds for name, seconds in timing.parts.items() if seconds > 0}
 
 
 def _figures(report: Report) -> dict[str, str]:

@@ -71,6 +71,13 @@ RULES = (
         value=lambda s: s.workers.replicas,
     ),
     Rule(
+        field="elastic",
+        message="does not go with spec.scheduling.gang: kueue, which admits groups of a fixed size; leave one of them out",
+        cel="!has(self.elastic) || self.scheduling.gang != 'kueue'",
+        holds=lambda s: s.elastic is None or s.scheduling.gang != "kueue",
+        value=lambda s: s.scheduling.gang,
+    ),
+    Rule(
         field="scheduling.queue",
         message="needs spec.scheduling.gang: kueue or volcano, which have queues",
         cel="self.scheduling.queue == '' || self.scheduling.gang in ['kueue', 'volcano']",
@@ -110,6 +117,11 @@ TRANSITIONS = (
         "storage",
         "has(self.storage) == has(oldSelf.storage)",
         "cannot be added or removed: it is part of what the job is; create another job",
+    ),
+    (
+        "pricing.currency",
+        "self.pricing.currency == oldSelf.pricing.currency",
+        "cannot be changed: costs in different currencies do not add up",
     ),
     (
         "runPolicy.managedBy",

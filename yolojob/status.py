@@ -101,36 +101,111 @@ class Progress(Model):
 
 
 class Timing(Model):
-    """Where the time went, in seconds, over all attempts."""
+    """Where the time went, in seconds, over all attempts. From queuedSeconds to unaccountedSeconds the parts share no time."""
 
     queued_seconds: Seconds | None = None
-    """Waiting in a queue, and for a place on a node."""
+    """From the job's creation until its pods were asked for, and waiting in a queue for admission."""
+    scheduling_seconds: Seconds | None = None
+    """Waiting for a place on a node."""
     image_pull_seconds: Seconds | None = None
-    """From the pods' places to their containers' start: images, volumes."""
+    """From the pods' places to the first worker's start: images, volumes."""
+    rendezvous_seconds: Seconds | None = None
+    """The first worker's wait for the others."""
     staging_seconds: Seconds | None = None
     """Fetching and indexing the data set."""
     startup_seconds: Seconds | None = None
-    """Process start to first step, without staging: imports, rendezvous, building the model, loading the state."""
+    """Process start to first step, without rendezvous and staging: imports, building the model, loading the state."""
     training_seconds: dict[str, Seconds] = Field(default_factory=dict)
     """Wall time of the steps by phase, of global rank 0."""
     validation_seconds: Seconds | None = None
     """Validation."""
     checkpoint_seconds: Seconds | None = None
     """Saving state and weights."""
+    lost_seconds: Seconds | None = None
+    """Earlier attempts' running time that no checkpoint has kept: training to be done again, and their end."""
+    restart_seconds: Seconds | None = None
+    """Between two attempts: the old pods' end, back-off."""
+    suspended_seconds: Seconds | None = None
+    """Suspended."""
+    unaccounted_seconds: Seconds | None = None
+    """Running time that no trainer has accounted for: the end of the last worker, or an image that makes no report."""
+    running_seconds: Seconds | None = None
+    """Since the first worker's start, over all attempts: the parts from rendezvous to lostSeconds, and unaccountedSeconds."""
     all_reduce_total_seconds: Seconds | None = None
     """Reducing gradients in all. The part that is not hidden behind the backward pass is trainingSeconds.all_reduce."""
-    lost_seconds: Seconds | None = None
-    """Training that had to be done again after restarts."""
+    updated_at: Time | None = None
+    """Time is accounted for up to this moment."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, in the order in which they happen. Together they are the wall clock."""
+        return {
+            "queued": self.queued_seconds or 0.0,
+            "scheduling": self.scheduling_seconds or 0.0,
+            "image pull": self.image_pull_seconds or 0.0,
+            "rendezvous": self.rendezvous_seconds or 0.0,
+            "startup": self.startup_seconds or 0.0,
+            "staging": self.staging_seconds or 0.0,
+            **self.training_seconds,
+            "validation": self.validation_seconds or 0.0,
+            "checkpoint": self.checkpoint_seconds or 0.0,
+            "lost": self.lost_seconds or 0.0,
+            "restart": self.restart_seconds or 0.0,
+            "suspended": self.suspended_seconds or 0.0,
+            "not accounted for": self.unaccounted_seconds or 0.0,
+        }
+
+    @property
+    def trained_seconds(self) -> float:
+        """What the trainer itself has accounted for."""
+        own = (self.rendezvous_seconds, self.staging_seconds, self.startup_seconds)
+        others = (self.validation_seconds, self.checkpoint_seconds)
+        return sum(self.training_seconds.values()) + sum(value or 0.0 for value in (*own, *others))
 
 
 class Cost(Model):
-    """What the pods cost."""
+    """What the pods cost while they ran, over all attempts."""
 
-    currency: str
+    currency: str | None = None
+    """ISO 4217; none where there is no price."""
     per_hour: Seconds | None = None
+    """Of the current attempt's workers together."""
     so_far: Seconds | None = None
     estimated_total: Seconds | None = None
+    """When the training ends as progress.eta says."""
     lost: Seconds | None = None
+    """Of timing.lostSeconds."""
+    message: str | None = None
+    """Where the price comes from, or why there is none."""
+
+
+class Attempt(Model):
+    """One gang of pods."""
+
+    attempt: Count
+    """Its number; the first is 1."""
+    workers: Count
+    """Its size."""
+    device: Literal["GPU", "CPU"] = "CPU"
+    """What it trains on."""
+    start_time: Time | None = None
+    """When its pods were asked for."""
+    running_time: Time | None = None
+    """When all of them ran."""
+    end_time: Time | None = None
+    """When the job went on to the next attempt, or ended."""
+    reason: str | None = None
+    """Why it ended."""
+    message: Annotated[str, Field(max_length=1024)] | None = None
+    earlier_seconds: Seconds = 0.0
+    """timing.runningSeconds when it began."""
+    pod_seconds: Seconds = 0.0
+    """Running time of its pods, summed."""
+    per_worker_hour: Seconds | None = None
+    """Price of one worker for one hour, as it was when the attempt began."""
+    currency: str | None = None
+    cost: Seconds | None = None
+    """podSeconds × perWorkerHour."""
 
 
 class Result(Model):
@@ -154,14 +229,16 @@ class YoloTrainingJobStatus(Model):
     """When the job succeeded or failed."""
     attempt: Count = 0
     """Number of the gang of pods that is current; the first is 1."""
-    attempt_start_time: Time | None = None
-    """When the current attempt's pods were asked for."""
     restarts: Count = 0
     """Attempts that failed; counted against spec.runPolicy.backoffLimit."""
     disruptions: Count = 0
     """Attempts lost to preemption, eviction, lost nodes; not counted."""
     next_attempt_time: Time | None = None
     """Back-off: not before this moment is the next attempt made."""
+    next_growth_time: Time | None = None
+    """Not before this moment is room for more workers looked for (spec.elastic)."""
+    history: list[Attempt] = Field(default_factory=list)
+    """The newest attempts, the current one last."""
     workers: WorkerCounts = Field(default_factory=WorkerCounts)
     progress: Progress | None = None
     timing: Timing | None = None
@@ -225,6 +302,8 @@ class Report(Model):
     """fp32, bf16 or fp16."""
     progress: Progress = Field(default_factory=Progress)
     timing: Timing = Field(default_factory=Timing)
+    carried_seconds: Seconds = 0.0
+    """The part of `timing` that this attempt took over with a checkpoint of those before it."""
     resumed_from: str | None = None
     """Where this attempt took up: "epoch 3, image 128"."""
     warnings: list[str] = Field(default_factory=list)

@@ -12,6 +12,7 @@ import kopf
 import typer
 
 from yolojob import __version__
+from yolojob_operator.pods import Defaults
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -31,26 +32,47 @@ def main(
         str | None,
         typer.Option(envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged data sets, as JSON; else emptyDir."),
     ] = None,
+    coscheduling_scheduler: Annotated[
+        str,
+        typer.Option(envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Scheduler that has the coscheduling plugin."),
+    ] = "scheduler-plugins-scheduler",
     namespace: Annotated[
         list[str] | None, typer.Option(envvar="YOLOJOB_NAMESPACES", help="Watch only these; all unless given.")
     ] = None,
-    liveness: Annotated[
-        str | None, typer.Option(envvar="YOLOJOB_LIVENESS", help="Address of the liveness endpoint.")
-    ] = None,
+    lease_namespace: Annotated[
+        str,
+        typer.Option(
+            envvar="YOLOJOB_LEASE_NAMESPACE",
+            help="Where the lease of an operator for all namespaces lives: the same for all of a cluster's operators.",
+        ),
+    ] = "default",
+    listen: Annotated[
+        str, typer.Option(envvar="YOLOJOB_LISTEN", help="HOST:PORT of /metrics and /healthz; none unless given.")
+    ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log kopf's doings, too.")] = False,
 ) -> None:
     """Watch YoloTrainingJobs and run their pods."""
-    from yolojob_operator import handlers  # noqa: F401 - registers itself with kopf
+    from yolojob_operator import handlers
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
+    if listen and not listen.rpartition(":")[2].isdigit():
+        raise typer.BadParameter(f"--listen: {listen!r} must be HOST:PORT, such as 0.0.0.0:8080")
     memo = kopf.Memo()
-    memo.defaults = {
-        "image": trainer_image,
-        "image_pull_policy": image_pull_policy,
-        "service_account": service_account,
-        "cache_volume": _volume_source(cache_volume),
-    }
+    memo.settings = handlers.Settings(
+        defaults=Defaults(
+            image=trainer_image,
+            image_pull_policy=image_pull_policy,
+            service_account=service_account,
+            cache_volume=_volume_source(cache_volume),
+            coscheduling_scheduler=coscheduling_scheduler,
+        ),
+        namespaces=tuple(namespace or ()),
+        lease_namespace=lease_namespace,
+        listen=listen,
+    )
+    if not namespace:
+        handlers.watch_nodes()
     asyncio.run(
         kopf.operator(
             memo=memo,
@@ -58,7 +80,6 @@ def main(
             identity=cast("Any", socket.gethostname()),
             clusterwide=not namespace,
             namespaces=namespace or [],
-            liveness_endpoint=liveness,
         )
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -23,6 +25,7 @@ CONCURRENCY = 64
 """Requests under way at once, of all jobs together."""
 TIMEOUT = 30.0
 PROGRESS_TIMEOUT = 3.0
+KUEUE_VERSIONS = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
 
 
 class ClusterError(Exception):
@@ -38,17 +41,37 @@ class Conflict(ClusterError):
     """409: it exists already, or it was changed meanwhile."""
 
 
+Observe = Callable[[str, str, int, float], None]
+"""Told of every request: method, resource, status (0: no answer), seconds."""
+
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
+_PLURALS = {"Pod": "pods", "Service": "services", "PodGroup": "podgroups", contract.KIND: contract.PLURAL}
+
+
+def _collection(item: Object) -> str:
+    version, namespace = item["apiVersion"], item["metadata"]["namespace"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    return f"{root}/namespaces/{namespace}/{_PLURALS[item['kind']]}"
+
+
+def _resource(path: str) -> str:
+    """pods, pods/proxy, yolotrainingjobs/status…"""
+    _, _, rest = path.partition("/namespaces/")
+    words = rest.split("/")[1:]
+    return f"{words[0]}/{words[2]}" if len(words) > 2 else words[0]
+
+
 class Cluster:
     """Requests of the operator."""
 
-    def __init__(self, api: client.ApiClient, *, inside: bool) -> None:
-        self._api = api
+    def __init__(self, api: client.ApiClient, *, inside: bool, observe: Observe) -> None:
+        self._api, self._observe = api, observe
         self._inside = inside
         self._limit = asyncio.Semaphore(CONCURRENCY)
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT))
 
     @classmethod
-    async def connect(cls) -> Self:
+    async def connect(cls, observe: Observe) -> Self:
         """With the service account of a pod, else with KUBECONFIG.
 
         Raises:
@@ -62,7 +85,7 @@ class Cluster:
             inside = False
         configuration = client.Configuration.get_default_copy()
         configuration.connection_pool_maxsize = CONCURRENCY
-        return cls(client.ApiClient(configuration), inside=inside)
+        return cls(client.ApiClient(configuration), inside=inside, observe=observe)
 
     async def close(self) -> None:
         await self._http.close()
@@ -82,41 +105,75 @@ class Cluster:
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": COMPONENT}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path
+        status, began = 0, time.perf_counter()
         try:
             async with self._limit:
                 answer = await self._api.rest_client.request(
                     method, url, headers=headers, body=body, _request_timeout=TIMEOUT
                 )
                 data = await answer.read()
+            status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
-        if answer.status == 404:
+        finally:
+            self._observe(method, _resource(path), status, time.perf_counter() - began)
+        if status == 404 and method != "POST":
             return None
-        if answer.status >= 400:
+        if status >= 400:
             try:
                 problem = json.loads(data)
             except ValueError:
                 problem = {}
-            kind = Conflict if answer.status == 409 else ClusterError
+            kind = Conflict if status == 409 else ClusterError
             message = problem.get("message") or f"{method} {path}"
-            raise kind(answer.status, problem.get("reason") or "Refused", message)
+            raise kind(status, problem.get("reason") or "Refused", message)
         return dict(json.loads(data)) if data else {}
 
     async def create(self, item: Object) -> Object | None:
-        """Create a pod or service; None where its name is taken."""
-        plural = {"Pod": "pods", "Service": "services"}[item["kind"]]
+        """Create an object; None where its name is taken.
+
+        Raises:
+            ClusterError: it was refused, or its kind is unknown here (404).
+        """
         try:
-            return await self._request("POST", f"/api/v1/namespaces/{item['metadata']['namespace']}/{plural}", item)
+            return await self._request("POST", _collection(item), item)
         except Conflict as conflict:
             if conflict.reason != "AlreadyExists":
                 raise
             return None
 
     async def get(self, item: Object) -> Object | None:
-        """The pod or service of this name; None where there is none."""
-        plural = {"Pod": "pods", "Service": "services"}[item["kind"]]
-        metadata = item["metadata"]
-        return await self._request("GET", f"/api/v1/namespaces/{metadata['namespace']}/{plural}/{metadata['name']}")
+        """The object of this kind and name; None where there is none."""
+        return await self._request("GET", f"{_collection(item)}/{item['metadata']['name']}")
+
+    async def update_spec(self, item: Object, found: Object) -> None:
+        """Make an object's spec this one, if it is still as it was found."""
+        patch = {
+            "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
+            "spec": merge_patch(found.get("spec") or {}, item["spec"]),
+        }
+        path = f"{_collection(item)}/{item['metadata']['name']}"
+        await self._request("PATCH", path, patch, "application/merge-patch+json")
+
+    async def get_lease(self, namespace: str, name: str) -> Object | None:
+        return await self._request("GET", f"{_LEASES.format(namespace)}/{name}")
+
+    async def create_lease(self, lease: Object) -> bool:
+        """False where somebody else was quicker."""
+        try:
+            await self._request("POST", _LEASES.format(lease["metadata"]["namespace"]), lease)
+        except Conflict:
+            return False
+        return True
+
+    async def replace_lease(self, lease: Object) -> bool:
+        """False where somebody has changed it meanwhile, or it is gone."""
+        metadata = lease["metadata"]
+        path = f"{_LEASES.format(metadata['namespace'])}/{metadata['name']}"
+        try:
+            return await self._request("PUT", path, lease) is not None
+        except Conflict:
+            return False
 
     async def delete_pod(self, namespace: str, name: str, uid: str, grace_seconds: int | None) -> None:
         """Delete this very pod, not another one of its name."""
@@ -127,6 +184,13 @@ class Cluster:
             await self._request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", options)
         except Conflict:
             return  # another pod has the name by now: this one is gone
+
+    async def delete_workload(self, namespace: str, name: str) -> None:
+        """Delete a Workload of Kueue's; that of an older Kueue, too."""
+        for version in KUEUE_VERSIONS:
+            path = f"/apis/{version}/namespaces/{namespace}/workloads/{name}"
+            if await self._request("DELETE", path) is not None:
+                return
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
         options = {

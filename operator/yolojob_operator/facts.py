@@ -10,6 +10,7 @@ from typing import Any
 
 from yolojob import contract
 from yolojob.contract import ExitCode
+from yolojob_operator import gang
 
 Body = Mapping[str, Any]
 
@@ -54,6 +55,10 @@ class PodFacts:
     memory_limit: str = ""
     disruption: str = ""
     """Reason and words of a disruption, from the pod's conditions."""
+    kueue_group: str = ""
+    """Name of its group, while Kueue's finalizer keeps it."""
+    gated: bool = False
+    """A queue holds it back by a scheduling gate."""
     waiting: str = ""
     """Why it does not start: "Unschedulable: 0/3 nodes are available…", "ImagePullBackOff: …"."""
 
@@ -118,8 +123,15 @@ def pod_facts(body: Body) -> PodFacts:
         message=terminated.get("message") or "",
         memory_limit=str(limits.get("memory", "")),
         disruption=_disruption(conditions, status),
+        kueue_group=_kueue_group(metadata),
+        gated=bool(spec.get("schedulingGates")),
         waiting=_waiting(conditions, status),
     )
+
+
+def _kueue_group(metadata: Body) -> str:
+    kept = gang.KUEUE_FINALIZER in (metadata.get("finalizers") or ())
+    return str((metadata.get("labels") or {}).get(gang.KUEUE_GROUP, "")) if kept else ""
 
 
 def _number(text: Any) -> int:
@@ -132,9 +144,10 @@ def _transition(conditions: Mapping[str, Body], kind: str) -> datetime | None:
 
 
 def _disruption(conditions: Mapping[str, Body], status: Body) -> str:
-    condition = conditions.get("DisruptionTarget", {})
-    if condition.get("status") == "True":
-        return f"{condition.get('reason', 'Disruption')}: {condition.get('message', '')}".strip(": ")
+    for kind in ("DisruptionTarget", "TerminationTarget"):  # Kubernetes' own, and Kueue's
+        condition = conditions.get(kind, {})
+        if condition.get("status") == "True":
+            return f"{condition.get('reason', 'Disruption')}: {condition.get('message', '')}".strip(": ")
     if status.get("phase") == "Failed" and status.get("reason") in _DISRUPTED_REASONS:
         return f"{status['reason']}: {status.get('message', '')}".strip(": ")
     return ""

@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import kopf
 
 from yolojob import contract
-from yolojob_operator.cluster import Cluster
+from yolojob_operator import lease, server
+from yolojob_operator.cluster import Cluster, ClusterError
 from yolojob_operator.facts import PodFacts, pod_facts
+from yolojob_operator.metrics import Metrics
+from yolojob_operator.nodes import NodeFacts, node_facts
 from yolojob_operator.pods import Defaults, Object
 from yolojob_operator.reconciler import Key, Reconciler
 
 WORKER_PODS: dict[str, Any] = {contract.LABEL_JOB: kopf.PRESENT}
 
 
-class PodIndex:
-    """Reads the index that kopf hands to every handler. Handlers run only once it holds all pods.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How this operator was installed."""
+
+    defaults: Defaults
+    namespaces: tuple[str, ...]
+    """Watched; all, where there are none."""
+    lease_namespace: str
+    """Home of the lease of an operator that watches all namespaces."""
+    listen: str
+    """Address of /metrics and /healthz; empty serves nothing."""
+
+
+@dataclass
+class Indices:
+    """What kopf hands to every handler. Handlers run only once the indices hold all objects.
 
     A holder, because kopf gives each object its own shallow copy of the memo.
     """
 
-    index: Any = None
+    clusterwide: bool
+    of_pods: Mapping[Key, Iterable[PodFacts]] = field(default_factory=dict)
+    of_nodes: Mapping[str, Iterable[NodeFacts]] = field(default_factory=dict)
 
-    def __call__(self, key: Key) -> list[PodFacts]:
-        return list(self.index.get(key, ())) if self.index is not None else []
+    def take(self, given: Mapping[str, Any]) -> None:
+        self.of_pods, self.of_nodes = given["pods"], given.get("nodes", {})
+
+    def pods(self, key: Key) -> list[PodFacts]:
+        return list(self.of_pods.get(key, ()))
+
+    def nodes(self) -> Mapping[str, NodeFacts] | None:
+        return Nodes(self.of_nodes) if self.clusterwide else None
+
+
+class Nodes(Mapping[str, NodeFacts]):
+    """Nodes by name, read from kopf's index."""
+
+    def __init__(self, index: Mapping[str, Iterable[NodeFacts]]) -> None:
+        self._index = index
+
+    def __getitem__(self, name: str) -> NodeFacts:
+        return next(iter(self._index[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
 
 
 @kopf.on.startup()
@@ -33,16 +78,42 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     settings.scanning.disabled = True
     settings.posting.reporting_component = "yolojob-operator"
     settings.persistence.finalizer = f"{contract.GROUP}/never-used"
-    memo.pods = PodIndex()
-    memo.cluster = await Cluster.connect()
-    memo.reconciler = Reconciler(memo.cluster, Defaults(**memo.defaults), memo.pods)
+    given: Settings = memo.settings
+    memo.stack = stack = AsyncExitStack()
+    memo.indices = Indices(clusterwide=not given.namespaces)
+    metrics = Metrics(lambda: memo.reconciler.statuses())
+
+    def observe(method: str, resource: str, status: int, seconds: float) -> None:
+        metrics.requests.labels(method, resource, status).inc()
+        metrics.request_seconds.labels(method).observe(seconds)
+
+    cluster = await Cluster.connect(observe)
+    stack.push_async_callback(cluster.close)
+    memo.reconciler = Reconciler(cluster, given.defaults, metrics, memo.indices.pods, memo.indices.nodes)
+    metrics.watch_lag_seconds.set_function(memo.reconciler.watch_lag)
+    if given.listen:
+        runner = await server.serve(given.listen, metrics.registry, memo.reconciler.ailment)
+        stack.push_async_callback(runner.cleanup)
+    me = lease.identity()
+    leases = [lease.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
+    stack.push_async_callback(_release, leases)
+    keeper = asyncio.create_task(lease.keep(leases, memo.reconciler.lead), name="lease")
+    stack.callback(keeper.cancel)
     memo.reconciler.start()
+    stack.push_async_callback(memo.reconciler.stop)
+
+
+async def _release(leases: list[lease.Lease]) -> None:
+    for each in leases:
+        try:
+            await each.release()
+        except ClusterError:
+            continue  # it runs out by itself
 
 
 @kopf.on.cleanup()
 async def cleanup(memo: Any, **_: Any) -> None:
-    await memo.reconciler.stop()
-    await memo.cluster.close()
+    await memo.stack.aclose()
 
 
 @kopf.index("pods", id="pods", labels=WORKER_PODS)
@@ -50,15 +121,23 @@ async def index_pod(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[Ke
     return {(namespace, labels[contract.LABEL_JOB]): pod_facts(body)}
 
 
+def watch_nodes() -> None:
+    """Watch the nodes, too: only an operator of the whole cluster may see them."""
+
+    @kopf.index("nodes", id="nodes")
+    async def index_node(name: Any, body: Any, **_: Any) -> dict[str, NodeFacts]:
+        return {name: node_facts(body)}
+
+
 @kopf.on.event("pods", labels=WORKER_PODS)
 async def pod_event(*, namespace: Any, labels: Any, memo: Any, **kwargs: Any) -> None:
-    memo.pods.index = kwargs["pods"]
-    memo.reconciler.wake((namespace, labels[contract.LABEL_JOB]))
+    memo.indices.take(kwargs)
+    await memo.reconciler.pods_changed((namespace, labels[contract.LABEL_JOB]))
 
 
 @kopf.on.event(contract.GROUP, contract.VERSION, contract.PLURAL)
 async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
-    memo.pods.index = kwargs["pods"]
+    memo.indices.take(kwargs)
     if type == "DELETED":
         memo.reconciler.job_gone((body["metadata"]["namespace"], body["metadata"]["name"]))
     else:

@@ -12,6 +12,7 @@ from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
 from yolojob.run import Run
 from yolojob.types import parse_quantity
+from yolojob_operator import gang
 
 Object = dict[str, Any]
 
@@ -49,6 +50,8 @@ class Defaults:
     cache_volume: Object | None = None
     """Source of the volume for staged data sets; emptyDir unless set. A volume of the node's own (hostPath) lets all pods
     of a node share what one of them has fetched, from job to job."""
+    coscheduling_scheduler: str = "scheduler-plugins-scheduler"
+    """Name of the scheduler that has the coscheduling plugin; this is what its chart calls it."""
 
 
 def overlay(base: Any, patch: Any, key: str = "") -> Any:
@@ -156,12 +159,24 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     metadata["annotations"] = dict(over.get("annotations") or {})
     # The job's own labels win: pods are found by them.
     metadata["labels"] = {**(over.get("labels") or {}), **metadata["labels"]}
-    return {
+    pod: Object = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
         "spec": overlay(pod_spec, template.get("spec") or {}),
     }
+    return dict(overlay(pod, gang.marks(job, attempt, defaults.coscheduling_scheduler)))
+
+
+def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
+    """A pod of a worker's size that does nothing: where it finds a place, so will the worker of a larger attempt."""
+    pod = worker(job, index, attempt, defaults)
+    pod["metadata"]["labels"][contract.LABEL_SPARE] = "true"
+    wait = "import signal; signal.sigwait({signal.SIGTERM})"
+    for container in pod["spec"]["containers"]:
+        if container["name"] == contract.CONTAINER:
+            container |= {"command": ["python", "-c", wait], "ports": []}
+    return pod
 
 
 def _container(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,8 +17,12 @@ from yolojob.manifest import InvalidManifest, parse
 from yolojob.status import Phase, Report, YoloTrainingJobStatus
 from yolojob_operator import plan as planning
 from yolojob_operator.cluster import Cluster, ClusterError, Conflict
+from yolojob_operator.conditions import is_finished
+from yolojob_operator.draft import Event, Observed, Obstacle
 from yolojob_operator.facts import PodFacts, pod_facts
-from yolojob_operator.plan import Event, Observed, Plan
+from yolojob_operator.metrics import Metrics
+from yolojob_operator.nodes import NodeFacts
+from yolojob_operator.plan import Plan
 from yolojob_operator.pods import Defaults, Object
 
 log = logging.getLogger(__name__)
@@ -32,6 +38,22 @@ EXPECTED_SECONDS = 30.0
 PROGRESS_SECONDS = 2.0
 """Between two looks at a job's progress; longer with many jobs, so that status writes stay bounded."""
 JOBS_PER_SECOND = 20
+MINOR_SECONDS = 0.5
+"""News of pods that are on their way to run waits so long: mostly the next news makes it old."""
+DEAF_SECONDS = 120.0
+"""A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
+_ON_ITS_WAY = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RESTARTING)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A pod that we created and that the watch has not shown yet."""
+
+    facts: PodFacts
+    since: float
+    """When we created it."""
+    known: float
+    """When the API server last said that it is there."""
 
 
 class Reconciler:
@@ -41,25 +63,38 @@ class Reconciler:
         self,
         cluster: Cluster,
         defaults: Defaults,
+        metrics: Metrics,
         pods_of: Callable[[Key], Iterable[PodFacts]],
+        nodes: Callable[[], Mapping[str, NodeFacts] | None],
     ) -> None:
         """
         Args:
             cluster: the API server.
             defaults: what the installation decides for all jobs.
+            metrics: told of what happens.
             pods_of: facts of the pods that carry a job's label.
+            nodes: facts of all nodes by name; none where they may not be seen.
         """
-        self._cluster, self._defaults, self._pods_of = cluster, defaults, pods_of
+        self._cluster, self._defaults, self._metrics = cluster, defaults, metrics
+        self._pods_of, self._nodes = pods_of, nodes
+        self._leads = asyncio.Event()
         self._jobs: dict[Key, Object] = {}
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
-        self._queued: set[Key] = set()
+        self._queued: dict[Key, float] = {}
+        """Jobs in the queue, and since when."""
         self._active: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
-        self._expected: dict[Key, dict[str, tuple[float, PodFacts]]] = {}
-        self._conflicts: dict[Key, str] = {}
+        self._expected: dict[Key, dict[str, Expected]] = {}
+        self._obstacles: dict[Key, Obstacle] = {}
         self._reports: dict[Key, tuple[str, Report]] = {}
         """Last report, and the uid of the pod that gave it."""
+        self._minor: dict[Key, float] = {}
+        """Jobs whose status waits to be written, and since when."""
+        self._unseen: dict[Key, tuple[int, float]] = {}
+        """Versions that we wrote and that the watch has not shown yet, and since when."""
+        self._settled: set[Key] = set()
+        """Finished jobs at which nothing is left to be done."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -74,6 +109,31 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def lead(self, leads: bool) -> None:
+        """Whether this operator is the one that works."""
+        self._metrics.leader.set(leads)
+        if leads:
+            self._leads.set()
+        else:
+            self._leads.clear()
+
+    def statuses(self) -> Iterator[tuple[Key, YoloTrainingJobStatus]]:
+        """The jobs that there are, for the metrics."""
+        for key, body in list(self._jobs.items()):
+            yield key, _status(body)
+
+    def ailment(self) -> str:
+        """What is wrong with this operator; nothing while it is well."""
+        lag = self.watch_lag()
+        return f"the watch is deaf: it has not shown a change of {lag:.0f} s ago" if lag > DEAF_SECONDS else ""
+
+    def watch_lag(self) -> float:
+        """Seconds since the oldest change of ours that the watch has not shown yet."""
+        now = time.monotonic()
+        moments = [since for _, since in self._unseen.values()]
+        moments += [e.since for expected in self._expected.values() for e in expected.values()]
+        return max((now - moment for moment in moments), default=0.0)
+
     # --- what happens outside -------------------------------------------------------------------------------------
 
     def job_seen(self, body: Object) -> None:
@@ -82,19 +142,44 @@ class Reconciler:
         known = self._jobs.get(key)
         if known is None or _version(body) > _version(known) or known["metadata"]["uid"] != body["metadata"]["uid"]:
             self._jobs[key] = body
+        version, _ = self._unseen.get(key, (0, 0.0))
+        if _version(body) >= version:
+            self._unseen.pop(key, None)
         self.wake(key)
 
     def job_gone(self, key: Key) -> None:
-        for memory in (self._jobs, self._failures, self._expected, self._conflicts, self._reports):
+        memories: tuple[dict[Key, Any], ...] = (
+            self._jobs,
+            self._failures,
+            self._expected,
+            self._obstacles,
+            self._reports,
+            self._minor,
+            self._unseen,
+        )
+        for memory in memories:
             memory.pop(key, None)
+        self._settled.discard(key)
         if timer := self._timers.pop(key, None):
             timer.cancel()
 
     def wake(self, key: Key) -> None:
         """Make a plan for this job soon."""
         if key in self._jobs and key not in self._queued:
-            self._queued.add(key)
+            self._queued[key] = time.monotonic()
             self._queue.put_nowait(key)
+
+    async def pods_changed(self, key: Key) -> None:
+        """The watch shows a pod of this job."""
+        if key in self._jobs:
+            self.wake(key)
+        elif self._leads.is_set():
+            # Its job is gone and the garbage collector has deleted it; Kueue would keep it all the same.
+            groups = {p.kueue_group for p in self._pods_of(key) if p.deleted and p.kueue_group}
+            try:
+                await _all(self._cluster.delete_workload(key[0], name) for name in groups)
+            except ClusterError as error:
+                log.warning("%s/%s: a workload could not be deleted: %s", *key, error)
 
     def _wake_in(self, key: Key, seconds: float) -> None:
         if timer := self._timers.pop(key, None):
@@ -106,17 +191,23 @@ class Reconciler:
     async def _work(self) -> None:
         while True:
             key = await self._queue.get()
+            await self._leads.wait()
             if key in self._active:  # one plan at a time for a job; it stays queued for when that is done
                 self._queue.put_nowait(key)
                 await asyncio.sleep(0.01)
                 continue
-            self._queued.discard(key)
+            began = time.monotonic()
+            self._metrics.queue_seconds.observe(began - self._queued.pop(key, began))
             self._active.add(key)
+            result = "error"
             try:
                 await self._reconcile(key)
                 self._failures.pop(key, None)
-            except Conflict:
-                self._wake_in(key, RETRY_SECONDS[0])  # the watch is about to show why
+                result = "ok"
+            except Conflict as error:
+                result = "conflict"
+                await self._look_again(key)
+                self._retry(key, error)
             except ClusterError as error:
                 self._retry(key, error)
             except Exception as error:
@@ -124,22 +215,48 @@ class Reconciler:
                 self._retry(key, error)
             finally:
                 self._active.discard(key)
+                self._metrics.reconcile_seconds.labels(result).observe(time.monotonic() - began)
+                self._metrics.queue_length.set(len(self._queued))
 
     def _retry(self, key: Key, error: Exception) -> None:
+        if key not in self._jobs:
+            return
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         delay = RETRY_SECONDS[min(count, len(RETRY_SECONDS) - 1)]
-        log.warning("%s/%s: %s; again in %s s", *key, error, delay)
+        level = logging.DEBUG if isinstance(error, Conflict) and not count else logging.WARNING
+        log.log(level, "%s/%s: %s; again in %s s", *key, error, delay)
         self._wake_in(key, delay)
 
+    async def _look_again(self, key: Key) -> None:
+        """Somebody has changed the job: see how it is, for the watch may be late."""
+        body = self._jobs.get(key)
+        if body is None:
+            return
+        try:
+            fresh = await self._cluster.get(body)
+        except ClusterError:
+            return
+        known = self._jobs.get(key)
+        if fresh is None:
+            self.job_gone(key)
+        elif known is not None and _version(fresh) > _version(known):
+            fresh["metadata"].pop("managedFields", None)
+            self._jobs[key] = fresh
+
     async def _resync(self) -> None:
+        """Look at every job now and then, spread over the time."""
         while True:
-            await asyncio.sleep(RESYNC_SECONDS)
-            for key in list(self._jobs):
+            keys = [key for key in self._jobs if key not in self._settled]
+            for key in keys:
                 self.wake(key)
+                await asyncio.sleep(RESYNC_SECONDS / len(keys))
+            if not keys:
+                await asyncio.sleep(RESYNC_SECONDS)
 
     async def _watch_progress(self) -> None:
         while True:
+            await self._leads.wait()
             running = [k for k, b in self._jobs.items() if (b.get("status") or {}).get("phase") == Phase.RUNNING]
             await asyncio.sleep(max(PROGRESS_SECONDS, len(running) / JOBS_PER_SECOND))
             await asyncio.gather(*(self._look(key) for key in running))
@@ -171,25 +288,57 @@ class Reconciler:
             return
         owned = self._owned(key, body)
         observed = Observed(
-            pods=tuple(owned), report=self._report(key, job, owned), conflict=self._conflicts.get(key, "")
+            pods=tuple(owned),
+            nodes=self._nodes(),
+            report=self._report(key, job, owned),
+            obstacle=self._obstacles.get(key),
         )
         made = planning.plan(job, observed, now, self._defaults)
-        await self._write_status(key, body, made)
+        moments = [made.due] if made.due else []
+        if waits := self._may_wait(key, job.status, made):
+            moments.append(now + timedelta(seconds=waits))
+        elif await self._write_status(key, body, made):
+            self._metrics.changed(job, made.status)
         await self._carry_out(key, job, made)
         await asyncio.gather(*(self._announce(body, event) for event in made.events))
-        if made.due is not None:
-            self._wake_in(key, (made.due - datetime.now(UTC)).total_seconds())
+        if is_finished(made.status) and not made.has_deeds and not moments:
+            self._settled.add(key)
+        else:
+            self._settled.discard(key)
+        if moments and key in self._jobs:
+            self._wake_in(key, (min(moments) - datetime.now(UTC)).total_seconds())
+
+    def _may_wait(self, key: Key, written: YoloTrainingJobStatus | None, made: Plan) -> float:
+        """Seconds for which the status need not be written yet; 0: now."""
+        before = written or YoloTrainingJobStatus()
+        same_attempt = made.status.attempt == before.attempt
+        if made.has_deeds:
+            # The first gang is made from nothing but the spec: whoever crashes now, makes the same again.
+            is_first = written is None and bool(made.create) and not (made.delete or made.events or made.release)
+            minor = is_first and key not in self._obstacles
+        else:
+            on_its_way = made.status.phase in _ON_ITS_WAY and before.phase in _ON_ITS_WAY
+            minor = on_its_way and (same_attempt or before.attempt == 0)
+        if not minor or made.status == before:
+            self._minor.pop(key, None)
+            return 0.0
+        waited = time.monotonic() - self._minor.setdefault(key, time.monotonic())
+        if waited >= MINOR_SECONDS:
+            del self._minor[key]
+            return 0.0
+        return MINOR_SECONDS - waited
 
     def _owned(self, key: Key, body: Object) -> list[PodFacts]:
         """The job's own pods: those that the watch shows, and those that we made a moment ago."""
         uid = body["metadata"]["uid"]
         seen = [p for p in self._pods_of(key) if p.owner_uid == uid]
-        names = {p.name for p in seen}
+        uids = {p.uid for p in seen}
         expected = self._expected.get(key, {})
         oldest = time.monotonic() - EXPECTED_SECONDS
-        for name in [n for n, (made, _) in expected.items() if n in names or made < oldest]:
+        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < oldest]:
             del expected[name]
-        return [*seen, *(facts for _, facts in expected.values())]
+        names = {p.name for p in seen}
+        return [*seen, *(e.facts for e in expected.values() if e.facts.name not in names)]
 
     def _report(self, key: Key, job: YoloTrainingJob, owned: list[PodFacts]) -> Report | None:
         uid, report = self._reports.get(key, ("", None))
@@ -198,11 +347,7 @@ class Reconciler:
 
     async def _reject(self, body: Object, invalid: InvalidManifest, now: datetime) -> None:
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        try:
-            status = YoloTrainingJobStatus.model_validate(body.get("status") or {})
-        except ValidationError:
-            status = YoloTrainingJobStatus()
-        rejected = planning.rejected(status, str(invalid), body["metadata"].get("generation", 0), now)
+        rejected = planning.rejected(_status(body), str(invalid), body["metadata"].get("generation", 0), now)
         made = Plan(status=rejected)
         if await self._write_status(key, body, made):
             await self._announce(body, Event(type="Warning", reason="InvalidSpec", message=str(invalid)))
@@ -216,17 +361,24 @@ class Reconciler:
         if updated is None:
             self.job_gone(key)
         elif key in self._jobs and _version(updated) > _version(self._jobs[key]):
+            updated["metadata"].pop("managedFields", None)
             self._jobs[key] = updated
+            self._unseen[key] = (_version(updated), time.monotonic())
         return updated is not None
 
     async def _carry_out(self, key: Key, job: YoloTrainingJob, made: Plan) -> None:
         namespace = key[0]
-        conflict = self._conflicts.pop(key, "") if made.create else ""  # it is about to show whether it is still there
-        await asyncio.gather(
-            *(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete),
-            *(self._create(key, job, item) for item in made.create),
-        )
-        if made.create and self._conflicts.get(key, "") != conflict:
+        before = (
+            self._obstacles.pop(key, None) if made.create else None
+        )  # it is about to show whether it is still there
+        groups = [item for item in made.create if item["kind"] == "PodGroup"]
+        await _all(self._create(key, job, item) for item in groups)
+        if key not in self._obstacles:  # without its group a pod would wait for ever
+            others = (item for item in made.create if item["kind"] != "PodGroup")
+            await _all(self._create(key, job, item) for item in others)
+        await _all(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
+        await _all(self._cluster.delete_workload(namespace, name) for name in made.release)
+        if made.create and self._obstacles.get(key) != before:
             self.wake(key)
         if made.delete_job and job.metadata.uid:
             await self._cluster.delete_job(namespace, job.metadata.name, job.metadata.uid)
@@ -240,17 +392,58 @@ class Reconciler:
             log.warning("an event could not be posted: %s", error)
 
     async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> None:
-        created = await self._cluster.create(item)
+        try:
+            created = await self._cluster.create(item)
+        except ClusterError as error:
+            if obstacle := _obstacle(item, error):
+                self._obstacles[key] = obstacle
+                return
+            raise
         if created is None:
             found = await self._cluster.get(item)
             if found is not None and not _is_owned(found, job):
                 kind, name = item["kind"].lower(), item["metadata"]["name"]
-                self._conflicts[key] = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
+                words = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
+                self._obstacles[key] = Obstacle(reason="NameConflict", message=words)
                 return
+            if found is not None and item["kind"] == "PodGroup":
+                await self._cluster.update_spec(item, found)
             created = found
         if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):
-            facts = pod_facts(created)
-            self._expected.setdefault(key, {})[facts.name] = (time.monotonic(), facts)
+            facts, now = pod_facts(created), time.monotonic()
+            expected = self._expected.setdefault(key, {})
+            old = expected.get(facts.name)
+            since = old.since if old and old.facts.uid == facts.uid else now
+            expected[facts.name] = Expected(facts, since, now)
+
+
+async def _all(deeds: Iterable[Awaitable[None]]) -> None:
+    """Do all of these at once. Where some fail, the others are still done, and the first error is told."""
+    for outcome in await asyncio.gather(*deeds, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:
+    """What stands in the way of an object, where trying again at once does not help."""
+    kind, words = item["kind"], str(error)
+    if error.status == 403:
+        reason = "QuotaExceeded" if "exceeded quota" in words else f"{kind}Forbidden"
+    elif error.status == 404 and kind == "PodGroup":
+        reason = "NoGangScheduler"
+        words = f"spec.scheduling.gang: this cluster knows no {kind} of {item['apiVersion']}: install that scheduler"
+    elif error.status in (400, 422):
+        reason = f"{kind}Invalid"
+    else:
+        return None
+    return Obstacle(reason=reason, message=words)
+
+
+def _status(body: Object) -> YoloTrainingJobStatus:
+    try:
+        return YoloTrainingJobStatus.model_validate(body.get("status") or {})
+    except ValidationError:
+        return YoloTrainingJobStatus()
 
 
 def _is_owned(found: Object, job: YoloTrainingJob) -> bool:

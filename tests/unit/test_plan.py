@@ -3,77 +3,19 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import minimal
+from plans import NOW, conditions, failed, job, make, pod, reasons, running
+from yolojob_operator.draft import FORCE_AFTER, Obstacle
 from yolojob_operator.facts import PodFacts
-from yolojob_operator.plan import FAREWELL, FORCE_AFTER, SURVIVORS_PATIENCE, Observed, Plan, plan
-from yolojob_operator.pods import Defaults
+from yolojob_operator.plan import FAREWELL, SURVIVORS_PATIENCE
 
 from yolojob.contract import ExitCode
-from yolojob.job import YoloTrainingJob
 from yolojob.status import Failure, Phase, Progress, Report, Result, State, Timing, YoloTrainingJobStatus
-
-NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
-DEFAULTS = Defaults(image="trainer:test")
-
-
-def job(status: YoloTrainingJobStatus | None = None, **spec: Any) -> YoloTrainingJob:
-    document = minimal(**{"workers": {"replicas": 2}, "storage": {"uri": "pvc://runs"}, **spec})
-    document["metadata"] |= {
-        "namespace": "default",
-        "uid": "job-uid",
-        "generation": 1,
-        "creationTimestamp": "2026-01-01T11:59:50Z",
-    }
-    made = YoloTrainingJob.model_validate(document)
-    made.status = status
-    return made
-
-
-def pod(index: int, phase: str = "Running", attempt: int = 1, **facts: Any) -> PodFacts:
-    base: dict[str, Any] = {
-        "name": f"digits-worker-{index}",
-        "uid": f"uid-{attempt}-{index}",
-        "owner_uid": "job-uid",
-        "index": index,
-        "attempt": attempt,
-        "phase": phase,
-        "node": "node-0",
-        "ready": phase == "Running",
-        "created": NOW - timedelta(seconds=8),
-        "scheduled": NOW - timedelta(seconds=6),
-        "started": NOW - timedelta(seconds=2),
-    }
-    if phase in ("Succeeded", "Failed"):
-        base |= {"finished": NOW, "exit_code": 0 if phase == "Succeeded" else 1}
-    return PodFacts(**{**base, **facts})
-
-
-def failed(index: int, code: int, **facts: Any) -> PodFacts:
-    return pod(index, "Failed", exit_code=code, **facts)
-
-
-def running(**spec: Any) -> YoloTrainingJob:
-    """A job whose first attempt runs."""
-    started = make(job(**spec)).status
-    return job(make(job(started, **spec), pod(0), pod(1)).status, **spec)
-
-
-def make(of: YoloTrainingJob, *pods: PodFacts, now: datetime = NOW, **observed: Any) -> Plan:
-    return plan(of, Observed(pods=pods, **observed), now, DEFAULTS)
-
-
-def conditions(made: Plan) -> dict[str, tuple[str, str]]:
-    return {c.type.value: (c.status, c.reason) for c in made.status.conditions}
-
-
-def reasons(made: Plan) -> list[str]:
-    return [e.reason for e in made.events]
 
 
 def test_a_new_job_gets_a_service_and_all_its_pods_at_once() -> None:
@@ -104,8 +46,7 @@ def test_it_runs_when_all_its_pods_run() -> None:
     both = make(job(half.status), pod(0), pod(1))
     assert both.status.phase == Phase.RUNNING
     assert both.status.workers.ready == 2
-    assert reasons(both) == ["Running"]
-    assert both.status.timing == Timing(queued_seconds=4, image_pull_seconds=4)
+    assert reasons(both) == [], "conditions and pods say it already"
     again = make(job(both.status), pod(0), pod(1))
     assert again.events == ()
     assert again.status == both.status
@@ -139,7 +80,8 @@ def test_progress_is_taken_over_from_rank_0() -> None:
     made = make(running(), pod(0), pod(1), report=report)
     assert made.status.progress is not None
     assert made.status.progress.epoch == 2
-    assert made.status.timing == Timing(queued_seconds=4, image_pull_seconds=4, staging_seconds=1.5)
+    assert made.status.timing is not None
+    assert made.status.timing.staging_seconds == 1.5
 
 
 def test_success_takes_the_figures_from_the_termination_message() -> None:
@@ -265,7 +207,7 @@ def test_disruptions_are_answered_at_once_until_they_spin() -> None:
     status, waits = running().status, []
     assert status is not None
     for attempt in range(1, 6):
-        status.attempt_start_time = NOW
+        status.history[-1].start_time = NOW
         gone = pod(1, attempt=attempt, deleted=NOW + timedelta(seconds=30))
         status = make(job(status), gone, pod(0, attempt=attempt)).status
         waits.append((status.next_attempt_time - NOW).total_seconds() if status.next_attempt_time else 0)
@@ -320,7 +262,7 @@ def test_pre_running_deadline_names_the_cause() -> None:
     assert first.due == NOW + timedelta(seconds=30)
     waiting = pod(0, "Pending", waiting="ImagePullBackOff: no such image")
     late = make(job(first.status, runPolicy=policy), waiting, pod(1), now=NOW + timedelta(seconds=30))
-    assert conditions(late)["Failed"] == ("True", "PreRunningDeadlineExceeded")
+    assert conditions(late)["Failed"] == ("True", "ImagePullBackOff")
     assert "no such image" in next(c.message for c in late.status.conditions if c.type == "Failed")
 
 
@@ -340,11 +282,12 @@ def test_somebody_elses_job_is_left_alone() -> None:
 
 
 def test_a_foreign_object_with_our_name_is_neither_taken_nor_deleted() -> None:
-    made = make(job(make(job()).status), conflict="a pod digits-worker-0 exists that is not this job's")
+    taken = Obstacle(reason="NameConflict", message="a pod digits-worker-0 exists that is not this job's")
+    made = make(job(make(job()).status), obstacle=taken)
     assert made.delete == ()
     assert conditions(made)["Scheduled"] == ("False", "NameConflict")
     assert made.due is not None, "it tries again"
-    half = make(job(made.status), pod(0, "Pending", node=""), conflict="a pod digits-worker-1 exists")
+    half = make(job(made.status), pod(0, "Pending", node=""), obstacle=taken)
     assert conditions(half)["Scheduled"] == ("False", "NameConflict"), "and does not say otherwise meanwhile"
 
 
@@ -352,8 +295,7 @@ def test_a_foreign_object_with_our_name_is_neither_taken_nor_deleted() -> None:
     ("spec", "reason"),
     [
         ({"dataset": {"uri": "file:///data"}}, "LaptopOnly"),
-        ({"elastic": {"maxReplicas": 4}}, "NotSupported"),
-        ({"scheduling": {"gang": "kueue"}}, "NotSupported"),
+        ({"workers": {"gpu": {"required": False}}}, "NodesUnknown"),
     ],
 )
 def test_what_a_cluster_cannot_do_is_said(spec: dict[str, Any], reason: str) -> None:
@@ -402,3 +344,15 @@ def test_invariants_over_any_history(history: list[list[tuple[int, str, int, boo
         text = made.status.model_dump_json(by_alias=True, exclude_none=True)
         status = YoloTrainingJobStatus.model_validate(json.loads(text))
         now += timedelta(seconds=7)
+
+
+def test_the_first_gang_is_recognised_though_no_status_was_written() -> None:
+    policy = {"preRunningDeadlineSeconds": 4}
+    waiting = {"node": "", "scheduled": None, "started": None, "created": NOW - timedelta(seconds=3)}
+    made = make(job(runPolicy=policy), pod(0, "Pending", **waiting), pod(1, "Pending", **waiting))
+    assert made.create == ()
+    assert made.status.attempt == 1
+    assert made.status.history[-1].start_time == NOW - timedelta(seconds=3)
+    assert made.due == NOW + timedelta(seconds=1)
+    assert made.status.timing is not None
+    assert (made.status.timing.queued_seconds, made.status.timing.scheduling_seconds) == (7, 3)

@@ -21,6 +21,7 @@ from yolojob.run import Run
 from yolojob.status import Failure, Report, Result, State
 from yolojob_trainer import environment
 from yolojob_trainer.errors import BadInput, PeerLost, TrainerError, is_lost_peer
+from yolojob_trainer.machine import process_start
 
 environment.prepare()
 
@@ -106,15 +107,19 @@ def _train(rank: int) -> Report:
     _reporters.append(reporter)
     if port := int(os.environ.get(contract.ENV_METRICS_PORT, contract.METRICS_PORT)):
         prometheus.serve(metrics, reporter.snapshot, port + world.local_rank)
+    rendezvous = _waited_for_launcher()
+    began = time.perf_counter()
     with world.connected(), tempfile.TemporaryDirectory(prefix="yolojob-") as scratch:
-        result = _train_in(world, run, reporter, Path(scratch))
+        rendezvous += time.perf_counter() - began
+        result = _train_in(world, run, reporter, Path(scratch), rendezvous)
     if result:
         reporter.succeed(result)
     return reporter.report
 
 
-def _train_in(world, run: Run, reporter, scratch: Path) -> Result | None:  # type: ignore[no-untyped-def]
+def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Result | None:  # type: ignore[no-untyped-def]
     from yolojob_trainer import architecture, data
+    from yolojob_trainer.clock import Beginning
     from yolojob_trainer.events import Callback
     from yolojob_trainer.storage import Storage
     from yolojob_trainer.trace import ChromeTrace, Trace
@@ -143,8 +148,11 @@ def _train_in(world, run: Run, reporter, scratch: Path) -> Result | None:  # typ
             cache=cache,
             callbacks=callbacks,
             warn=reporter.warn,
-            started=_process_start(),
-            staging_took=time.perf_counter() - began,
+            beginning=Beginning(
+                started=float(os.environ.get(contract.ENV_STARTED) or process_start()),
+                rendezvous=rendezvous,
+                staging=time.perf_counter() - began,
+            ),
         )
     except ValueError as error:
         raise BadInput("InvalidSettings", f"spec.train: {' '.join(str(error).split())}") from error
@@ -156,14 +164,10 @@ def _train_in(world, run: Run, reporter, scratch: Path) -> Result | None:  # typ
     return Result(weights=f"{base}/weights/best.pt", **trainer.best_metrics)
 
 
-def _process_start() -> float:
-    """When this process began, seconds since 1970: imports count.
-
-    From proc(5), field 22, because psutil adds it to a boot time that the kernel tells in whole seconds.
-    """
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    return time.time() - age
+def _waited_for_launcher() -> float:
+    """Seconds that torchrun has waited for the other workers before it started this process."""
+    launched = os.environ.get(contract.ENV_LAUNCHED)
+    return max(process_start() - float(launched), 0.0) if launched else 0.0
 
 
 if __name__ == "__main__":

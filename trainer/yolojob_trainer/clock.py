@@ -151,10 +151,23 @@ def _between(start: Mark, stop: Mark) -> float:
     return max(stop - start, 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """How a process came to the point where it can build its model."""
+
+    started: float
+    """When the worker's first process began, seconds since 1970."""
+    rendezvous: float = 0.0
+    """Seconds of waiting for the other workers."""
+    staging: float = 0.0
+    """Seconds for fetching data set and weights."""
+
+
 @dataclass
 class Clocks:
     """Seconds of the whole run so far. They are saved with the state, so a restart does not begin at zero."""
 
+    rendezvous: float = 0.0
     staging: float = 0.0
     startup: float = 0.0
     training: dict[str, float] = field(default_factory=dict)
@@ -174,8 +187,17 @@ class Clocks:
                 self.training[phase.value] = self.training.get(phase.value, 0.0) + value
         self.reduction += span.reduction or 0.0
 
+    def begin(self, beginning: Beginning, now: float) -> float:
+        """Add what came before the first step; the seconds of it that were neither rendezvous nor staging."""
+        startup = max(now - beginning.started - beginning.rendezvous - beginning.staging, 0.0)
+        self.rendezvous += beginning.rendezvous
+        self.staging += beginning.staging
+        self.startup += startup
+        return startup
+
     def timing(self) -> Timing:
         return Timing(
+            rendezvous_seconds=round(self.rendezvous, 3),
             staging_seconds=round(self.staging, 3),
             startup_seconds=round(self.startup, 3),
             training_seconds={phase: round(value, 3) for phase, value in self.training.items()},

@@ -14,9 +14,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
-from yolojob.contract import RENDEZVOUS_PORT, ExitCode
-from yolojob_trainer.machine import available_cpus
+from yolojob.contract import ENV_LAUNCHED, ENV_STARTED, RENDEZVOUS_PORT, ExitCode
+from yolojob_trainer.machine import available_cpus, process_start
 
 MODULE = "yolojob_trainer"
 ALLOCATOR = ":".join(
@@ -53,6 +54,7 @@ def verdict(codes: list[int]) -> int:
 
 def main() -> int:
     os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)
+    os.environ[ENV_STARTED] = str(process_start())
     if os.environ.get("PET_NPROC_PER_NODE", "1") == "1":
         return _follow()
     return _supervise()
@@ -78,6 +80,7 @@ def _supervise() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cpus() // int(processes), 1)))
     os.environ.setdefault("PET_MASTER_PORT", str(RENDEZVOUS_PORT))
     config, command, arguments = config_from_args(parse_args(["--module", MODULE]))  # type: ignore[no-untyped-call]
+    os.environ[ENV_LAUNCHED] = str(time.time())
     try:
         elastic_launch(config, command)(*arguments)
     except ChildFailedError as error:

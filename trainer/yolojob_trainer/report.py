@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolojob.contract import TERMINATION_LIMIT, ExitCode
 from yolojob.status import Report, Result, State, TuningReport
+from yolojob_trainer.clock import Phase
 from yolojob_trainer.events import Callback
 from yolojob_trainer.metrics import Metrics
 
@@ -63,6 +64,7 @@ class Reporter(Callback):
         self.throughput = Throughput()
         self._lock = threading.Lock()
         self._updated = 0.0
+        self._started: float | None = None
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
@@ -103,7 +105,8 @@ class Reporter(Callback):
         self.say(State.TUNING)
 
     def on_train_start(self, trainer: Trainer) -> None:
-        self.metrics.staging_seconds.set(trainer.staging_took)
+        self.metrics.rendezvous_seconds.set(trainer.beginning.rendezvous)
+        self.metrics.staging_seconds.set(trainer.beginning.staging)
         self.metrics.startup_seconds.set(trainer.startup_took)
         self.metrics.epochs_target.set(trainer.epochs)
         self.metrics.describe(trainer.facts())
@@ -112,6 +115,8 @@ class Reporter(Callback):
             self.report.precision = trainer.facts()["precision"]
             self.report.resumed_from = trainer.resumed_from
             self.report.tuning = trainer.tuning
+            self.report.carried_seconds = round(trainer.carried_seconds, 3)
+        self._started = trainer.beginning.started
         self._update(trainer, State.TRAINING)
 
     def on_step_end(self, trainer: Trainer) -> None:
@@ -185,6 +190,12 @@ class Reporter(Callback):
         with self._lock:
             self.report.state = State.SUCCEEDED
             self.report.result = result
+            timing = self.report.timing
+            if self._started is not None:  # the last uploads, and the good-bye to the other ranks
+                own = timing.trained_seconds - self.report.carried_seconds
+                rest = max(time.time() - self._started - own, 0.0)
+                last = Phase.UNACCOUNTED.value
+                timing.training_seconds[last] = round(timing.training_seconds.get(last, 0.0) + rest, 3)
 
 
 def write_termination_message(report: Report, path: Path) -> None:

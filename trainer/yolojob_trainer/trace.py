@@ -55,8 +55,10 @@ class Trace(Callback):
         self._flushed = time.monotonic()
 
     def on_train_start(self, trainer: Trainer) -> None:
-        seconds = {"staging": round(trainer.staging_took, 6), "startup": round(trainer.startup_took, 6)}
-        words = {"epoch": trainer.epoch, "step": trainer.step, "start": round(trainer.started, 6), "seconds": seconds}
+        beginning = trainer.beginning
+        took = {"rendezvous": beginning.rendezvous, "staging": beginning.staging, "startup": trainer.startup_took}
+        seconds = {name: round(value, 6) for name, value in took.items()}
+        words = {"epoch": trainer.epoch, "step": trainer.step, "start": round(beginning.started, 6), "seconds": seconds}
         self._lines.setdefault(trainer.epoch, []).append(json.dumps(words, separators=(",", ":")))
 
     def on_span(self, span: Span) -> None:

@@ -25,7 +25,7 @@ from yolojob.run import Run
 from yolojob.status import TuningReport
 from yolojob_trainer import state
 from yolojob_trainer.checkpoint import FORMAT, decode
-from yolojob_trainer.clock import Clocks, Phase
+from yolojob_trainer.clock import Beginning, Clocks, Phase
 from yolojob_trainer.dataset import MicroBatches, loader
 from yolojob_trainer.errors import Interrupted, TrainerError
 from yolojob_trainer.events import Callback, Event, emit
@@ -59,8 +59,7 @@ class Trainer(Pipeline):
         cache: Path,
         callbacks: list[Callback],
         warn: Callable[[str], None],
-        started: float,
-        staging_took: float,
+        beginning: Beginning,
     ) -> None:
         """
         Args:
@@ -73,14 +72,14 @@ class Trainer(Pipeline):
             cache: folder of this node for label caches.
             callbacks: listeners.
             warn: called with every warning for the user.
-            started: when the process started, seconds since 1970.
-            staging_took: seconds for fetching data set and weights.
+            beginning: how the process came here.
         """
         save_dir = storage.folder if storage else scratch
         super().__init__(run, world, data=data, model=model, save_dir=save_dir, cache=cache, warn=warn)
         self.storage, self.listeners = storage, callbacks
-        self.started, self.staging_took, self.startup_took = started, staging_took, 0.0
+        self.beginning, self.startup_took = beginning, 0.0
         self.clocks = Clocks()
+        self.carried_seconds = 0.0
         self.votes = Votes(world)
         self.rows: list[dict[str, float]] = []
         self.resumed_from: str | None = None
@@ -128,9 +127,8 @@ class Trainer(Pipeline):
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             self.train_time_start = time.time()
-            self.startup_took = max(time.time() - self.started - self.staging_took, 0.0)
-            self.clocks.staging += self.staging_took
-            self.clocks.startup += self.startup_took
+            self.carried_seconds = self.clocks.timing().trained_seconds
+            self.startup_took = self.clocks.begin(self.beginning, time.time())
             self._trained_epoch = min(self.epoch, self.epochs - 1)
             emit(Event.TRAIN_START, self.listeners, self)
             self.clock.start()

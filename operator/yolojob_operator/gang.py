@@ -1,0 +1,100 @@
+"""What a gang scheduler wants to see: marks on the pods, and for some of them a PodGroup. Pure builders.
+
+- Kueue's plain-pod groups (kueue.sigs.k8s.io/docs/tasks/run/plain_pods): labels and a total count on the pods. Kueue itself
+  holds them back by a scheduling gate until all are admitted. Every attempt is a group of its own.
+- Volcano and the scheduler-plugins' coscheduling: a PodGroup of the job's name, and a scheduler of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yolojob import contract
+from yolojob.job import YoloTrainingJob
+from yolojob.types import parse_quantity
+
+Object = dict[str, Any]
+
+KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+KUEUE_GROUP = "kueue.x-k8s.io/pod-group-name"
+KUEUE_COUNT = "kueue.x-k8s.io/pod-group-total-count"
+KUEUE_RETRIABLE = "kueue.x-k8s.io/retriable-in-group"
+KUEUE_FINALIZER = "kueue.x-k8s.io/managed"
+VOLCANO = "volcano"
+VOLCANO_GROUP = "scheduling.k8s.io/group-name"
+COSCHEDULING_GROUP = "scheduling.x-k8s.io/pod-group"
+API_VERSIONS = {"volcano": "scheduling.volcano.sh/v1beta1", "coscheduling": "scheduling.x-k8s.io/v1alpha1"}
+
+
+def group_name(job: YoloTrainingJob, attempt: int) -> str:
+    """Name of an attempt's group in Kueue."""
+    return f"{job.metadata.name}-{attempt}"
+
+
+def marks(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
+    """Labels, annotations and scheduler of a worker pod, as a patch for it.
+
+    Args:
+        job: with the attempt's size.
+        attempt: its number.
+        scheduler: name of the scheduler that has the coscheduling plugin.
+    """
+    scheduling, name = job.spec.scheduling, job.metadata.name
+    match scheduling.gang:
+        case "kueue":
+            labels = {KUEUE_GROUP: group_name(job, attempt)}
+            if scheduling.queue:
+                labels[KUEUE_QUEUE] = scheduling.queue
+            annotations = {KUEUE_COUNT: str(job.spec.workers.replicas), KUEUE_RETRIABLE: "false"}
+            return {"metadata": {"labels": labels, "annotations": annotations}}
+        case "volcano":
+            return {"metadata": {"annotations": {VOLCANO_GROUP: name}}, "spec": {"schedulerName": VOLCANO}}
+        case "coscheduling":
+            return {"metadata": {"labels": {COSCHEDULING_GROUP: name}}, "spec": {"schedulerName": scheduler}}
+    return {}
+
+
+def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None:
+    """The PodGroup; none for schedulers that need none.
+
+    Args:
+        job: with the attempt's size.
+        pod: one of its worker pods, for what it asks for.
+        owner: owner reference to the job.
+    """
+    scheduling = job.spec.scheduling
+    if scheduling.gang not in API_VERSIONS:
+        return None
+    # A job that can do with fewer workers is placed as soon as so many find room.
+    least = job.spec.elastic.min_replicas if job.spec.elastic else job.spec.workers.replicas
+    spec: Object = {"minMember": least, "minResources": _total(pod, least)}
+    if scheduling.gang == "volcano":
+        if scheduling.queue:
+            spec["queue"] = scheduling.queue
+        if scheduling.priority_class_name:
+            spec["priorityClassName"] = scheduling.priority_class_name
+    elif seconds := job.spec.run_policy.pre_running_deadline_seconds:
+        spec["scheduleTimeoutSeconds"] = seconds
+    return {
+        "apiVersion": API_VERSIONS[scheduling.gang],
+        "kind": "PodGroup",
+        "metadata": {
+            "name": job.metadata.name,
+            "namespace": job.metadata.namespace,
+            "labels": {contract.LABEL_JOB: job.metadata.name, contract.LABEL_MANAGED_BY: contract.MANAGER},
+            "ownerReferences": [owner],
+        },
+        "spec": spec,
+    }
+
+
+def _total(pod: Object, count: int) -> dict[str, str]:
+    """What so many of these pods ask for together; milli-units where a sum is not whole."""
+    total: dict[str, float] = {}
+    for container in pod["spec"]["containers"]:
+        resources = container.get("resources") or {}
+        # As the API server: what is only limited is requested, too.
+        asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+        for name, quantity in asked.items():
+            total[name] = total.get(name, 0.0) + parse_quantity(quantity) * count
+    return {name: str(int(n)) if n.is_integer() else f"{round(n * 1000)}m" for name, n in total.items()}

@@ -1,0 +1,132 @@
+"""One operator works: who holds the Lease (coordination.k8s.io/v1), as Kubernetes' own controllers do it.
+
+A lease is judged by how long ago *we* saw it change, not by the times in it: clocks of two machines may differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from yolojob_operator.cluster import Cluster, ClusterError
+from yolojob_operator.pods import Object
+
+log = logging.getLogger(__name__)
+
+NAME = "yolojob-operator"
+DURATION_SECONDS = 15
+"""So long after its last renewal a lease is free; the default of Kubernetes' controllers, as are the next two."""
+RENEW_DEADLINE_SECONDS = 10
+"""A holder that could not renew for so long stops working: before anybody else may begin."""
+RETRY_SECONDS = 2.0
+
+
+def identity() -> str:
+    """Who we are, the same after a crash of the same pod.
+
+    In a cluster the pod's uid; elsewhere host, process namespace and process, of which another process on this host can
+    tell whether it still lives.
+    """
+    if uid := os.environ.get("YOLOJOB_POD_UID"):
+        return uid
+    return f"{_here()}{os.getpid()}"
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}_{Path('/proc/self/ns/pid').stat().st_ino}_"
+
+
+def is_dead(holder: str) -> bool:
+    """Whether this holder was a process of this host that is gone."""
+    process = holder.removeprefix(_here())
+    return process != holder and process.isdigit() and not Path(f"/proc/{process}").exists()
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Lease:
+    """The right to work on the jobs of one namespace, or of all."""
+
+    def __init__(self, cluster: Cluster, namespace: str, me: str) -> None:
+        self._cluster, self._namespace, self._me = cluster, namespace, me
+        self._seen: Object | None = None
+        self._seen_at = 0.0
+        self._renewed = -float("inf")
+
+    @property
+    def held(self) -> bool:
+        return time.monotonic() - self._renewed < RENEW_DEADLINE_SECONDS
+
+    async def tend(self) -> None:
+        """Renew the lease, or take it where it is free."""
+        now = datetime.now(UTC)
+        began = time.monotonic()
+        lease = await self._cluster.get_lease(self._namespace, NAME)
+        if lease is None:
+            spec: Object = {"holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": 0}
+            done = await self._cluster.create_lease(self._lease({}, {**spec, **self._renewal(now)}))
+        else:
+            spec = lease.get("spec") or {}
+            holder = str(spec.get("holderIdentity") or "")
+            if self._seen is None or spec != self._seen:
+                self._seen, self._seen_at = spec, began
+            if holder != self._me:
+                age = began - self._seen_at
+                if holder and age < DURATION_SECONDS and not is_dead(holder):
+                    self._renewed = -float("inf")
+                    return
+                log.info("%s: lease %s was of %s; it is ours now", self._namespace, NAME, holder or "nobody")
+                count = (spec.get("leaseTransitions") or 0) + 1
+                spec = {**spec, "holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": count}
+            done = await self._cluster.replace_lease(self._lease(lease["metadata"], {**spec, **self._renewal(now)}))
+        if done:
+            self._renewed = began
+
+    async def release(self) -> None:
+        """Let go of it, so that the next operator need not wait."""
+        if not self.held:
+            return
+        lease = await self._cluster.get_lease(self._namespace, NAME)
+        if lease is not None and (lease.get("spec") or {}).get("holderIdentity") == self._me:
+            await self._cluster.replace_lease(self._lease(lease["metadata"], {**lease["spec"], "holderIdentity": ""}))
+
+    @staticmethod
+    def _renewal(now: datetime) -> Object:
+        return {"renewTime": _time(now), "leaseDurationSeconds": DURATION_SECONDS}
+
+    def _lease(self, metadata: Object, spec: Object) -> Object:
+        names = {"name": NAME, "namespace": self._namespace}
+        kept = {k: v for k, v in metadata.items() if k in ("resourceVersion", "labels", "annotations")}
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {**kept, **names},
+            "spec": spec,
+        }
+
+
+async def keep(leases: list[Lease], tell: Callable[[bool], None]) -> None:
+    """Hold all of these, for ever; tell whenever we begin or cease to."""
+    leading = waiting = False
+    while True:
+        for lease in leases:
+            try:
+                await asyncio.wait_for(lease.tend(), RENEW_DEADLINE_SECONDS)
+            except (ClusterError, TimeoutError) as error:
+                log.warning("the lease could not be renewed: %s", error)
+        now = all(lease.held for lease in leases)
+        if now != leading:
+            log.info("this operator works" if now else "this operator rests: it does not hold the lease")
+            tell(now)
+        elif not now and not waiting:
+            log.warning("another operator holds the lease %s; this one waits", NAME)
+        leading, waiting = now, not now
+        await asyncio.sleep(RETRY_SECONDS)

@@ -1,0 +1,177 @@
+"""Where the time and the money went: the account in `status.timing`, `status.cost` and `status.history`. Pure.
+
+Time is booked from the last entry to now, in whole seconds, as the API server writes them; so the parts of a job add up to
+its wall clock. The past is cut at what the pods' own clocks say (scheduled, started); what lies within a worker's running
+time is split by the trainer's report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from yolojob.job import YoloTrainingJob
+from yolojob.prices import NoPrice, price_of
+from yolojob.status import Attempt, ConditionType, Cost, Report, Timing, YoloTrainingJobStatus
+from yolojob_operator.conditions import find, is_finished, is_set
+from yolojob_operator.facts import PodFacts
+from yolojob_operator.nodes import NodeFacts
+
+KEPT = 10
+"""Attempts in status.history; of older ones the sums remain."""
+STALE = timedelta(seconds=60)
+"""The account is written at least so often while time passes; sooner only with other news."""
+GATED = "Gated"
+"""Reason of the Scheduled condition while a queue holds the pods back."""
+
+
+def current(status: YoloTrainingJobStatus) -> Attempt | None:
+    """The record of the current attempt, once its size is decided."""
+    last = status.history[-1] if status.history else None
+    return last if last is not None and last.attempt == status.attempt else None
+
+
+def book(job: YoloTrainingJob, status: YoloTrainingJobStatus, pods: Iterable[PodFacts], now: datetime) -> None:
+    """Enter what has passed since the last entry. `status` still tells how the job stood in that time."""
+    now = now.replace(microsecond=0)
+    timing = status.timing or Timing()
+    since = timing.updated_at or job.metadata.creation_timestamp or now
+    pods = list(pods)
+    if now > since:
+        if not is_finished(status):
+            _book_time(status, timing, pods, since, now)
+        _book_pods(status, pods, since, now)
+    timing.updated_at = max(now, since)
+    status.timing = timing
+
+
+def _book_time(
+    status: YoloTrainingJobStatus, timing: Timing, pods: list[PodFacts], since: datetime, now: datetime
+) -> None:
+    record = current(status)
+    if is_set(status, ConditionType.SUSPENDED, "True"):
+        _add(timing, "suspended_seconds", since, now)
+        return
+    asked = record.start_time if record is not None and record.start_time else now
+    _add(timing, "queued_seconds" if status.attempt <= 1 else "restart_seconds", since, min(asked, now))
+    since = max(since, asked)
+    if record is not None and since < now:
+        own = [p for p in pods if p.attempt == record.attempt and p.index < record.workers]
+        chief = next((p for p in own if p.index == 0), None)
+        started = chief.started if chief and chief.started else now
+        placed = [p.scheduled for p in own if p.scheduled]
+        scheduled = min(max(placed), started) if len(placed) == record.workers else started
+        waits = find(status, ConditionType.SCHEDULED)
+        gated = waits is not None and waits.reason == GATED
+        _add(timing, "queued_seconds" if gated else "scheduling_seconds", since, min(scheduled, now))
+        _add(timing, "image_pull_seconds", max(since, scheduled), min(started, now))
+        _add(timing, "running_seconds", max(since, started), now)
+
+
+def _add(timing: Timing, part: str, since: datetime, until: datetime) -> None:
+    seconds = (until - since).total_seconds()
+    if seconds > 0:
+        setattr(timing, part, (getattr(timing, part) or 0.0) + seconds)
+
+
+def _book_pods(status: YoloTrainingJobStatus, pods: list[PodFacts], since: datetime, now: datetime) -> None:
+    """Running time of every pod, also of those that are about to go."""
+    records = {r.attempt: r for r in status.history}
+    for pod in pods:
+        record = records.get(pod.attempt)
+        if record is not None and pod.started is not None:
+            ran = (min(pod.finished or now, now) - max(pod.started, since)).total_seconds()
+            record.pod_seconds += max(ran, 0.0)
+
+
+def open_record(status: YoloTrainingJobStatus, workers: int, device: str) -> None:
+    """Begin the record of the current attempt."""
+    earlier = (status.timing.running_seconds or 0.0) if status.timing else 0.0
+    record = Attempt(attempt=status.attempt, workers=workers, device=device, earlier_seconds=earlier)  # type: ignore[arg-type]
+    status.history = [*status.history, record][-KEPT:]
+
+
+def close_record(status: YoloTrainingJobStatus, reason: str, message: str, now: datetime) -> None:
+    """End the record of the current attempt."""
+    record = current(status)
+    if record is not None and record.end_time is None:
+        record.end_time, record.reason, record.message = now, reason, message[:1024]
+
+
+def take_over(status: YoloTrainingJobStatus, report: Report) -> None:
+    """Split the running time as the trainer of the current attempt says."""
+    timing, record = status.timing or Timing(), current(status)
+    said = report.timing.model_dump(exclude_none=True, exclude_defaults=True)
+    if not said or record is None:  # it has not begun to train
+        return
+    status.timing = timing.model_copy(update=said)
+    status.timing.lost_seconds = max(record.earlier_seconds - report.carried_seconds, 0.0)
+
+
+def balance(status: YoloTrainingJobStatus) -> None:
+    """What no trainer has accounted for."""
+    timing = status.timing
+    if timing is not None and timing.running_seconds is not None:
+        rest = timing.running_seconds - timing.trained_seconds - (timing.lost_seconds or 0.0)
+        timing.unaccounted_seconds = round(max(rest, 0.0), 3)
+
+
+def fix_price(
+    job: YoloTrainingJob, status: YoloTrainingJobStatus, pods: list[PodFacts], nodes: Mapping[str, NodeFacts]
+) -> None:
+    """Fix the price of the current attempt, once; the machines are known when all its pods have a node."""
+    record = current(status)
+    if record is None or record.per_worker_hour is not None or not pods:
+        return
+    machines = [nodes.get(pod.node) for pod in pods]
+    try:
+        prices = [price_of(job.spec, n.machine if n else "", spot=n.spot if n else False) for n in machines]
+    except NoPrice as none:
+        status.cost = _cost(status, str(none))
+        return
+    record.per_worker_hour = sum(p.per_worker_hour for p in prices) / len(prices)
+    record.currency = prices[0].currency
+    status.cost = _cost(status, prices[0].words)
+
+
+def _cost(status: YoloTrainingJobStatus, message: str) -> Cost:
+    return (status.cost or Cost()).model_copy(update={"message": message})
+
+
+def charge(status: YoloTrainingJobStatus, before: YoloTrainingJobStatus, now: datetime) -> None:
+    """Turn the pods' running time into money, where there is a price.
+
+    Args:
+        status: with the pods' time of now.
+        before: with the pods' time that has been charged already.
+        now: the moment.
+    """
+    charged = {r.attempt: r.cost or 0.0 for r in before.history}
+    added, currency = 0.0, None
+    for record in status.history:
+        if record.per_worker_hour is not None:
+            record.cost = record.pod_seconds * record.per_worker_hour / 3600
+            added += record.cost - charged.get(record.attempt, 0.0)
+            currency = record.currency
+    if currency is None or status.cost is None:
+        return
+    cost, newest = status.cost, current(status)
+    cost.currency = currency
+    cost.so_far = max((cost.so_far or 0.0) + added, 0.0)
+    timing = status.timing or Timing()
+    if newest is not None and newest.per_worker_hour is not None:
+        cost.per_hour = newest.per_worker_hour * newest.workers
+        cost.lost = cost.per_hour * (timing.lost_seconds or 0.0) / 3600
+        eta = status.progress.eta if status.progress else None
+        left = max((eta - now).total_seconds(), 0.0) if eta else None
+        cost.estimated_total = cost.so_far + cost.per_hour * left / 3600 if left is not None else None
+    if is_finished(status):
+        cost.estimated_total = cost.so_far
+
+
+def is_stale(written: YoloTrainingJobStatus, now: datetime) -> bool:
+    """Whether the written account is too old to be left alone."""
+    rests = is_finished(written) or is_set(written, ConditionType.SUSPENDED, "True")
+    if rests or written.timing is None or written.timing.updated_at is None:
+        return False
+    return now - written.timing.updated_at >= STALE

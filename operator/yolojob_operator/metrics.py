@@ -1,0 +1,147 @@
+"""The operator's Prometheus metrics.
+
+What concerns single jobs is read from the jobs themselves when Prometheus asks, so a deleted job leaves no series behind.
+Counters and histograms see every change of a status once: when it has been written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from yolojob.job import YoloTrainingJob
+from yolojob.status import Phase, YoloTrainingJobStatus
+from yolojob_operator.conditions import is_finished
+
+QUICK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds: from a plan in memory to a request that times out."""
+WAIT_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
+"""Seconds: from a warm cluster to a queue that is hours long."""
+JOB_BUCKETS = (10.0, 60.0, 300.0, 900.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0, 259200.0, 604800.0)
+"""Seconds: from a trial to a week."""
+
+CAUSES = {
+    "OOMKilled": "out_of_memory",
+    "OutOfMemory": "out_of_memory",
+    "PeerLost": "peer_lost",
+    "PodDeleted": "pod_deleted",
+    "ScaledDown": "resized",
+    "ScaledUp": "resized",
+    "Suspended": "suspended",
+}
+"""Label of a restart by the reason that its attempt ended. Other reasons are words of the trainer or of a platform, of which
+there may be any number: they are "failure" or "disruption"."""
+
+
+Jobs = Callable[[], Iterable[tuple[tuple[str, str], YoloTrainingJobStatus]]]
+"""Gives the jobs that there are: ((namespace, name), status)."""
+
+
+class JobsCollector(Collector):
+    """Series of the jobs that there are."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        return iter(self._families())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        phases, timing, cost, per_hour, workers, restarts = families = self._families()
+        tally: Tally[tuple[str, str]] = Tally()
+        for names, status in self._jobs():
+            namespace, _ = names
+            tally[namespace, status.phase.value] += 1
+            if status.timing:
+                for part, seconds in status.timing.parts.items():
+                    if seconds:
+                        timing.add_metric((*names, part.replace(" ", "_")), seconds)
+            if status.cost and status.cost.so_far is not None and status.cost.currency:
+                cost.add_metric((*names, status.cost.currency), status.cost.so_far)
+                active = status.phase is Phase.RUNNING
+                per_hour.add_metric((*names, status.cost.currency), (status.cost.per_hour or 0.0) if active else 0.0)
+            workers.add_metric(names, status.workers.active)
+            restarts.add_metric((*names, "failure"), status.restarts)
+            restarts.add_metric((*names, "disruption"), status.disruptions)
+        for namespace in {namespace for namespace, _ in tally}:
+            for phase in Phase:
+                phases.add_metric((namespace, phase.value), tally[namespace, phase.value])
+        yield from families
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, ...]:
+        job = ("namespace", "job_name")
+        return (
+            GaugeMetricFamily("yolojob_jobs", "Jobs by phase", labels=("namespace", "phase")),
+            GaugeMetricFamily("yolojob_job_time_seconds", "Where the job's time went", labels=(*job, "part")),
+            GaugeMetricFamily("yolojob_job_cost", "What the job's pods have cost so far", labels=(*job, "currency")),
+            GaugeMetricFamily("yolojob_job_cost_per_hour", "What a running job costs", labels=(*job, "currency")),
+            GaugeMetricFamily("yolojob_job_active_workers", "Pods that have not ended", labels=job),
+            GaugeMetricFamily("yolojob_job_restarts", "Attempts that did not end well", labels=(*job, "kind")),
+        )
+
+
+class Metrics:
+    """All series of the operator."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"yolojob_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"yolojob_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"yolojob_{name}", text, registry=self.registry)
+
+        self.reconcile_seconds = histogram(
+            "reconcile_seconds", "Time of making a plan and carrying it out", ("result",), QUICK_BUCKETS
+        )
+        self.queue_seconds = histogram("reconcile_queue_seconds", "Wait of a job for its plan", (), QUICK_BUCKETS)
+        self.queue_length = gauge("reconcile_queue_length", "Jobs that wait for a plan")
+        self.request_seconds = histogram(
+            "api_request_seconds", "Time of requests to the API server", ("verb",), QUICK_BUCKETS
+        )
+        self.requests = counter(
+            "api_requests_total", "Requests to the API server; code 0 is no answer", ("verb", "resource", "code")
+        )
+        self.watch_lag_seconds = gauge("watch_lag_seconds", "Age of our oldest change that the watch has not shown yet")
+        self.leader = gauge("leader", "1 while this operator is the one that works")
+        self.restarts = counter("restarts_total", "Attempts that ended before the job did", ("namespace", "cause"))
+        self.time_to_running = histogram(
+            "time_to_running_seconds", "From a job's creation until all its workers ran", ("namespace",), WAIT_BUCKETS
+        )
+        self.duration = histogram(
+            "job_duration_seconds", "From a job's creation to its end", ("namespace", "phase"), JOB_BUCKETS
+        )
+        self.cost = counter("cost_total", "What pods have cost", ("namespace", "currency"))
+        self.registry.register(JobsCollector(jobs))
+
+    def changed(self, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
+        """A job's status was written anew."""
+        before, created = job.status or YoloTrainingJobStatus(), job.metadata.creation_timestamp
+        namespace = job.metadata.namespace or ""
+        known = {r.attempt: r for r in before.history}
+        for record in now.history:
+            old = known.get(record.attempt)
+            if record.end_time and not (old and old.end_time) and not is_finished(now):
+                self.restarts.labels(namespace, _cause(record.reason or "", before, now)).inc()
+            if record.attempt == 1 and record.running_time and not (old and old.running_time) and created:
+                waited = (record.running_time - created).total_seconds()
+                self.time_to_running.labels(namespace).observe(max(waited, 0.0))
+        if is_finished(now) and not is_finished(before) and created and now.completion_time:
+            took = (now.completion_time - created).total_seconds()
+            self.duration.labels(namespace, now.phase.value).observe(max(took, 0.0))
+        if now.cost and now.cost.so_far is not None and now.cost.currency:
+            more = now.cost.so_far - ((before.cost.so_far if before.cost else None) or 0.0)
+            self.cost.labels(namespace, now.cost.currency).inc(max(more, 0.0))
+
+
+def _cause(reason: str, before: YoloTrainingJobStatus, now: YoloTrainingJobStatus) -> str:
+    return CAUSES.get(reason) or ("failure" if now.restarts > before.restarts else "disruption")

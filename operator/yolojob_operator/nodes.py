@@ -1,0 +1,63 @@
+"""What the plan knows of a node: whether it has GPUs, of which type, and what machine it is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from yolojob import gpus
+from yolojob.spec import Gpu
+from yolojob.types import parse_quantity
+
+INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+_SPOT = {
+    "cloud.google.com/gke-spot": "true",
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "karpenter.sh/capacity-type": "spot",
+}
+"""Labels by which platforms mark a spot node."""
+_KEPT = {INSTANCE_TYPE, *_SPOT, *(name for names in gpus.LABELS.values() for name in names)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """One node."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Those that say what it is, and no others."""
+    devices: Mapping[str, int] = field(default_factory=dict)
+    """Extended resources (nvidia.com/gpu) that it can give to pods."""
+
+    @property
+    def machine(self) -> str:
+        return self.labels.get(INSTANCE_TYPE, "")
+
+    @property
+    def spot(self) -> bool:
+        return any(self.labels.get(label) == value for label, value in _SPOT.items())
+
+    def offers(self, gpu: Gpu) -> bool:
+        """Whether a worker that asks for these GPUs could run here, if the node were empty."""
+        if self.devices.get(gpu.resource, 0) < gpu.count:
+            return False
+        wanted = gpus.labels(gpu.types)
+        return not wanted or any(self.labels.get(label) in values for label, values in wanted.items())
+
+
+def node_facts(body: Mapping[str, Any]) -> NodeFacts:
+    """The facts of a node."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    labels = metadata.get("labels") or {}
+    allocatable = status.get("allocatable") or {}
+    return NodeFacts(
+        name=metadata["name"],
+        labels={name: value for name, value in labels.items() if name in _KEPT},
+        devices={name: int(parse_quantity(n)) for name, n in allocatable.items() if "/" in name},
+    )
+
+
+def any_offers(nodes: Iterable[NodeFacts], gpu: Gpu) -> bool:
+    """Whether any node has such GPUs, free or not."""
+    return any(node.offers(gpu) for node in nodes)

@@ -1,0 +1,108 @@
+"""What the status says of the current attempt: conditions, counts, progress, phase."""
+
+from __future__ import annotations
+
+from yolojob import contract
+from yolojob.status import ConditionType, Phase, Progress, Report
+from yolojob_operator import ledger
+from yolojob_operator.conditions import find, is_set
+from yolojob_operator.draft import Draft
+from yolojob_operator.facts import PodFacts
+
+
+def follow(draft: Draft) -> None:
+    """Tell how far the current attempt is."""
+    gang = draft.current
+    if not gang:
+        return
+    _say_scheduled(draft, gang)
+    if draft.all_running():
+        note_running(draft)
+        draft.condition(ConditionType.RUNNING, "True", "Running", f"attempt {draft.status.attempt} runs")
+        if draft.observed.report is not None:
+            take_over(draft, draft.observed.report)
+    elif not is_set(draft.status, ConditionType.RUNNING, "True"):
+        waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and p.node), "")
+        if waiting:
+            draft.condition(ConditionType.RUNNING, "False", "Waiting", waiting)
+        elif find(draft.status, ConditionType.RUNNING) is None:
+            draft.condition(ConditionType.RUNNING, "False", "Starting", "the workers are starting")
+
+
+def _say_scheduled(draft: Draft, gang: list[PodFacts]) -> None:
+    if len(gang) == draft.size and all(p.node for p in gang):
+        draft.condition(ConditionType.SCHEDULED, "True", "Scheduled", "all workers have a node")
+        return
+    if gated := next((p for p in gang if p.gated), None):
+        queue = draft.job.spec.scheduling.queue
+        where = f" in queue {queue}" if queue else ""
+        draft.condition(ConditionType.SCHEDULED, "False", ledger.GATED, f"{gated.name} waits for admission{where}")
+        return
+    waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and not p.node), "")
+    reason = "Unschedulable" if waiting else "Scheduling"
+    draft.condition(ConditionType.SCHEDULED, "False", reason, waiting or "waiting for the scheduler")
+
+
+def note_running(draft: Draft) -> None:
+    """The attempt runs; once."""
+    record = draft.record
+    if record is None or record.running_time is not None:
+        return
+    record.running_time = draft.now
+    if record.attempt > 1:  # of the first one, conditions and pods say it already
+        draft.event("Normal", "Running", f"attempt {record.attempt}: {record.workers} worker(s) run")
+
+
+def take_over(draft: Draft, report: Report) -> None:
+    """Enter what the trainer says."""
+    status, said_now = draft.status, report.progress
+    if said_now.epochs:
+        status.progress = said_now
+    elif said_now.staged_bytes is not None:
+        # An attempt that is only fetching its data takes nothing away from what those before it have reached.
+        staged = {name: getattr(said_now, name) for name in ("staged_bytes", "dataset_bytes", "updated_at")}
+        status.progress = (status.progress or Progress()).model_copy(update=staged)
+    ledger.take_over(status, report)
+
+
+def sum_up(draft: Draft) -> None:
+    """Counts, phase, and the words about the device."""
+    status, gang, spec = draft.status, draft.current, draft.job.spec
+    workers = status.workers
+    workers.desired = 0 if spec.run_policy.suspend or draft.finished else spec.workers.replicas
+    workers.active = sum(not p.terminal and p.deleted is None for p in gang)
+    workers.ready = sum(p.ready and not p.terminal and p.deleted is None for p in gang)
+    workers.succeeded = sum(p.phase == "Succeeded" for p in gang)
+    workers.failed = sum(p.phase == "Failed" for p in gang)
+    workers.selector = f"{contract.LABEL_JOB}={draft.job.metadata.name}"
+    status.observed_generation = draft.job.metadata.generation
+    status.phase = _phase(draft)
+    record = draft.record
+    if spec.workers.gpu is not None and record is not None and record.device == "CPU":
+        gpu = spec.workers.gpu
+        types = f" of type {', '.join(gpu.types)}" if gpu.types else ""
+        draft.condition(
+            ConditionType.ACCEPTED,
+            "True",
+            "NoGpu",
+            f"trains on CPUs: no node has {gpu.count} {gpu.resource}{types}, and spec.workers.gpu.required is false",
+        )
+
+
+def _phase(draft: Draft) -> Phase:
+    status = draft.status
+    for kind, phase in (
+        (ConditionType.SUCCEEDED, Phase.SUCCEEDED),
+        (ConditionType.FAILED, Phase.FAILED),
+        (ConditionType.SUSPENDED, Phase.SUSPENDED),
+        (ConditionType.RUNNING, Phase.RUNNING),
+    ):
+        if is_set(status, kind, "True"):
+            return phase
+    if any(p.gated for p in draft.current):
+        return Phase.QUEUED
+    if len(status.history) > 1 and status.history[-2].reason != "Suspended":
+        return Phase.RESTARTING
+    if not draft.current:
+        return Phase.PENDING
+    return Phase.STARTING if is_set(status, ConditionType.SCHEDULED, "True") else Phase.QUEUED
