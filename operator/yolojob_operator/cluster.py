@@ -21,10 +21,11 @@ from yolojob_operator.facts import PodFacts
 from yolojob_operator.pods import Object
 
 COMPONENT = "yolojob-operator"
-CONCURRENCY = 64
+CONCURRENCY = 16
 """Requests under way at once, of all jobs together."""
 TIMEOUT = 30.0
 PROGRESS_TIMEOUT = 3.0
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 KUEUE_VERSIONS = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
 
 
@@ -102,7 +103,9 @@ class Cluster:
             Conflict: 409.
             ClusterError: anything else.
         """
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": COMPONENT}
+        # Of what we create we know the rest: its metadata is answer enough, and a tenth of the work.
+        accept = METADATA_ONLY if method == "POST" else "application/json"
+        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": COMPONENT}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path
         status, began = 0, time.perf_counter()
@@ -130,7 +133,7 @@ class Cluster:
         return dict(json.loads(data)) if data else {}
 
     async def create(self, item: Object) -> Object | None:
-        """Create an object; None where its name is taken.
+        """Create an object, and get its metadata; None where its name is taken.
 
         Raises:
             ClusterError: it was refused, or its kind is unknown here (404).

@@ -14,6 +14,7 @@ from yolojob import contract
 from yolojob_operator import lease, server
 from yolojob_operator.cluster import Cluster, ClusterError
 from yolojob_operator.facts import PodFacts, pod_facts
+from yolojob_operator.forgetful import NoDiffBase, NoProgress
 from yolojob_operator.metrics import Metrics
 from yolojob_operator.nodes import NodeFacts, node_facts
 from yolojob_operator.pods import Defaults, Object
@@ -78,6 +79,8 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     settings.scanning.disabled = True
     settings.posting.reporting_component = "yolojob-operator"
     settings.persistence.finalizer = f"{contract.GROUP}/never-used"
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     given: Settings = memo.settings
     memo.stack = stack = AsyncExitStack()
     memo.indices = Indices(clusterwide=not given.namespaces)

@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 
 NAME = "yolojob-operator"
 DURATION_SECONDS = 15
-"""So long after its last renewal a lease is free; the default of Kubernetes' controllers, as are the next two."""
+"""So long after its last renewal a lease is free; the default of Kubernetes' controllers, as is the next."""
 RENEW_DEADLINE_SECONDS = 10
 """A holder that could not renew for so long stops working: before anybody else may begin."""
+RENEW_SECONDS = 4.0
 RETRY_SECONDS = 2.0
 
 
@@ -129,4 +130,4 @@ async def keep(leases: list[Lease], tell: Callable[[bool], None]) -> None:
         elif not now and not waiting:
             log.warning("another operator holds the lease %s; this one waits", NAME)
         leading, waiting = now, not now
-        await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(RENEW_SECONDS if leading else RETRY_SECONDS)

@@ -37,9 +37,11 @@ EXPECTED_SECONDS = 30.0
 """For so long a pod that we created counts as there, though the watch has not shown it yet."""
 PROGRESS_SECONDS = 2.0
 """Between two looks at a job's progress; longer with many jobs, so that status writes stay bounded."""
+MOST_PROGRESS_SECONDS = 30.0
+"""The same, where it does not answer."""
 JOBS_PER_SECOND = 20
-MINOR_SECONDS = 0.5
-"""News of pods that are on their way to run waits so long: mostly the next news makes it old."""
+MINOR_SECONDS = 2.0
+"""Counts, and how far pods are on their way to run, wait so long: mostly the next news makes them old."""
 DEAF_SECONDS = 120.0
 """A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
 _ON_ITS_WAY = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RESTARTING)
@@ -89,10 +91,14 @@ class Reconciler:
         self._obstacles: dict[Key, Obstacle] = {}
         self._reports: dict[Key, tuple[str, Report]] = {}
         """Last report, and the uid of the pod that gave it."""
+        self._silent: dict[Key, tuple[int, float]] = {}
+        """Jobs whose rank 0 did not answer: how often in a row, and when it is asked again."""
         self._minor: dict[Key, float] = {}
         """Jobs whose status waits to be written, and since when."""
         self._unseen: dict[Key, tuple[int, float]] = {}
         """Versions that we wrote and that the watch has not shown yet, and since when."""
+        self._rejected: dict[Key, int] = {}
+        """Generations of broken jobs that could only be told by an event."""
         self._settled: set[Key] = set()
         """Finished jobs at which nothing is left to be done."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -154,8 +160,10 @@ class Reconciler:
             self._expected,
             self._obstacles,
             self._reports,
+            self._silent,
             self._minor,
             self._unseen,
+            self._rejected,
         )
         for memory in memories:
             memory.pop(key, None)
@@ -257,9 +265,13 @@ class Reconciler:
     async def _watch_progress(self) -> None:
         while True:
             await self._leads.wait()
-            running = [k for k, b in self._jobs.items() if (b.get("status") or {}).get("phase") == Phase.RUNNING]
-            await asyncio.sleep(max(PROGRESS_SECONDS, len(running) / JOBS_PER_SECOND))
-            await asyncio.gather(*(self._look(key) for key in running))
+            began = time.monotonic()
+            looks = []
+            for key in [k for k, b in self._jobs.items() if (b.get("status") or {}).get("phase") == Phase.RUNNING]:
+                looks.append(asyncio.create_task(self._look(key)))
+                await asyncio.sleep(1 / JOBS_PER_SECOND)
+            await asyncio.gather(*looks)
+            await asyncio.sleep(max(PROGRESS_SECONDS - (time.monotonic() - began), 0.1))
 
     async def _look(self, key: Key) -> None:
         body = self._jobs.get(key)
@@ -269,8 +281,17 @@ class Reconciler:
         chief = next((p for p in self._owned(key, body) if p.index == 0 and p.attempt == attempt and p.ip), None)
         if chief is None or chief.phase != "Running":
             return
+        silent, after = self._silent.get(key, (0, 0.0))
+        if time.monotonic() < after:
+            return
         report = await self._cluster.progress(key[0], chief)
-        if report is not None and key in self._jobs:
+        if key not in self._jobs:
+            return
+        if report is None:
+            wait = min(PROGRESS_SECONDS * 3**silent, MOST_PROGRESS_SECONDS)
+            self._silent[key] = (silent + 1, time.monotonic() + wait)
+        else:
+            self._silent.pop(key, None)
             self._reports[key] = (chief.uid, report)
             self.wake(key)
 
@@ -318,7 +339,8 @@ class Reconciler:
             minor = is_first and key not in self._obstacles
         else:
             on_its_way = made.status.phase in _ON_ITS_WAY and before.phase in _ON_ITS_WAY
-            minor = on_its_way and (same_attempt or before.attempt == 0)
+            same = made.status.phase == before.phase and made.status.progress == before.progress
+            minor = (on_its_way or same) and (same_attempt or before.attempt == 0)
         if not minor or made.status == before:
             self._minor.pop(key, None)
             return 0.0
@@ -348,9 +370,17 @@ class Reconciler:
     async def _reject(self, body: Object, invalid: InvalidManifest, now: datetime) -> None:
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         rejected = planning.rejected(_status(body), str(invalid), body["metadata"].get("generation", 0), now)
-        made = Plan(status=rejected)
-        if await self._write_status(key, body, made):
-            await self._announce(body, Event(type="Warning", reason="InvalidSpec", message=str(invalid)))
+        word = Event(type="Warning", reason="InvalidSpec", message=str(invalid))
+        try:
+            if await self._write_status(key, body, Plan(status=rejected)):
+                await self._announce(body, word)
+        except ClusterError as error:
+            if error.status != 422:
+                raise
+            # So broken that the API server takes no status for it, either: then an event has to do.
+            if self._rejected.get(key) != body["metadata"]["generation"]:
+                self._rejected[key] = body["metadata"]["generation"]
+                await self._announce(body, word)
 
     async def _write_status(self, key: Key, body: Object, made: Plan) -> bool:
         """Write the status where it is new. It is the plan's memory, so it goes before any deed."""

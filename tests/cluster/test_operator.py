@@ -5,66 +5,14 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime
-from typing import Any
 
 import pytest
 from conftest import Operator
+from jobs import attempts, job, phase
 from kube import Kube
 from support import eventually, minimal
 
 pytestmark = pytest.mark.usefixtures("operator")
-
-
-def job(name: str, code: int | None = None, after: str = "1s", message: str = "", **spec: Any) -> dict[str, Any]:
-    """A job of two workers on simulated nodes that end with `code`."""
-    annotations = {} if code is None else {"devcluster/exit": str(code), "devcluster/exit-after": after}
-    if message:
-        annotations["devcluster/message"] = message
-    template = {
-        "metadata": {"annotations": annotations},
-        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"operator": "Exists"}]},
-    }
-    return minimal(name, **{"workers": {"replicas": 2, "template": template}, "storage": {"uri": "pvc://x"}, **spec})
-
-
-def phase(kube: Kube, name: str, wanted: str, seconds: float = 30) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
-        status = kube.status(name)
-        return status if status.get("phase") == wanted else None
-
-    try:
-        return eventually(look, f"{name} is {wanted}", seconds=seconds)  # type: ignore[return-value]
-    except AssertionError as error:
-        raise AssertionError(f"{error}: {json.dumps(kube.status(name), indent=1)}") from None
-
-
-def attempts(kube: Kube, name: str) -> set[str]:
-    return {p["metadata"]["labels"]["yolojob.dev/attempt"] for p in kube.pods(name)}
-
-
-@pytest.fixture(autouse=True)
-def claim(kube: Kube) -> None:
-    """Pods with a claim are scheduled only when it is bound: these jobs' storage is a volume that is there."""
-    namespace = kube.namespace
-    kube.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": f"x-{namespace}"},
-            "spec": {
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "claimRef": {"namespace": namespace, "name": "x"},
-                "hostPath": {"path": "/var/empty"},
-            },
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "x"},
-            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-        },
-    )
 
 
 def test_a_job_runs_and_succeeds(kube: Kube) -> None:

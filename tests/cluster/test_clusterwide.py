@@ -1,0 +1,34 @@
+"""An operator that is not bound to a namespace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Operator
+from jobs import job, phase
+from kube import Kube
+from support import eventually
+
+
+def test_the_whole_cluster(kube: Kube, tmp_path: Path) -> None:
+    """Not bound to a namespace: it sees the nodes, and other namespaces' jobs."""
+    operator = Operator(kube, tmp_path / "log", clusterwide=True)
+    try:
+        eventually(lambda: operator.leads, "it leads")
+        kube.create(job("anywhere", 0, "1s"))
+        phase(kube, "anywhere", "Succeeded")
+        fallback = job("fallback", 0, "1s")
+        fallback["spec"]["workers"]["gpu"] = {"types": ["B300"], "required": False}
+        kube.create(fallback)
+        phase(kube, "fallback", "Succeeded")
+        assert kube.condition("fallback", "Accepted")["reason"] == "NoGpu"
+        assert kube.status("fallback")["history"][0]["device"] == "CPU"
+        wanted = job("wanted")
+        wanted["spec"]["workers"]["gpu"] = {"types": ["A100"], "required": False}
+        kube.create(wanted)
+        status = phase(kube, "wanted", "Running")
+        assert status["history"][0]["device"] == "GPU"
+        assert status["cost"]["perHour"] == pytest.approx(2 * 21.957642 / 8), "p4d.24xlarge, one of eight GPUs each"
+    finally:
+        operator.stop()
