@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import devcluster
-from devcluster import binaries, control_plane, images, nodes, pki, processes, simulated
+from devcluster import binaries, control_plane, images, kueue, nodes, pki, processes, simulated
 from devcluster.control_plane import kubectl
 from devcluster.processes import call, wait_for
 from devcluster.settings import (
@@ -117,6 +117,8 @@ def main() -> None:
     verbs.add_parser("push", help="push an image; prints its name for a pod").add_argument("image")
     verbs.add_parser("kill-node", help="pull a node's plug").add_argument("node", type=int)
     verbs.add_parser("start-node", help="plug it in again").add_argument("node", type=int)
+    verb = verbs.add_parser("kueue", help="start or stop a real Kueue in the cluster")
+    verb.add_argument("what", choices=("start", "stop"))
     verb = verbs.add_parser("exec", help="run a command in the control plane's network, or a node's")
     verb.add_argument("--node", type=int)
     verb.add_argument("command", nargs=argparse.REMAINDER)
@@ -145,6 +147,8 @@ def main() -> None:
             nodes.pull_the_plug(given.node)
         case "start-node":
             nodes.start(given.node)
+        case "kueue":
+            kueue.start() if given.what == "start" else kueue.stop()
         case "exec":
             netns = NETNS if given.node is None else node_netns(given.node)
             command = [a for a in given.command if a != "--"]

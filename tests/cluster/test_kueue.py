@@ -1,0 +1,136 @@
+"""Jobs in a queue of a real Kueue: held, admitted, preempted, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import Operator
+from jobs import attempts, job, phase
+from kube import Kube, devcluster
+from support import eventually
+
+pytestmark = pytest.mark.timeout(300)
+GPUS = 8
+KUEUE = "kueue.x-k8s.io/v1beta1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def queue(kube: Kube, operator: Operator) -> Iterator[str]:
+    """A queue of eight GPUs, in which the more important goes first."""
+    if kube.is_devcluster:
+        devcluster("kueue", "start")
+    elif kube.run("get", "crd", "workloads.kueue.x-k8s.io", check=False).returncode:
+        reason = "this cluster has no Kueue"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    name = kube.namespace
+    quota = {"name": "nvidia.com/gpu", "nominalQuota": GPUS}
+    others = [{"name": resource, "nominalQuota": 1000} for resource in ("cpu", "memory")]
+    group = {
+        "coveredResources": ["nvidia.com/gpu", "cpu", "memory"],
+        "flavors": [{"name": name, "resources": [quota, *others]}],
+    }
+    kube.apply(
+        {"apiVersion": KUEUE, "kind": "ResourceFlavor", "metadata": {"name": name}},
+        {
+            "apiVersion": KUEUE,
+            "kind": "ClusterQueue",
+            "metadata": {"name": name},
+            "spec": {
+                "namespaceSelector": {},
+                "resourceGroups": [group],
+                "preemption": {"withinClusterQueue": "LowerPriority"},
+            },
+        },
+        {"apiVersion": KUEUE, "kind": "LocalQueue", "metadata": {"name": "team"}, "spec": {"clusterQueue": name}},
+        *(
+            {
+                "apiVersion": "scheduling.k8s.io/v1",
+                "kind": "PriorityClass",
+                "metadata": {"name": f"{name}-{level}"},
+                "value": value,
+                "preemptionPolicy": "Never",
+            }
+            for level, value in (("low", 10), ("high", 1000))
+        ),
+    )
+    yield "team"
+    kube.run("delete", "yolotrainingjobs", "--all")
+    eventually(lambda: not kube.get("pods").get("items"), "all pods are gone", seconds=60)
+    for kind in ("localqueue", "clusterqueue", "resourceflavor"):
+        kube.run("delete", f"{kind}.kueue.x-k8s.io", "team" if kind == "localqueue" else name)
+    kube.run("delete", "priorityclass", f"{name}-low", f"{name}-high")
+    if kube.is_devcluster:
+        devcluster("kueue", "stop")
+
+
+def queued(kube: Kube, name: str, code: int | None = None, after: str = "1s", level: str = "low", **spec: Any) -> Any:
+    """A job that takes the whole queue."""
+    scheduling = {"gang": "kueue", "queue": "team", "priorityClassName": f"{kube.namespace}-{level}"}
+    made = job(name, code, after, scheduling=scheduling, **spec)
+    made["spec"]["workers"]["gpu"] = {"count": GPUS // 2}
+    return made
+
+
+def workloads(kube: Kube) -> list[str]:
+    return [w["metadata"]["name"] for w in kube.get("workloads.kueue.x-k8s.io")["items"]]
+
+
+def test_held_and_admitted_together(kube: Kube) -> None:
+    kube.create(queued(kube, "first", 0, "8s"))
+    phase(kube, "first", "Running")
+    kube.create(queued(kube, "second", 0, "2s"))
+    status = phase(kube, "second", "Queued")
+    assert kube.condition("second", "Scheduled")["reason"] == "Gated"
+    assert "queue team" in kube.condition("second", "Scheduled")["message"]
+    assert status["phase"] == "Queued"
+    phase(kube, "first", "Succeeded")
+    status = phase(kube, "second", "Succeeded")
+    assert (status["attempt"], status["disruptions"]) == (1, 0)
+    assert status["timing"]["queuedSeconds"] >= 4, "the wait for the first"
+    assert status["timing"].get("schedulingSeconds", 0) <= 3
+
+
+def test_a_failed_attempt_gets_back_into_the_queue(kube: Kube) -> None:
+    kube.create(queued(kube, "again", 1, "1s", runPolicy={"backoffLimit": 1}))
+    status = phase(kube, "again", "Failed", seconds=60)
+    assert (status["attempt"], status["restarts"]) == (2, 1)
+    assert kube.condition("again", "Failed")["reason"] == "BackoffLimitExceeded"
+
+
+def test_the_more_important_goes_first_and_the_other_comes_back(kube: Kube) -> None:
+    kube.create(queued(kube, "humble", 0, "15s"))
+    phase(kube, "humble", "Running")
+    kube.create(queued(kube, "urgent", 0, "5s", level="high"))
+    phase(kube, "urgent", "Running", seconds=40)
+    waiting = phase(kube, "humble", "Queued")
+    assert (waiting["attempt"], waiting["restarts"], waiting["disruptions"]) == (2, 0, 1)
+    assert waiting["history"][0]["reason"].startswith("WorkloadEvictedDueToPreempted")
+    phase(kube, "urgent", "Succeeded")
+    phase(kube, "humble", "Running", seconds=40)
+    assert attempts(kube, "humble") == {"2"}
+    phase(kube, "humble", "Succeeded", seconds=40)
+
+
+def test_a_suspended_job_gives_its_place_to_others(kube: Kube) -> None:
+    kube.create(queued(kube, "paused"))
+    phase(kube, "paused", "Running")
+    kube.create(queued(kube, "next", 0, "2s"))
+    phase(kube, "next", "Queued")
+    kube.run("patch", "ytj", "paused", "--type=merge", "--patch", '{"spec":{"runPolicy":{"suspend":true}}}')
+    phase(kube, "next", "Succeeded", seconds=40)
+    kube.run("patch", "ytj", "paused", "--type=merge", "--patch", '{"spec":{"runPolicy":{"suspend":false}}}')
+    phase(kube, "paused", "Running", seconds=40)
+
+
+def test_a_deleted_job_leaves_the_queue(kube: Kube) -> None:
+    """Running, and while it waits: Kueue would keep the pods of a group that has not finished."""
+    kube.create(queued(kube, "runs"))
+    phase(kube, "runs", "Running")
+    kube.create(queued(kube, "waits"))
+    phase(kube, "waits", "Queued")
+    kube.run("delete", "yolotrainingjobs", "runs", "waits")
+    eventually(lambda: not kube.get("pods").get("items"), "the pods are gone", seconds=20)
+    eventually(lambda: not workloads(kube), "the workloads are gone", seconds=20)
