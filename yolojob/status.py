@@ -123,14 +123,16 @@ class Timing(Model):
     """Saving state and weights."""
     lost_seconds: Seconds | None = None
     """Earlier attempts' running time that no checkpoint has kept: training to be done again, and their end."""
+    shutdown_seconds: Seconds | None = None
+    """From the first worker's end until the last one's is known."""
     restart_seconds: Seconds | None = None
     """Between two attempts: the old pods' end, back-off."""
     suspended_seconds: Seconds | None = None
     """Suspended."""
     unaccounted_seconds: Seconds | None = None
-    """Running time that no trainer has accounted for: the end of the last worker, or an image that makes no report."""
+    """Running time that no trainer has accounted for: rounding, and images that make no report."""
     running_seconds: Seconds | None = None
-    """Since the first worker's start, over all attempts: the parts from rendezvous to lostSeconds, and unaccountedSeconds."""
+    """From the first worker's start to its end, over all attempts: rendezvous to lostSeconds, and unaccountedSeconds."""
     all_reduce_total_seconds: Seconds | None = None
     """Reducing gradients in all. The part that is not hidden behind the backward pass is trainingSeconds.all_reduce."""
     updated_at: Time | None = None
@@ -150,6 +152,7 @@ class Timing(Model):
             "validation": self.validation_seconds or 0.0,
             "checkpoint": self.checkpoint_seconds or 0.0,
             "lost": self.lost_seconds or 0.0,
+            "shutdown": self.shutdown_seconds or 0.0,
             "restart": self.restart_seconds or 0.0,
             "suspended": self.suspended_seconds or 0.0,
             "not accounted for": self.unaccounted_seconds or 0.0,

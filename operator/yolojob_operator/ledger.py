@@ -19,6 +19,8 @@ from yolojob_operator.nodes import NodeFacts
 
 KEPT = 10
 """Attempts in status.history; of older ones the sums remain."""
+DIGITS = 6
+"""Of a currency's unit: a second of the cheapest machine is some 10 of the last."""
 STALE = timedelta(seconds=60)
 """The account is written at least so often while time passes; sooner only with other news."""
 GATED = "Gated"
@@ -65,7 +67,9 @@ def _book_time(
         gated = waits is not None and waits.reason == GATED
         _add(timing, "queued_seconds" if gated else "scheduling_seconds", since, min(scheduled, now))
         _add(timing, "image_pull_seconds", max(since, scheduled), min(started, now))
-        _add(timing, "running_seconds", max(since, started), now)
+        ended = max(chief.finished, started) if chief and chief.finished else now
+        _add(timing, "running_seconds", max(since, started), min(ended, now))
+        _add(timing, "shutdown_seconds", max(since, ended), now)
 
 
 def _add(timing: Timing, part: str, since: datetime, until: datetime) -> None:
@@ -150,21 +154,21 @@ def charge(status: YoloTrainingJobStatus, before: YoloTrainingJobStatus, now: da
     added, currency = 0.0, None
     for record in status.history:
         if record.per_worker_hour is not None:
-            record.cost = record.pod_seconds * record.per_worker_hour / 3600
+            record.cost = round(record.pod_seconds * record.per_worker_hour / 3600, DIGITS)
             added += record.cost - charged.get(record.attempt, 0.0)
             currency = record.currency
     if currency is None or status.cost is None:
         return
     cost, newest = status.cost, current(status)
     cost.currency = currency
-    cost.so_far = max((cost.so_far or 0.0) + added, 0.0)
+    cost.so_far = round(max((cost.so_far or 0.0) + added, 0.0), DIGITS)
     timing = status.timing or Timing()
     if newest is not None and newest.per_worker_hour is not None:
-        cost.per_hour = newest.per_worker_hour * newest.workers
-        cost.lost = cost.per_hour * (timing.lost_seconds or 0.0) / 3600
+        cost.per_hour = round(newest.per_worker_hour * newest.workers, DIGITS)
+        cost.lost = round(cost.per_hour * (timing.lost_seconds or 0.0) / 3600, DIGITS)
         eta = status.progress.eta if status.progress else None
         left = max((eta - now).total_seconds(), 0.0) if eta else None
-        cost.estimated_total = cost.so_far + cost.per_hour * left / 3600 if left is not None else None
+        cost.estimated_total = round(cost.so_far + cost.per_hour * left / 3600, DIGITS) if left is not None else None
     if is_finished(status):
         cost.estimated_total = cost.so_far
 

@@ -28,6 +28,7 @@ CAUSES = {
     "OOMKilled": "out_of_memory",
     "OutOfMemory": "out_of_memory",
     "PeerLost": "peer_lost",
+    "PeerSilent": "peer_silent",
     "PodDeleted": "pod_deleted",
     "ScaledDown": "resized",
     "ScaledUp": "resized",

@@ -235,14 +235,20 @@ def _gone(draft: Draft) -> str | None:
 
 def _wait_for_culprit(draft: Draft, survivors: list[PodFacts]) -> None:
     """Workers that only lost a peer: give the peer a moment to show why."""
+    words = words_of(first(survivors))[1]
     latest = max((p.finished or draft.now for p in survivors), default=draft.now)
-    if draft.now - latest >= SURVIVORS_PATIENCE or all(p.terminal for p in draft.current):
-        _restart(draft, "PeerLost", words_of(first(survivors))[1], counted=True)
+    silent = next((p for p in draft.current if not p.terminal), None)
+    if silent is None:
+        _restart(draft, "PeerLost", words, counted=True)
+    elif draft.now - latest >= SURVIVORS_PATIENCE:
+        # A process that ends, however badly, is reported by its kubelet. Whoever is gone without that has lost its node.
+        where = f"{silent.name} on node {silent.node} is silent"
+        _restart(draft, "PeerSilent", f"{where}; {words}", counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
     else:
         draft.wake(latest + SURVIVORS_PATIENCE)
 
 
-def _restart(draft: Draft, reason: str, message: str, *, counted: bool) -> None:
+def _restart(draft: Draft, reason: str, message: str, *, counted: bool, grace_seconds: int | None = None) -> None:
     """End the attempt and begin another, or fail where the limit is reached."""
     status = draft.status
     if counted:
@@ -261,7 +267,7 @@ def _restart(draft: Draft, reason: str, message: str, *, counted: bool) -> None:
         delay = BACKOFF if short and status.disruptions > FEW_DISRUPTIONS else timedelta()
     for pod in (*draft.current, *draft.spares):
         # Whoever can still agree with others saves and goes in its own time.
-        draft.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else None)
+        draft.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else grace_seconds)
     draft.event("Warning", "Restarting", f"attempt {status.attempt} ended: {reason}: {message}")
     size = min(draft.size, draft.job.spec.workers.replicas)
     draft.end_attempt(reason, message)

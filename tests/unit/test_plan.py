@@ -166,6 +166,8 @@ def test_survivors_wait_for_the_culprit() -> None:
     assert made.due == NOW + SURVIVORS_PATIENCE
     late = make(job(made.status), OTHERS_LOST_IT, pod(1), now=NOW + SURVIVORS_PATIENCE)
     assert late.status.attempt == 2
+    assert (late.status.restarts, late.status.disruptions) == (0, 1), "a silent peer has lost its node"
+    assert {(d.name, d.grace_seconds) for d in late.delete} == {("digits-worker-0", 5), ("digits-worker-1", 5)}
 
 
 def test_bad_input_fails_at_once_in_the_ranks_own_words() -> None:
