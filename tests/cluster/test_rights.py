@@ -1,0 +1,134 @@
+"""What the chart lets the operator do is what it does: nothing is denied, nothing is granted in vain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Operator
+from devcluster.control_plane import AUDIT_LOG
+from install_manifest import render
+from jobs import job, phase
+from kube import Kube
+from support import eventually
+from test_placement import crds
+
+pytestmark = pytest.mark.timeout(300)
+Right = tuple[str, str]
+"""(verb, resource or resource/subresource)."""
+
+
+def rbac(kube: Kube, *values: str) -> list[dict[str, Any]]:
+    """The chart's service account and roles, in this namespace."""
+    text = render("--namespace", kube.namespace, *values)
+    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    return [d for d in yaml.safe_load_all(text) if d and d["kind"] in kinds]
+
+
+@pytest.fixture(params=["clusterwide", "namespaced"])
+def installed(
+    request: pytest.FixtureRequest, kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Operator, set[Right], str]]:
+    """An operator with the chart's rights and no others; those rights; its user name."""
+    clusterwide = request.param == "clusterwide"
+    values = ["--set", f"lease.namespace={kube.namespace}" if clusterwide else f"watchNamespaces={{{kube.namespace}}}"]
+    documents = rbac(kube, *values)
+    roles = [d for d in documents if d["kind"] in ("Role", "ClusterRole")]
+    assert clusterwide or not [d for d in documents if d["kind"].startswith("Cluster")], (
+        "no rights beyond the namespace"
+    )
+    kube.run("apply", "--filename", "-", input=yaml.safe_dump_all(documents))
+    account = next(d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount")
+    token = kube.run("create", "token", account).stdout.strip()
+    config = yaml.safe_load(kube.kubeconfig.read_text())
+    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
+    path = tmp_path / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    granted = {
+        (verb, resource)
+        for role in roles
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+    }
+    monkeypatch.setenv("YOLOJOB_LEASE_NAMESPACE", kube.namespace)
+    operator = Operator(kube, tmp_path / "log", clusterwide=clusterwide, kubeconfig=path)
+    yield operator, granted, f"system:serviceaccount:{kube.namespace}:{account}"
+    if operator.alive:
+        operator.stop()
+    kube.run("delete", "--filename", "-", input=yaml.safe_dump_all(documents))
+
+
+def requests(user: str, seen: int) -> tuple[set[Right], set[Right]]:
+    """(allowed, denied), from the API server's audit log after its first `seen` lines."""
+    allowed, denied = set(), set()
+    for line in AUDIT_LOG.read_text().splitlines()[seen:]:
+        if user not in line:
+            continue
+        entry = json.loads(line)
+        what = entry.get("objectRef")
+        if entry["user"]["username"] != user or what is None:
+            continue
+        right = (entry["verb"], "/".join(filter(None, (what["resource"], what.get("subresource")))))
+        forbidden = entry["annotations"].get("authorization.k8s.io/decision") == "forbid"
+        (denied if forbidden else allowed).add(right)
+    return allowed, denied
+
+
+def everything(kube: Kube) -> None:
+    """Jobs that need each of the rights."""
+    kube.run("apply", "--server-side", "--filename", str(crds("scheduling.x-k8s.io_podgroups.yaml")))
+    kube.run("wait", "--for=condition=Established", "crd/podgroups.scheduling.x-k8s.io", "--timeout=30s")
+    kube.create(job("good", 0, "1s", runPolicy={"ttlSecondsAfterFinished": 0}))
+    kube.create(job("bad", 1, "1s", runPolicy={"backoffLimit": 1}))
+    foreign = {"metadata": {"name": "taken-worker-1"}, "spec": {"containers": [{"name": "c", "image": "x"}]}}
+    kube.create({"apiVersion": "v1", "kind": "Pod", **foreign})
+    service = {"metadata": {"name": "taken"}, "spec": {"clusterIP": "None"}}
+    kube.create({"apiVersion": "v1", "kind": "Service", **service})
+    kube.create(job("taken"))
+    eventually(lambda: not kube.get("yolotrainingjob", "good"), "deleted when its time has come")
+    phase(kube, "bad", "Failed")
+    eventually(lambda: kube.condition("taken", "Scheduled").get("reason") == "NameConflict", "foreign objects are seen")
+    kube.create(job("gang", scheduling={"gang": "coscheduling"}))
+    eventually(lambda: len(kube.pods("gang")) == 2, "its pods")
+    kube.run("delete", "pod", "gang-worker-0")
+    eventually(lambda: kube.status("gang").get("attempt") == 2, "its group is used again")
+    kube.create(job("kept", scheduling={"gang": "kueue"}))
+    phase(kube, "kept", "Running")
+    finalizer = {"metadata": {"finalizers": ["kueue.x-k8s.io/managed"]}}
+    kube.run("patch", "pod", "kept-worker-0", "--type=merge", "--patch", json.dumps(finalizer))
+    kube.run("delete", "pod", "kept-worker-0", "--wait=false")
+    eventually(lambda: kube.status("kept").get("attempt") == 2, "the pod is on its way")
+    keeper = ("kueue.x-k8s.io", "workloads")
+    eventually(
+        lambda: all(word in AUDIT_LOG.read_text() for word in keeper), "the workload that keeps it is looked for"
+    )
+    kube.run("patch", "pod", "kept-worker-0", "--type=merge", "--patch", '{"metadata":{"finalizers":[]}}')
+
+
+def test_nothing_is_denied_and_nothing_granted_in_vain(kube: Kube, installed: tuple[Operator, set[Right], str]) -> None:
+    if not kube.is_devcluster:
+        pytest.skip("reads the audit log of the test cluster's API server")
+    operator, granted, user = installed
+    eventually(lambda: operator.leads, "it leads")
+    operator.stop()
+    kube.run("delete", "lease", "yolojob-operator")
+    seen = len(AUDIT_LOG.read_text().splitlines())
+    operator.start()
+    eventually(lambda: operator.leads, "it leads")
+    everything(kube)
+    # Rights of an installation outside of the cluster, as here, that one inside does not need.
+    outside = {("get", "pods/proxy")}
+    free = {("get", "yolotrainingjobs"), ("get", "nodes")}  # after a conflict; and where kopf looks at a single object
+    allowed, denied = requests(user, seen)
+    assert denied - outside == set()
+    assert allowed <= granted | outside
+    assert granted - allowed - free == set()
+    kube.run("delete", "pod", "taken-worker-1")
+    kube.run("delete", "service", "taken")
+    kube.run("delete", "yolotrainingjobs", "--all")
+    kube.run("delete", "crd", "podgroups.scheduling.x-k8s.io")
