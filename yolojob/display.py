@@ -14,7 +14,9 @@ from rich.text import Text
 
 from yolojob.job import YoloTrainingJob
 from yolojob.status import (
+    Attempt,
     Condition,
+    Cost,
     Phase,
     Progress,
     Report,
@@ -258,6 +260,10 @@ def story(job: YoloTrainingJob, events: list[dict[str, Any]], console: Console) 
             when = str(e.get("lastTimestamp") or e.get("eventTime") or "")[:19]
             table.add_row(when, e.get("type", ""), e.get("reason", ""), e.get("message", ""))
         console.print(table)
+    if len(status.history) > 1:
+        console.print(_attempts(status.history))
+    if status.cost:
+        console.print(f"Cost: {_cost(status.cost)}", highlight=False, soft_wrap=True)
     if status.restarts or status.disruptions:
         console.print(
             f"Restarts: {status.restarts} (limit {job.spec.run_policy.backoff_limit}), disruptions: {status.disruptions}"
@@ -266,6 +272,29 @@ def story(job: YoloTrainingJob, events: list[dict[str, Any]], console: Console) 
         found = status.result
         accuracy = f", mAP50 {found.map50:.3f}, mAP50-95 {found.map:.3f}" if found.map50 is not None else ""
         console.print(f"Result: {found.weights}{accuracy}", highlight=False, soft_wrap=True)
+
+
+def _attempts(history: list[Attempt]) -> Table:
+    table = Table(title="Attempts", title_justify="left", box=None, pad_edge=False)
+    for column in ("attempt", "workers", "device", "ran", "cost", "ended", "message"):
+        table.add_column(column, overflow="fold")
+    for a in history:
+        ran = duration(a.pod_seconds / a.workers) if a.workers else ""
+        cost = f"{a.cost:.4f} {a.currency}" if a.cost is not None else ""
+        table.add_row(str(a.attempt), str(a.workers), a.device, ran, cost, a.reason or "", a.message or "")
+    return table
+
+
+def _cost(cost: Cost) -> str:
+    """In one line; where there is no price, what is missing."""
+    if cost.so_far is None:
+        return cost.message or "no price"
+    words = f"{cost.so_far:.4f} {cost.currency} so far, {cost.per_hour or 0:.4f} per hour"
+    if cost.estimated_total is not None:
+        words += f", {cost.estimated_total:.4f} in all"
+    if cost.lost:
+        words += f", of it lost {cost.lost:.4f}"
+    return f"{words} ({cost.message})" if cost.message else words
 
 
 def _latest(status: YoloTrainingJobStatus) -> Condition | None:

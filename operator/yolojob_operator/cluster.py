@@ -21,7 +21,7 @@ from yolojob_operator.facts import PodFacts
 from yolojob_operator.pods import Object
 
 COMPONENT = "yolojob-operator"
-CONCURRENCY = 16
+CONCURRENCY = 32
 """Requests under way at once, of all jobs together."""
 TIMEOUT = 30.0
 PROGRESS_TIMEOUT = 3.0

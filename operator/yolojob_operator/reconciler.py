@@ -42,6 +42,8 @@ MOST_PROGRESS_SECONDS = 30.0
 JOBS_PER_SECOND = 20
 MINOR_SECONDS = 2.0
 """Counts, and how far pods are on their way to run, wait so long: mostly the next news makes them old."""
+MINOR_PER_SECOND = 15
+"""With many jobs they wait longer, so that such writes do not get in the way of pods being created."""
 DEAF_SECONDS = 120.0
 """A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
 _ON_ITS_WAY = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RESTARTING)
@@ -344,11 +346,11 @@ class Reconciler:
         if not minor or made.status == before:
             self._minor.pop(key, None)
             return 0.0
-        waited = time.monotonic() - self._minor.setdefault(key, time.monotonic())
-        if waited >= MINOR_SECONDS:
+        left = self._minor.setdefault(key, time.monotonic()) - time.monotonic()
+        left += max(MINOR_SECONDS, len(self._minor) / MINOR_PER_SECOND)
+        if left <= 0:
             del self._minor[key]
-            return 0.0
-        return MINOR_SECONDS - waited
+        return max(left, 0.0)
 
     def _owned(self, key: Key, body: Object) -> list[PodFacts]:
         """The job's own pods: those that the watch shows, and those that we made a moment ago."""

@@ -104,6 +104,7 @@ def test_many_jobs(kube: Kube, operator: Operator, report: Report, count: int) -
     assert all(phase == "Succeeded" for phase in found.phases.values()), found.phases
     assert all(len(c.pods) == WORKERS for c in courses), "no pod twice"
     assert all(c.running for c in courses), "no update was lost"
+    time.sleep(10)  # the last words are written
     idle = operator.cpu_seconds()
     time.sleep(30)
     row["idle CPU"] = round((operator.cpu_seconds() - idle) / 30, 4)

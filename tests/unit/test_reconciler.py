@@ -1,0 +1,94 @@
+"""What the reconciler keeps in mind between two plans."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support import minimal
+from yolojob_operator import reconciler as module
+from yolojob_operator.metrics import Metrics
+from yolojob_operator.pods import Defaults
+from yolojob_operator.reconciler import Reconciler
+
+KEY = ("default", "digits")
+
+
+class Server:
+    """An API server that takes everything and counts; no watch."""
+
+    def __init__(self) -> None:
+        self.version, self.writes = 1, 0
+
+    async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+        metadata = {**item["metadata"], "uid": f"uid-{item['metadata']['name']}"}
+        return {"kind": "PartialObjectMetadata", "metadata": metadata}
+
+    async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+        self.version += 1
+        self.writes += 1
+        return {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}, "status": status}
+
+    async def post_event(self, *_: Any) -> None:
+        """Nobody reads it."""
+
+
+def body(version: int) -> dict[str, Any]:
+    document = minimal(storage={"uri": "pvc://runs"})
+    document["metadata"] |= {
+        "namespace": "default",
+        "uid": "job-uid",
+        "generation": 1,
+        "creationTimestamp": "2026-01-01T12:00:00Z",
+        "resourceVersion": str(version),
+    }
+    return document
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -> None:
+    """The first gang is made without a status; when that is written at last, the watch has to show it."""
+    server = Server()
+
+    async def live() -> None:
+        made = Reconciler(server, Defaults(image="x"), Metrics(lambda: []), lambda key: [], lambda: None)  # type: ignore[arg-type]
+        made.job_seen(body(1))
+        await made._reconcile(KEY)
+        assert server.writes == 0, "the spec alone says what the first gang is"
+        assert made.ailment() == ""
+        clock[0] += module.MINOR_SECONDS
+        await made._reconcile(KEY)
+        assert server.writes == 1
+        clock[0] += module.DEAF_SECONDS + 1
+        assert made.ailment().startswith("the watch is deaf")
+        assert made.watch_lag() > module.DEAF_SECONDS
+        seen = body(server.version)
+        made.job_seen({**seen, "status": {}})
+        made._expected.clear()  # as if the pods had been shown, too
+        assert made.ailment() == ""
+        await made.stop()
+
+    asyncio.run(live())
+
+
+def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
+    server = Server()
+
+    async def live() -> None:
+        made = Reconciler(server, Defaults(image="x"), Metrics(lambda: []), lambda key: [], lambda: None)  # type: ignore[arg-type]
+        made.job_seen(body(1))
+        await made._reconcile(KEY)
+        made.job_gone(KEY)
+        kept = {name: value for name, value in vars(made).items() if isinstance(value, dict | set) and value}
+        assert set(kept) <= {"_queued"}, kept
+        assert list(made.statuses()) == []
+        await made.stop()
+
+    asyncio.run(live())
