@@ -67,7 +67,8 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, *, inside: bool, observe: Observe) -> None:
         self._api, self._observe = api, observe
-        self._inside = inside
+        self.inside = inside
+        """Pods are reached at their own addresses, not through the API server."""
         self._limit = asyncio.Semaphore(CONCURRENCY)
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT))
 
@@ -251,7 +252,7 @@ class Cluster:
     async def progress(self, namespace: str, pod: PodFacts) -> Report | None:
         """What rank 0 says; None while it does not answer."""
         try:
-            if self._inside:
+            if self.inside:
                 host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
                 async with self._http.get(f"http://{host}:{contract.METRICS_PORT}/progress") as answer:
                     data = await answer.json()

@@ -13,6 +13,8 @@ from yolojob.contract import ExitCode
 from yolojob_operator import gang
 
 Body = Mapping[str, Any]
+Key = tuple[str, str]
+"""(namespace, name) of a job."""
 
 
 class Cause(enum.StrEnum):

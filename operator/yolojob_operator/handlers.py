@@ -13,12 +13,12 @@ import kopf
 from yolojob import contract
 from yolojob_operator import lease, server
 from yolojob_operator.cluster import Cluster, ClusterError
-from yolojob_operator.facts import PodFacts, pod_facts
+from yolojob_operator.facts import Key, PodFacts, pod_facts
 from yolojob_operator.forgetful import NoDiffBase, NoProgress
 from yolojob_operator.metrics import Metrics
 from yolojob_operator.nodes import NodeFacts, node_facts
 from yolojob_operator.pods import Defaults, Object
-from yolojob_operator.reconciler import Key, Reconciler
+from yolojob_operator.reconciler import Reconciler
 
 WORKER_PODS: dict[str, Any] = {contract.LABEL_JOB: kopf.PRESENT}
 

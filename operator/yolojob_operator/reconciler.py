@@ -5,41 +5,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
-from yolojob.job import YoloTrainingJob
 from yolojob.manifest import InvalidManifest, parse
-from yolojob.status import Phase, Report, YoloTrainingJobStatus
+from yolojob.status import Phase, YoloTrainingJobStatus
 from yolojob_operator import plan as planning
 from yolojob_operator.cluster import Cluster, ClusterError, Conflict
 from yolojob_operator.conditions import is_finished
-from yolojob_operator.draft import Event, Observed, Obstacle
-from yolojob_operator.facts import PodFacts, pod_facts
+from yolojob_operator.deeds import Deeds
+from yolojob_operator.draft import Event, Observed
+from yolojob_operator.facts import Key, PodFacts
 from yolojob_operator.metrics import Metrics
 from yolojob_operator.nodes import NodeFacts
 from yolojob_operator.plan import Plan
 from yolojob_operator.pods import Defaults, Object
+from yolojob_operator.reports import Reports
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, str]
-"""(namespace, name) of a job."""
 
 WORKERS = 32
 RESYNC_SECONDS = 60.0
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
-EXPECTED_SECONDS = 30.0
-"""For so long a pod that we created counts as there, though the watch has not shown it yet."""
-PROGRESS_SECONDS = 2.0
-"""Between two looks at a job's progress; longer with many jobs, so that status writes stay bounded."""
-MOST_PROGRESS_SECONDS = 30.0
-"""The same, where it does not answer."""
-JOBS_PER_SECOND = 20
 MINOR_SECONDS = 2.0
 """Counts, and how far pods are on their way to run, wait so long: mostly the next news makes them old."""
 MINOR_PER_SECOND = 15
@@ -47,17 +37,6 @@ MINOR_PER_SECOND = 15
 DEAF_SECONDS = 120.0
 """A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
 _ON_ITS_WAY = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RESTARTING)
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """A pod that we created and that the watch has not shown yet."""
-
-    facts: PodFacts
-    since: float
-    """When we created it."""
-    known: float
-    """When the API server last said that it is there."""
 
 
 class Reconciler:
@@ -81,6 +60,7 @@ class Reconciler:
         """
         self._cluster, self._defaults, self._metrics = cluster, defaults, metrics
         self._pods_of, self._nodes = pods_of, nodes
+        self._deeds, self._reports = Deeds(cluster), Reports(cluster, self.wake)
         self._leads = asyncio.Event()
         self._jobs: dict[Key, Object] = {}
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -89,12 +69,6 @@ class Reconciler:
         self._active: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
-        self._expected: dict[Key, dict[str, Expected]] = {}
-        self._obstacles: dict[Key, Obstacle] = {}
-        self._reports: dict[Key, tuple[str, Report]] = {}
-        """Last report, and the uid of the pod that gave it."""
-        self._silent: dict[Key, tuple[int, float]] = {}
-        """Jobs whose rank 0 did not answer: how often in a row, and when it is asked again."""
         self._minor: dict[Key, float] = {}
         """Jobs whose status waits to be written, and since when."""
         self._unseen: dict[Key, tuple[int, float]] = {}
@@ -108,7 +82,7 @@ class Reconciler:
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(), name=f"reconcile-{i}") for i in range(WORKERS)]
         self._tasks.append(asyncio.create_task(self._resync(), name="resync"))
-        self._tasks.append(asyncio.create_task(self._watch_progress(), name="progress"))
+        self._tasks.append(asyncio.create_task(self._reports.watch(self._chiefs, self._leads), name="reports"))
 
     async def stop(self) -> None:
         for timer in self._timers.values():
@@ -139,8 +113,7 @@ class Reconciler:
         """Seconds since the oldest change of ours that the watch has not shown yet."""
         now = time.monotonic()
         moments = [since for _, since in self._unseen.values()]
-        moments += [e.since for expected in self._expected.values() for e in expected.values()]
-        return max((now - moment for moment in moments), default=0.0)
+        return max((now - moment for moment in (*moments, *self._deeds.unseen())), default=0.0)
 
     # --- what happens outside -------------------------------------------------------------------------------------
 
@@ -159,16 +132,14 @@ class Reconciler:
         memories: tuple[dict[Key, Any], ...] = (
             self._jobs,
             self._failures,
-            self._expected,
-            self._obstacles,
-            self._reports,
-            self._silent,
             self._minor,
             self._unseen,
             self._rejected,
         )
         for memory in memories:
             memory.pop(key, None)
+        self._deeds.forget(key)
+        self._reports.forget(key)
         self._settled.discard(key)
         if timer := self._timers.pop(key, None):
             timer.cancel()
@@ -184,10 +155,8 @@ class Reconciler:
         if key in self._jobs:
             self.wake(key)
         elif self._leads.is_set():
-            # Its job is gone and the garbage collector has deleted it; Kueue would keep it all the same.
-            groups = {p.kueue_group for p in self._pods_of(key) if p.deleted and p.kueue_group}
             try:
-                await _all(self._cluster.delete_workload(key[0], name) for name in groups)
+                await self._deeds.release_orphans(key, self._pods_of(key))
             except ClusterError as error:
                 log.warning("%s/%s: a workload could not be deleted: %s", *key, error)
 
@@ -264,38 +233,15 @@ class Reconciler:
             if not keys:
                 await asyncio.sleep(RESYNC_SECONDS)
 
-    async def _watch_progress(self) -> None:
-        while True:
-            await self._leads.wait()
-            began = time.monotonic()
-            looks = []
-            for key in [k for k, b in self._jobs.items() if (b.get("status") or {}).get("phase") == Phase.RUNNING]:
-                looks.append(asyncio.create_task(self._look(key)))
-                await asyncio.sleep(1 / JOBS_PER_SECOND)
-            await asyncio.gather(*looks)
-            await asyncio.sleep(max(PROGRESS_SECONDS - (time.monotonic() - began), 0.1))
-
-    async def _look(self, key: Key) -> None:
-        body = self._jobs.get(key)
-        if body is None:
-            return
-        attempt = (body.get("status") or {}).get("attempt")
-        chief = next((p for p in self._owned(key, body) if p.index == 0 and p.attempt == attempt and p.ip), None)
-        if chief is None or chief.phase != "Running":
-            return
-        silent, after = self._silent.get(key, (0, 0.0))
-        if time.monotonic() < after:
-            return
-        report = await self._cluster.progress(key[0], chief)
-        if key not in self._jobs:
-            return
-        if report is None:
-            wait = min(PROGRESS_SECONDS * 3**silent, MOST_PROGRESS_SECONDS)
-            self._silent[key] = (silent + 1, time.monotonic() + wait)
-        else:
-            self._silent.pop(key, None)
-            self._reports[key] = (chief.uid, report)
-            self.wake(key)
+    def _chiefs(self) -> list[tuple[Key, PodFacts]]:
+        """The jobs that run, each with the pod of its rank 0."""
+        found = []
+        for key, body in self._jobs.items():
+            status = body.get("status") or {}
+            if status.get("phase") == Phase.RUNNING:
+                own = (p for p in self._owned(key, body) if p.index == 0 and p.attempt == status.get("attempt"))
+                found += [(key, p) for p in own if p.ip and p.phase == "Running"]
+        return found
 
     # --- one plan -------------------------------------------------------------------------------------------------
 
@@ -313,8 +259,8 @@ class Reconciler:
         observed = Observed(
             pods=tuple(owned),
             nodes=self._nodes(),
-            report=self._report(key, job, owned),
-            obstacle=self._obstacles.get(key),
+            report=self._reports.of(key, [p for p in owned if job.status and p.attempt == job.status.attempt]),
+            obstacle=self._deeds.obstacle(key),
         )
         made = planning.plan(job, observed, now, self._defaults)
         moments = [made.due] if made.due else []
@@ -322,7 +268,8 @@ class Reconciler:
             moments.append(now + timedelta(seconds=waits))
         elif await self._write_status(key, body, made):
             self._metrics.changed(job, made.status)
-        await self._carry_out(key, job, made)
+        if await self._deeds.carry_out(key, job, made):
+            self.wake(key)
         await asyncio.gather(*(self._announce(body, event) for event in made.events))
         if is_finished(made.status) and not made.has_deeds and not moments:
             self._settled.add(key)
@@ -338,7 +285,7 @@ class Reconciler:
         if made.has_deeds:
             # The first gang is made from nothing but the spec: whoever crashes now, makes the same again.
             is_first = written is None and bool(made.create) and not (made.delete or made.events or made.release)
-            minor = is_first and key not in self._obstacles
+            minor = is_first and self._deeds.obstacle(key) is None
         else:
             on_its_way = made.status.phase in _ON_ITS_WAY and before.phase in _ON_ITS_WAY
             same = made.status.phase == before.phase and made.status.progress == before.progress
@@ -353,21 +300,9 @@ class Reconciler:
         return max(left, 0.0)
 
     def _owned(self, key: Key, body: Object) -> list[PodFacts]:
-        """The job's own pods: those that the watch shows, and those that we made a moment ago."""
+        """The job's own pods."""
         uid = body["metadata"]["uid"]
-        seen = [p for p in self._pods_of(key) if p.owner_uid == uid]
-        uids = {p.uid for p in seen}
-        expected = self._expected.get(key, {})
-        oldest = time.monotonic() - EXPECTED_SECONDS
-        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < oldest]:
-            del expected[name]
-        names = {p.name for p in seen}
-        return [*seen, *(e.facts for e in expected.values() if e.facts.name not in names)]
-
-    def _report(self, key: Key, job: YoloTrainingJob, owned: list[PodFacts]) -> Report | None:
-        uid, report = self._reports.get(key, ("", None))
-        attempt = job.status.attempt if job.status else 0
-        return report if any(p.uid == uid and p.attempt == attempt for p in owned) else None
+        return self._deeds.pods(key, [p for p in self._pods_of(key) if p.owner_uid == uid])
 
     async def _reject(self, body: Object, invalid: InvalidManifest, now: datetime) -> None:
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
@@ -398,23 +333,6 @@ class Reconciler:
             self._unseen[key] = (_version(updated), time.monotonic())
         return updated is not None
 
-    async def _carry_out(self, key: Key, job: YoloTrainingJob, made: Plan) -> None:
-        namespace = key[0]
-        before = (
-            self._obstacles.pop(key, None) if made.create else None
-        )  # it is about to show whether it is still there
-        groups = [item for item in made.create if item["kind"] == "PodGroup"]
-        await _all(self._create(key, job, item) for item in groups)
-        if key not in self._obstacles:  # without its group a pod would wait for ever
-            others = (item for item in made.create if item["kind"] != "PodGroup")
-            await _all(self._create(key, job, item) for item in others)
-        await _all(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
-        await _all(self._cluster.delete_workload(namespace, name) for name in made.release)
-        if made.create and self._obstacles.get(key) != before:
-            self.wake(key)
-        if made.delete_job and job.metadata.uid:
-            await self._cluster.delete_job(namespace, job.metadata.name, job.metadata.uid)
-
     async def _announce(self, body: Object, event: Event) -> None:
         """Post an event. It is a line for people: the plan does not wait for it, nor fail with it."""
         log.info("%s/%s: %s: %s", body["metadata"]["namespace"], body["metadata"]["name"], event.reason, event.message)
@@ -423,63 +341,12 @@ class Reconciler:
         except ClusterError as error:
             log.warning("an event could not be posted: %s", error)
 
-    async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> None:
-        try:
-            created = await self._cluster.create(item)
-        except ClusterError as error:
-            if obstacle := _obstacle(item, error):
-                self._obstacles[key] = obstacle
-                return
-            raise
-        if created is None:
-            found = await self._cluster.get(item)
-            if found is not None and not _is_owned(found, job):
-                kind, name = item["kind"].lower(), item["metadata"]["name"]
-                words = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
-                self._obstacles[key] = Obstacle(reason="NameConflict", message=words)
-                return
-            if found is not None and item["kind"] == "PodGroup":
-                await self._cluster.update_spec(item, found)
-            created = found
-        if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):
-            facts, now = pod_facts(created), time.monotonic()
-            expected = self._expected.setdefault(key, {})
-            old = expected.get(facts.name)
-            since = old.since if old and old.facts.uid == facts.uid else now
-            expected[facts.name] = Expected(facts, since, now)
-
-
-async def _all(deeds: Iterable[Awaitable[None]]) -> None:
-    """Do all of these at once. Where some fail, the others are still done, and the first error is told."""
-    for outcome in await asyncio.gather(*deeds, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
-
-
-def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:
-    """What stands in the way of an object, where trying again at once does not help."""
-    kind, words = item["kind"], str(error)
-    if error.status == 403:
-        reason = "QuotaExceeded" if "exceeded quota" in words else f"{kind}Forbidden"
-    elif error.status == 404 and kind == "PodGroup":
-        reason = "NoGangScheduler"
-        words = f"spec.scheduling.gang: this cluster knows no {kind} of {item['apiVersion']}: install that scheduler"
-    elif error.status in (400, 422):
-        reason = f"{kind}Invalid"
-    else:
-        return None
-    return Obstacle(reason=reason, message=words)
-
 
 def _status(body: Object) -> YoloTrainingJobStatus:
     try:
         return YoloTrainingJobStatus.model_validate(body.get("status") or {})
     except ValidationError:
         return YoloTrainingJobStatus()
-
-
-def _is_owned(found: Object, job: YoloTrainingJob) -> bool:
-    return any(o.get("uid") == job.metadata.uid for o in found["metadata"].get("ownerReferences") or ())
 
 
 def _version(body: Object) -> int:

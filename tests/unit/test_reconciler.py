@@ -19,7 +19,7 @@ class Server:
     """An API server that takes everything and counts; no watch."""
 
     def __init__(self) -> None:
-        self.version, self.writes = 1, 0
+        self.version, self.writes, self.inside = 1, 0, True
 
     async def create(self, item: dict[str, Any]) -> dict[str, Any]:
         metadata = {**item["metadata"], "uid": f"uid-{item['metadata']['name']}"}
@@ -71,7 +71,7 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
         assert made.watch_lag() > module.DEAF_SECONDS
         seen = body(server.version)
         made.job_seen({**seen, "status": {}})
-        made._expected.clear()  # as if the pods had been shown, too
+        made._deeds.forget(KEY)  # as if the pods had been shown, too
         assert made.ailment() == ""
         await made.stop()
 
@@ -88,6 +88,7 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
         made.job_gone(KEY)
         kept = {name: value for name, value in vars(made).items() if isinstance(value, dict | set) and value}
         assert set(kept) <= {"_queued"}, kept
+        assert list(made._deeds.unseen()) == []
         assert list(made.statuses()) == []
         await made.stop()
 

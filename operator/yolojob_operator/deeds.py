@@ -1,0 +1,136 @@
+"""Carries plans out: creates and deletes, and remembers what the watch has not shown yet and what stood in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable, Iterator
+from dataclasses import dataclass
+
+from yolojob.job import YoloTrainingJob
+from yolojob_operator.cluster import Cluster, ClusterError
+from yolojob_operator.draft import Obstacle
+from yolojob_operator.facts import Key, PodFacts, pod_facts
+from yolojob_operator.plan import Plan
+from yolojob_operator.pods import Object
+
+EXPECTED_SECONDS = 30.0
+"""For so long a pod that we created counts as there, though the watch has not shown it yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A pod that we created and that the watch has not shown yet."""
+
+    facts: PodFacts
+    since: float
+    """When we created it."""
+    known: float
+    """When the API server last said that it is there."""
+
+
+class Deeds:
+    """What is done, and what came of it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._expected: dict[Key, dict[str, Expected]] = {}
+        self._obstacles: dict[Key, Obstacle] = {}
+
+    def forget(self, key: Key) -> None:
+        self._expected.pop(key, None)
+        self._obstacles.pop(key, None)
+
+    def obstacle(self, key: Key) -> Obstacle | None:
+        """What stood in the way last time."""
+        return self._obstacles.get(key)
+
+    def unseen(self) -> Iterator[float]:
+        """When each of the pods was created that the watch has not shown yet."""
+        return (e.since for expected in self._expected.values() for e in expected.values())
+
+    def pods(self, key: Key, seen: list[PodFacts]) -> list[PodFacts]:
+        """A job's pods: those that the watch shows, and those that were created a moment ago."""
+        uids = {p.uid for p in seen}
+        expected = self._expected.get(key, {})
+        oldest = time.monotonic() - EXPECTED_SECONDS
+        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < oldest]:
+            del expected[name]
+        names = {p.name for p in seen}
+        return [*seen, *(e.facts for e in expected.values() if e.facts.name not in names)]
+
+    async def carry_out(self, key: Key, job: YoloTrainingJob, made: Plan) -> bool:
+        """Do what is planned; whether something else stands in the way now, so that it is to be planned anew.
+
+        Raises:
+            ClusterError: a request failed and may be tried again.
+        """
+        namespace = key[0]
+        # It is about to show whether it is still there.
+        before = self._obstacles.pop(key, None) if made.create else None
+        groups = [item for item in made.create if item["kind"] == "PodGroup"]
+        await all_of(self._create(key, job, item) for item in groups)
+        if key not in self._obstacles:  # without its group a pod would wait for ever
+            others = (item for item in made.create if item["kind"] != "PodGroup")
+            await all_of(self._create(key, job, item) for item in others)
+        await all_of(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
+        await all_of(self._cluster.delete_workload(namespace, name) for name in made.release)
+        if made.delete_job and job.metadata.uid:
+            await self._cluster.delete_job(namespace, job.metadata.name, job.metadata.uid)
+        return bool(made.create) and self._obstacles.get(key) != before
+
+    async def release_orphans(self, key: Key, left: Iterable[PodFacts]) -> None:
+        """Let go of pods whose job is gone: the garbage collector has deleted them, and Kueue would keep them all the same."""
+        groups = {p.kueue_group for p in left if p.deleted and p.kueue_group}
+        await all_of(self._cluster.delete_workload(key[0], name) for name in groups)
+
+    async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> None:
+        try:
+            created = await self._cluster.create(item)
+        except ClusterError as error:
+            if obstacle := _obstacle(item, error):
+                self._obstacles[key] = obstacle
+                return
+            raise
+        if created is None:
+            found = await self._cluster.get(item)
+            if found is not None and not _is_owned(found, job):
+                kind, name = item["kind"].lower(), item["metadata"]["name"]
+                words = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
+                self._obstacles[key] = Obstacle(reason="NameConflict", message=words)
+                return
+            if found is not None and item["kind"] == "PodGroup":
+                await self._cluster.update_spec(item, found)
+            created = found
+        if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):
+            facts, now = pod_facts(created), time.monotonic()
+            expected = self._expected.setdefault(key, {})
+            old = expected.get(facts.name)
+            since = old.since if old and old.facts.uid == facts.uid else now
+            expected[facts.name] = Expected(facts, since, now)
+
+
+async def all_of(deeds: Iterable[Awaitable[None]]) -> None:
+    """Do all of these at once. Where some fail, the others are still done, and the first error is told."""
+    for outcome in await asyncio.gather(*deeds, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:
+    """What stands in the way of an object, where trying again at once does not help."""
+    kind, words = item["kind"], str(error)
+    if error.status == 403:
+        reason = "QuotaExceeded" if "exceeded quota" in words else f"{kind}Forbidden"
+    elif error.status == 404 and kind == "PodGroup":
+        reason = "NoGangScheduler"
+        words = f"spec.scheduling.gang: this cluster knows no {kind} of {item['apiVersion']}: install that scheduler"
+    elif error.status in (400, 422):
+        reason = f"{kind}Invalid"
+    else:
+        return None
+    return Obstacle(reason=reason, message=words)
+
+
+def _is_owned(found: Object, job: YoloTrainingJob) -> bool:
+    return any(o.get("uid") == job.metadata.uid for o in found["metadata"].get("ownerReferences") or ())
