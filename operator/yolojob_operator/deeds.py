@@ -16,6 +16,8 @@ from yolojob_operator.pods import Object
 
 EXPECTED_SECONDS = 30.0
 """For so long a pod that we created counts as there, though the watch has not shown it yet."""
+REMEMBERED_SECONDS = 90.0
+"""For so long it is remembered. While its job wants it, it is created again before that, and found to exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +49,19 @@ class Deeds:
 
     def unseen(self) -> Iterator[float]:
         """When each of the pods was created that the watch has not shown yet."""
-        return (e.since for expected in self._expected.values() for e in expected.values())
+        oldest = time.monotonic() - REMEMBERED_SECONDS
+        return (e.since for expected in self._expected.values() for e in expected.values() if e.known >= oldest)
 
     def pods(self, key: Key, seen: list[PodFacts]) -> list[PodFacts]:
         """A job's pods: those that the watch shows, and those that were created a moment ago."""
         uids = {p.uid for p in seen}
         expected = self._expected.get(key, {})
-        oldest = time.monotonic() - EXPECTED_SECONDS
-        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < oldest]:
+        now = time.monotonic()
+        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < now - REMEMBERED_SECONDS]:
             del expected[name]
         names = {p.name for p in seen}
-        return [*seen, *(e.facts for e in expected.values() if e.facts.name not in names)]
+        there = (e.facts for e in expected.values() if e.known >= now - EXPECTED_SECONDS)
+        return [*seen, *(facts for facts in there if facts.name not in names)]
 
     async def carry_out(self, key: Key, job: YoloTrainingJob, made: Plan) -> bool:
         """Do what is planned; whether something else stands in the way now, so that it is to be planned anew.

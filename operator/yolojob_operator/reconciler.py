@@ -270,6 +270,8 @@ class Reconciler:
             self._metrics.changed(job, made.status)
         if await self._deeds.carry_out(key, job, made):
             self.wake(key)
+        if key not in self._jobs:  # deleted meanwhile
+            self._deeds.forget(key)
         await asyncio.gather(*(self._announce(body, event) for event in made.events))
         if is_finished(made.status) and not made.has_deeds and not moments:
             self._settled.add(key)

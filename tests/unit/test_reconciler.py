@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from support import minimal
 from yolojob_operator import reconciler as module
+from yolojob_operator.deeds import REMEMBERED_SECONDS, Deeds
 from yolojob_operator.metrics import Metrics
+from yolojob_operator.plan import Plan
 from yolojob_operator.pods import Defaults
 from yolojob_operator.reconciler import Reconciler
+
+from yolojob.job import YoloTrainingJob
+from yolojob.status import YoloTrainingJobStatus
 
 KEY = ("default", "digits")
 
@@ -93,3 +98,37 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
         await made.stop()
 
     asyncio.run(live())
+
+
+class TestExpected:
+    """Pods that were created and that the watch has not shown."""
+
+    POD: ClassVar[dict[str, Any]] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "digits-worker-0", "namespace": "default"},
+    }
+
+    @staticmethod
+    def plan_of(pod: dict[str, Any]) -> Plan:
+        return Plan(status=YoloTrainingJobStatus(), create=(pod,))
+
+    def test_a_deaf_watch_is_noticed_by_them_too(self, clock: list[float]) -> None:
+        """They count as there for a while, then are created again, in vain: they exist. All the time they are unseen."""
+        server = Server()
+        deeds, job = Deeds(server), YoloTrainingJob.model_validate(body(1))  # type: ignore[arg-type]
+        for _ in range(4):
+            asyncio.run(deeds.carry_out(KEY, job, self.plan_of(self.POD)))
+            assert len(deeds.pods(KEY, [])) == 1
+            clock[0] += 60
+            assert deeds.pods(KEY, []) == []
+        assert min(deeds.unseen()) == 1000.0
+
+    def test_one_that_was_never_heard_of_again_is_forgotten(self, clock: list[float]) -> None:
+        """Created and deleted before the watch could show it, or its job was deleted meanwhile."""
+        server = Server()
+        deeds, job = Deeds(server), YoloTrainingJob.model_validate(body(1))  # type: ignore[arg-type]
+        asyncio.run(deeds.carry_out(KEY, job, self.plan_of(self.POD)))
+        assert list(deeds.unseen()) == [1000.0]
+        clock[0] += REMEMBERED_SECONDS + 1
+        assert list(deeds.unseen()) == []
