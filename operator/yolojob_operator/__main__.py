@@ -13,6 +13,7 @@ import typer
 
 from yolojob import __version__
 from yolojob_operator.pods import Defaults
+from yolojob_operator.policy import Privilege
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -36,6 +37,10 @@ def main(
         str,
         typer.Option(envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Scheduler that has the coscheduling plugin."),
     ] = "scheduler-plugins-scheduler",
+    allow: Annotated[
+        list[Privilege] | None,
+        typer.Option(envvar="YOLOJOB_ALLOW", help="What spec.workers.template may ask for beyond an ordinary pod."),
+    ] = None,
     namespace: Annotated[
         list[str] | None, typer.Option(envvar="YOLOJOB_NAMESPACES", help="Watch only these; all unless given.")
     ] = None,
@@ -65,6 +70,7 @@ def main(
             image_pull_policy=image_pull_policy,
             service_account=service_account,
             cache_volume=_volume_source(cache_volume),
+            allowed=frozenset(allow or ()),
             coscheduling_scheduler=coscheduling_scheduler,
         ),
         namespaces=tuple(namespace or ()),

@@ -20,11 +20,12 @@ from yolojob import contract
 from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
 from yolojob.status import ConditionType, YoloTrainingJobStatus
-from yolojob_operator import ledger, placement, pods, summary
+from yolojob_operator import ledger, placement, pods, policy, summary
 from yolojob_operator.conditions import is_set, set_condition
 from yolojob_operator.draft import Deletion, Draft, Event, Observed
 from yolojob_operator.endings import first, report_of, words_of
 from yolojob_operator.facts import Cause, PodFacts
+from yolojob_operator.policy import Privilege
 
 BACKOFF = timedelta(seconds=10)
 """Wait before the second restart; doubled for each further one. The first restart is at once."""
@@ -135,6 +136,14 @@ def _refusal(draft: Draft) -> tuple[str, str] | None:
             return (
                 "LaptopOnly",
                 f"spec.{path}: {value}: file:// is this machine's disk; use pvc://CLAIM/PATH on a cluster",
+            )
+    for privilege, path, wanted in policy.trespasses(spec.workers.template):
+        account = draft.defaults.service_account
+        own = privilege is Privilege.SERVICE_ACCOUNT and account is not None and wanted == account
+        if privilege not in draft.defaults.allowed and not own:
+            return "TemplateForbidden", (
+                f"spec.workers.template.{path}: {wanted}: this installation does not allow it "
+                f"(workers.allow: [{privilege}] of its chart does); leave it out"
             )
     if spec.workers.gpu is not None and not spec.workers.gpu.required and draft.observed.nodes is None:
         return (

@@ -13,6 +13,7 @@ from yolojob.job import YoloTrainingJob
 from yolojob.run import Run
 from yolojob.types import parse_quantity
 from yolojob_operator import gang
+from yolojob_operator.policy import Privilege
 
 Object = dict[str, Any]
 
@@ -50,6 +51,8 @@ class Defaults:
     cache_volume: Object | None = None
     """Source of the volume for staged data sets; emptyDir unless set. A volume of the node's own (hostPath) lets all pods
     of a node share what one of them has fetched, from job to job."""
+    allowed: frozenset[Privilege] = frozenset()
+    """What templates may ask for beyond an ordinary pod."""
     coscheduling_scheduler: str = "scheduler-plugins-scheduler"
     """Name of the scheduler that has the coscheduling plugin; this is what its chart calls it."""
 

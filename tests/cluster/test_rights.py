@@ -37,7 +37,8 @@ def installed(
     clusterwide = request.param == "clusterwide"
     values = ["--set", f"lease.namespace={kube.namespace}" if clusterwide else f"watchNamespaces={{{kube.namespace}}}"]
     documents = rbac(kube, *values)
-    roles = [d for d in documents if d["kind"] in ("Role", "ClusterRole")]
+    bound = {d["roleRef"]["name"] for d in documents if d["kind"].endswith("Binding")}
+    roles = [d for d in documents if d["kind"] in ("Role", "ClusterRole") and d["metadata"]["name"] in bound]
     assert clusterwide or not [d for d in documents if d["kind"].startswith("Cluster")], (
         "no rights beyond the namespace"
     )

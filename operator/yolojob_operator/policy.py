@@ -1,0 +1,106 @@
+"""What `spec.workers.template` may ask for. Pure.
+
+The operator creates pods with its own rights, so whoever may create jobs could have pods created that he may not create
+himself. What Kubernetes' Pod Security level "baseline" forbids, other service accounts, and a place past the scheduler are
+refused, unless the installation allows them by name (https://kubernetes.io/docs/concepts/security/pod-security-standards/).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import Any
+
+Object = dict[str, Any]
+
+
+class Privilege(enum.StrEnum):
+    """What an installation may allow."""
+
+    HOST_NAMESPACES = "hostNamespaces"
+    """hostNetwork, hostPID, hostIPC, host ports."""
+    HOST_PATH = "hostPath"
+    """Volumes that are the node's own files."""
+    PRIVILEGED = "privileged"
+    """Privileged containers, more capabilities, root, no seccomp, sysctls."""
+    SERVICE_ACCOUNT = "serviceAccount"
+    """Another service account than the installation's, or its token."""
+    NODE_NAME = "nodeName"
+    """A node past the scheduler, and past every queue."""
+
+
+def trespasses(template: Object) -> Iterator[tuple[Privilege, str, object]]:
+    """(privilege, path below spec.workers.template, value) of all that is beyond an ordinary pod."""
+    spec = template.get("spec")
+    if not isinstance(spec, dict):
+        return
+    for name in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(name):
+            yield Privilege.HOST_NAMESPACES, f"spec.{name}", spec[name]
+    if spec.get("nodeName"):
+        yield Privilege.NODE_NAME, "spec.nodeName", spec["nodeName"]
+    for name in ("serviceAccountName", "serviceAccount"):
+        if spec.get(name):
+            yield Privilege.SERVICE_ACCOUNT, f"spec.{name}", spec[name]
+    # In a template null removes what the operator has set.
+    if spec.get("automountServiceAccountToken", False) is not False:
+        token = spec["automountServiceAccountToken"]
+        yield Privilege.SERVICE_ACCOUNT, "spec.automountServiceAccountToken", token
+    yield from _of_security(spec, "spec")
+    yield from _of_volumes(spec.get("volumes"))
+    for kind in ("containers", "initContainers", "ephemeralContainers"):
+        for i, container in enumerate(_objects(spec.get(kind))):
+            where = f"spec.{kind}[{i}]"
+            yield from _of_security(container, where)
+            for j, port in enumerate(_objects(container.get("ports"))):
+                if port.get("hostPort"):
+                    yield Privilege.HOST_NAMESPACES, f"{where}.ports[{j}].hostPort", port["hostPort"]
+
+
+def _objects(items: Any) -> list[Object]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _of_volumes(volumes: Any) -> Iterator[tuple[Privilege, str, object]]:
+    for i, volume in enumerate(_objects(volumes)):
+        where = f"spec.volumes[{i}]"
+        if "hostPath" in volume:
+            yield Privilege.HOST_PATH, f"{where}.hostPath", volume["hostPath"]
+        projected = volume.get("projected")
+        for source in _objects(projected.get("sources")) if isinstance(projected, dict) else []:
+            if "serviceAccountToken" in source:
+                yield Privilege.SERVICE_ACCOUNT, f"{where}.projected", "serviceAccountToken"
+
+
+_SET_BY_US = ("runAsNonRoot", "runAsUser", "seccompProfile", "allowPrivilegeEscalation", "capabilities")
+
+
+def _of_security(owner: Object, where: str) -> Iterator[tuple[Privilege, str, object]]:
+    context, where = owner.get("securityContext", {}), f"{where}.securityContext"
+    if context is None:
+        yield Privilege.PRIVILEGED, where, None
+    if not isinstance(context, dict):
+        return
+    for name in _SET_BY_US:
+        if name in context and context[name] is None:
+            yield Privilege.PRIVILEGED, f"{where}.{name}", None
+    for name, bad in (
+        ("privileged", True),
+        ("allowPrivilegeEscalation", True),
+        ("runAsNonRoot", False),
+        ("runAsUser", 0),
+    ):
+        if name in context and context[name] == bad and context[name] is not None:
+            yield Privilege.PRIVILEGED, f"{where}.{name}", context[name]
+    capabilities = context.get("capabilities")
+    if isinstance(capabilities, dict) and capabilities.get("add"):
+        yield Privilege.PRIVILEGED, f"{where}.capabilities.add", capabilities["add"]
+    for name in ("seccompProfile", "appArmorProfile"):
+        profile = context.get(name)
+        if isinstance(profile, dict) and profile.get("type") == "Unconfined":
+            yield Privilege.PRIVILEGED, f"{where}.{name}.type", "Unconfined"
+    for name in ("sysctls", "seLinuxOptions", "windowsOptions"):
+        if context.get(name):
+            yield Privilege.PRIVILEGED, f"{where}.{name}", context[name]
+    if context.get("procMount") not in (None, "Default"):
+        yield Privilege.PRIVILEGED, f"{where}.procMount", context["procMount"]

@@ -1,0 +1,112 @@
+"""What a pod template may not smuggle in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from plans import NOW, conditions, job
+from yolojob_operator.draft import Observed
+from yolojob_operator.plan import plan
+from yolojob_operator.pods import Defaults
+from yolojob_operator.policy import Privilege, trespasses
+
+TOKEN = {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
+FORBIDDEN: list[tuple[dict[str, Any], Privilege, str]] = [
+    ({"hostNetwork": True}, Privilege.HOST_NAMESPACES, "spec.hostNetwork"),
+    ({"hostPID": True}, Privilege.HOST_NAMESPACES, "spec.hostPID"),
+    ({"hostIPC": True}, Privilege.HOST_NAMESPACES, "spec.hostIPC"),
+    ({"nodeName": "node-0"}, Privilege.NODE_NAME, "spec.nodeName"),
+    ({"serviceAccountName": "admin"}, Privilege.SERVICE_ACCOUNT, "spec.serviceAccountName"),
+    ({"serviceAccount": "admin"}, Privilege.SERVICE_ACCOUNT, "spec.serviceAccount"),
+    ({"automountServiceAccountToken": True}, Privilege.SERVICE_ACCOUNT, "spec.automountServiceAccountToken"),
+    (
+        {"volumes": [{"name": "a"}, {"name": "h", "hostPath": {"path": "/"}}]},
+        Privilege.HOST_PATH,
+        "spec.volumes[1].hostPath",
+    ),
+    ({"volumes": [TOKEN]}, Privilege.SERVICE_ACCOUNT, "spec.volumes[0].projected"),
+    ({"automountServiceAccountToken": None}, Privilege.SERVICE_ACCOUNT, "spec.automountServiceAccountToken"),
+    ({"securityContext": None}, Privilege.PRIVILEGED, "spec.securityContext"),
+    ({"securityContext": {"runAsNonRoot": None}}, Privilege.PRIVILEGED, "spec.securityContext.runAsNonRoot"),
+    ({"securityContext": {"runAsUser": 0}}, Privilege.PRIVILEGED, "spec.securityContext.runAsUser"),
+    ({"securityContext": {"runAsNonRoot": False}}, Privilege.PRIVILEGED, "spec.securityContext.runAsNonRoot"),
+    ({"securityContext": {"sysctls": [{"name": "a"}]}}, Privilege.PRIVILEGED, "spec.securityContext.sysctls"),
+    (
+        {"securityContext": {"seccompProfile": {"type": "Unconfined"}}},
+        Privilege.PRIVILEGED,
+        "spec.securityContext.seccompProfile.type",
+    ),
+]
+CONTAINERS: list[tuple[dict[str, Any], Privilege, str]] = [
+    ({"securityContext": {"privileged": True}}, Privilege.PRIVILEGED, "securityContext.privileged"),
+    (
+        {"securityContext": {"allowPrivilegeEscalation": True}},
+        Privilege.PRIVILEGED,
+        "securityContext.allowPrivilegeEscalation",
+    ),
+    (
+        {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}},
+        Privilege.PRIVILEGED,
+        "securityContext.capabilities.add",
+    ),
+    ({"securityContext": {"procMount": "Unmasked"}}, Privilege.PRIVILEGED, "securityContext.procMount"),
+    ({"ports": [{"containerPort": 1, "hostPort": 1}]}, Privilege.HOST_NAMESPACES, "ports[0].hostPort"),
+]
+FORBIDDEN += [
+    ({kind: [{"name": "trainer", **part}]}, privilege, f"spec.{kind}[0].{path}")
+    for kind in ("containers", "initContainers")
+    for part, privilege, path in CONTAINERS
+]
+
+
+def of(template: dict[str, Any], **defaults: Any) -> tuple[str, str]:
+    """(status, reason) of the condition Accepted."""
+    made = plan(job(workers={"template": {"spec": template}}), Observed(), NOW, Defaults(image="x", **defaults))
+    assert bool(made.create) == (conditions(made)["Accepted"][0] == "True")
+    return conditions(made)["Accepted"]
+
+
+@pytest.mark.parametrize(("template", "privilege", "path"), FORBIDDEN, ids=[path for _, _, path in FORBIDDEN])
+def test_what_is_beyond_an_ordinary_pod(template: dict[str, Any], privilege: Privilege, path: str) -> None:
+    assert [(p, where) for p, where, _ in trespasses({"spec": template})] == [(privilege, path)]
+    assert of(template) == ("False", "TemplateForbidden")
+    others = frozenset(Privilege) - {privilege}
+    assert of(template, allowed=others) == ("False", "TemplateForbidden"), "one privilege is not another"
+    assert of(template, allowed=frozenset({privilege})) == ("True", "Accepted")
+
+
+def test_what_people_need_is_no_privilege() -> None:
+    template = {
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {}},
+        "imagePullSecrets": [{"name": "registry"}],
+        "securityContext": {"runAsUser": 2000, "runAsNonRoot": True, "fsGroup": 2000},
+        "automountServiceAccountToken": False,
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": "data"}},
+            {"name": "s", "secret": {"secretName": "s3"}},
+        ],
+        "containers": [
+            {
+                "name": "trainer",
+                "env": [{"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "id"}}}],
+                "securityContext": {"capabilities": {"drop": ["ALL"]}, "privileged": False},
+                "ports": [{"containerPort": 8000}],
+            }
+        ],
+    }
+    assert of(template) == ("True", "Accepted")
+
+
+def test_the_installations_own_service_account_is_nobody_elses() -> None:
+    assert of({"serviceAccountName": "workers"}, service_account="workers") == ("True", "Accepted")
+    assert of({"serviceAccountName": "admin"}, service_account="workers") == ("False", "TemplateForbidden")
+
+
+@pytest.mark.parametrize(
+    "junk", [[], "x", 5, {"containers": "x"}, {"containers": [1]}, {"securityContext": []}, {"volumes": {}}]
+)
+def test_nonsense_is_no_crash(junk: Any) -> None:
+    assert list(trespasses({"spec": junk})) == []
