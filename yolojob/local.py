@@ -13,6 +13,7 @@ import sys
 import tempfile
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -131,7 +132,7 @@ class LocalRun:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/progress", timeout=2) as answer:
                 return Report.model_validate(json.load(answer))
-        except (OSError, ValueError, ValidationError):
+        except (OSError, HTTPException, ValueError, ValidationError):  # it may end in the middle of its answer
             return None
 
     def wait(self, seconds: float) -> int | None:

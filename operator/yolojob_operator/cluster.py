@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ CONCURRENCY = 32
 TIMEOUT = 30.0
 PROGRESS_TIMEOUT = 3.0
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+LIST_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 KUEUE_VERSIONS = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
 
 
@@ -57,8 +58,10 @@ def _collection(item: Object) -> str:
 
 def _resource(path: str) -> str:
     """pods, pods/proxy, yolotrainingjobs/status…"""
-    _, _, rest = path.partition("/namespaces/")
+    _, _, rest = path.partition("?")[0].partition("/namespaces/")
     words = rest.split("/")[1:]
+    if not words:
+        return path.partition("?")[0].rpartition("/")[2]
     return f"{words[0]}/{words[2]}" if len(words) > 2 else words[0]
 
 
@@ -96,7 +99,7 @@ class Cluster:
     # --- requests -------------------------------------------------------------------------------------------------
 
     async def _request(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json", accept: str = ""
     ) -> Object | None:
         """The answer; None where the object is not there.
 
@@ -105,7 +108,7 @@ class Cluster:
             ClusterError: anything else.
         """
         # Of what we create we know the rest: its metadata is answer enough, and a tenth of the work.
-        accept = METADATA_ONLY if method == "POST" else "application/json"
+        accept = accept or (METADATA_ONLY if method == "POST" else "application/json")
         headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": COMPONENT}
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path
@@ -149,6 +152,21 @@ class Cluster:
     async def get(self, item: Object) -> Object | None:
         """The object of this kind and name; None where there is none."""
         return await self._request("GET", f"{_collection(item)}/{item['metadata']['name']}")
+
+    async def uids(self, kind: str, namespaces: Iterable[str]) -> set[str]:
+        """Of all objects of a kind that carry a job's label, or of all jobs; no namespaces: in all of them.
+
+        Args:
+            kind: Pod, or a job's.
+            namespaces: where to look.
+        """
+        root = "/api/v1" if kind == "Pod" else f"/apis/{contract.API_VERSION}"
+        query = f"?labelSelector={contract.LABEL_JOB}" if kind == "Pod" else ""
+        found: set[str] = set()
+        for where in [f"/namespaces/{name}" for name in namespaces] or [""]:
+            listed = await self._request("GET", f"{root}{where}/{_PLURALS[kind]}{query}", accept=LIST_METADATA_ONLY)
+            found |= {item["metadata"]["uid"] for item in (listed or {}).get("items") or ()}
+        return found
 
     async def update_spec(self, item: Object, found: Object) -> None:
         """Make an object's spec this one, if it is still as it was found."""

@@ -53,6 +53,9 @@ class Indices:
     def pods(self, key: Key) -> list[PodFacts]:
         return list(self.of_pods.get(key, ()))
 
+    def all_pods(self) -> Iterator[tuple[Key, PodFacts]]:
+        return ((key, facts) for key, entry in self.of_pods.items() for facts in entry)
+
     def nodes(self) -> Mapping[str, NodeFacts] | None:
         return Nodes(self.of_nodes) if self.clusterwide else None
 
@@ -92,7 +95,10 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
 
     cluster = await Cluster.connect(observe)
     stack.push_async_callback(cluster.close)
-    memo.reconciler = Reconciler(cluster, given.defaults, metrics, memo.indices.pods, memo.indices.nodes)
+    indices = memo.indices
+    memo.reconciler = Reconciler(
+        cluster, given.defaults, metrics, given.namespaces, indices.pods, indices.all_pods, indices.nodes
+    )
     metrics.watch_lag_seconds.set_function(memo.reconciler.watch_lag)
     if given.listen:
         runner = await server.serve(given.listen, metrics.registry, memo.reconciler.ailment)
@@ -133,14 +139,18 @@ def watch_nodes() -> None:
 
 
 @kopf.on.event("pods", labels=WORKER_PODS)
-async def pod_event(*, namespace: Any, labels: Any, memo: Any, **kwargs: Any) -> None:
+async def pod_event(*, type: Any, namespace: Any, labels: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
+    if type is None:
+        memo.reconciler.listed()
     await memo.reconciler.pods_changed((namespace, labels[contract.LABEL_JOB]))
 
 
 @kopf.on.event(contract.GROUP, contract.VERSION, contract.PLURAL)
 async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
+    if type is None:
+        memo.reconciler.listed()
     if type == "DELETED":
         memo.reconciler.job_gone((body["metadata"]["namespace"], body["metadata"]["name"]))
     else:

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
+from yolojob import contract
 from yolojob.manifest import InvalidManifest, parse
 from yolojob.status import Phase, YoloTrainingJobStatus
 from yolojob_operator import plan as planning
@@ -47,7 +49,9 @@ class Reconciler:
         cluster: Cluster,
         defaults: Defaults,
         metrics: Metrics,
+        namespaces: tuple[str, ...],
         pods_of: Callable[[Key], Iterable[PodFacts]],
+        all_pods: Callable[[], Iterable[tuple[Key, PodFacts]]],
         nodes: Callable[[], Mapping[str, NodeFacts] | None],
     ) -> None:
         """
@@ -55,11 +59,13 @@ class Reconciler:
             cluster: the API server.
             defaults: what the installation decides for all jobs.
             metrics: told of what happens.
+            namespaces: where the jobs are; everywhere, where there are none.
             pods_of: facts of the pods that carry a job's label.
+            all_pods: the same of all jobs.
             nodes: facts of all nodes by name; none where they may not be seen.
         """
         self._cluster, self._defaults, self._metrics = cluster, defaults, metrics
-        self._pods_of, self._nodes = pods_of, nodes
+        self._namespaces, self._pods_of, self._all_pods, self._nodes = namespaces, pods_of, all_pods, nodes
         self._deeds, self._reports = Deeds(cluster), Reports(cluster, self.wake)
         self._leads = asyncio.Event()
         self._jobs: dict[Key, Object] = {}
@@ -77,11 +83,15 @@ class Reconciler:
         """Generations of broken jobs that could only be told by an event."""
         self._settled: set[Key] = set()
         """Finished jobs at which nothing is left to be done."""
+        self._listed = asyncio.Event()
+        self._ghosts: set[str] = set()
+        """uids of pods that the index has, and that are gone."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._work(), name=f"reconcile-{i}") for i in range(WORKERS)]
         self._tasks.append(asyncio.create_task(self._resync(), name="resync"))
+        self._tasks.append(asyncio.create_task(self._exorcise(), name="ghosts"))
         self._tasks.append(asyncio.create_task(self._reports.watch(self._chiefs, self._leads), name="reports"))
 
     async def stop(self) -> None:
@@ -143,6 +153,10 @@ class Reconciler:
         self._settled.discard(key)
         if timer := self._timers.pop(key, None):
             timer.cancel()
+
+    def listed(self) -> None:
+        """A watch has begun anew by listing: what was deleted meanwhile is not told."""
+        self._listed.set()
 
     def wake(self, key: Key) -> None:
         """Make a plan for this job soon."""
@@ -233,6 +247,29 @@ class Reconciler:
             if not keys:
                 await asyncio.sleep(RESYNC_SECONDS)
 
+    async def _exorcise(self) -> None:
+        """Find what is gone though no watch has told: kopf forgets nothing when it lists anew."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._listed.wait(), RESYNC_SECONDS)
+            await asyncio.sleep(1.0)  # one list brings many objects
+            self._listed.clear()
+            await self._leads.wait()
+            jobs = {key: body["metadata"]["uid"] for key, body in self._jobs.items()}
+            pods = {facts.uid: key for key, facts in self._all_pods()}
+            try:
+                living_jobs = await self._cluster.uids(contract.KIND, self._namespaces)
+                living_pods = await self._cluster.uids("Pod", self._namespaces)
+            except ClusterError as error:
+                log.warning("what is gone could not be found out: %s", error)
+                continue
+            for key, uid in jobs.items():
+                if uid not in living_jobs and key in self._jobs and self._jobs[key]["metadata"]["uid"] == uid:
+                    self.job_gone(key)
+            self._ghosts = {uid for uid in pods if uid not in living_pods}
+            for uid in self._ghosts:
+                self.wake(pods[uid])
+
     def _chiefs(self) -> list[tuple[Key, PodFacts]]:
         """The jobs that run, each with the pod of its rank 0."""
         found = []
@@ -304,7 +341,9 @@ class Reconciler:
     def _owned(self, key: Key, body: Object) -> list[PodFacts]:
         """The job's own pods."""
         uid = body["metadata"]["uid"]
-        return self._deeds.pods(key, [p for p in self._pods_of(key) if p.owner_uid == uid])
+        return self._deeds.pods(
+            key, [p for p in self._pods_of(key) if p.owner_uid == uid and p.uid not in self._ghosts]
+        )
 
     async def _reject(self, body: Object, invalid: InvalidManifest, now: datetime) -> None:
         key = (body["metadata"]["namespace"], body["metadata"]["name"])

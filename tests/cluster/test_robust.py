@@ -88,6 +88,24 @@ class TestRefusals:
         faulty.faults.expired = False
         assert phase(kube, "expired", "Succeeded", seconds=60)["attempt"] == 1
 
+    def test_what_went_while_watches_were_expired(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
+        """A pod and a job are deleted while nobody can watch; a list has no word for what is not there."""
+        operator, faulty = through
+        kube.create(job("bereft"))
+        kube.create(job("forgotten"))
+        for name in ("bereft", "forgotten"):
+            phase(kube, name, "Running")
+        faulty.faults.expired = True
+        faulty.cut()
+        eventually(lambda: faulty.faults.counts["410"] >= 3, "watches were refused")
+        kube.run("delete", "pod", "bereft-worker-1", "--grace-period=0", "--force")
+        kube.run("delete", "yolotrainingjob", "forgotten")
+        eventually(lambda: not kube.pods("forgotten"), "its pods are gone")
+        faulty.faults.expired = False
+        eventually(lambda: kube.status("bereft").get("attempt") == 2, "the gang is replaced", seconds=90)
+        assert phase(kube, "bereft", "Running")["disruptions"] == 1
+        eventually(lambda: "forgotten" not in operator.ask("/metrics")[1], "it is forgotten")
+
     def test_a_deaf_watch_is_noticed(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
         """Requests work, watches are open, and nothing comes: what was created before goes on by timers and is measured."""
         operator, faulty = through

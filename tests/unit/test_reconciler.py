@@ -63,7 +63,9 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
     server = Server()
 
     async def live() -> None:
-        made = Reconciler(server, Defaults(image="x"), Metrics(lambda: []), lambda key: [], lambda: None)  # type: ignore[arg-type]
+        made = Reconciler(
+            server, Defaults(image="x"), Metrics(lambda: []), (), lambda key: [], lambda: [], lambda: None
+        )  # type: ignore[arg-type]
         made.job_seen(body(1))
         await made._reconcile(KEY)
         assert server.writes == 0, "the spec alone says what the first gang is"
@@ -87,7 +89,9 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
     server = Server()
 
     async def live() -> None:
-        made = Reconciler(server, Defaults(image="x"), Metrics(lambda: []), lambda key: [], lambda: None)  # type: ignore[arg-type]
+        made = Reconciler(
+            server, Defaults(image="x"), Metrics(lambda: []), (), lambda key: [], lambda: [], lambda: None
+        )  # type: ignore[arg-type]
         made.job_seen(body(1))
         await made._reconcile(KEY)
         made.job_gone(KEY)
