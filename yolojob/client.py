@@ -6,6 +6,7 @@ Needs `pip install 'yolojob[client]'` and a kubeconfig, or a pod's own service a
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 import time
@@ -234,8 +235,10 @@ class _Expired(Exception):
 
 def _configure(config: Any, configuration: Any, context: str | None) -> str:
     """Load a kubeconfig, or a pod's own identity; the namespace that it names."""
+    # As it is now: the library has read it when it was imported.
+    file = os.environ.get("KUBECONFIG") or None
     try:
-        contexts, current = config.list_kube_config_contexts()
+        contexts, current = config.list_kube_config_contexts(file)
     except config.ConfigException as error:
         try:
             config.load_incluster_config(client_configuration=configuration)
@@ -245,7 +248,7 @@ def _configure(config: Any, configuration: Any, context: str | None) -> str:
     names = {c["name"]: c for c in contexts}
     if context is not None and context not in names:
         raise ClusterError(f"no context {context!r} in the kubeconfig; there is {', '.join(sorted(names)) or 'none'}")
-    config.load_kube_config(context=context, client_configuration=configuration)
+    config.load_kube_config(file, context=context, client_configuration=configuration)
     chosen = names[context] if context else current
     return str(chosen["context"].get("namespace") or "default")
 

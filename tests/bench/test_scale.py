@@ -71,12 +71,13 @@ def test_one_job_on_an_idle_cluster(kube: Kube, operator: Operator, report: Repo
     rows = asyncio.run(measure())
     pods, runs, lost = (sorted(column)[2] for column in zip(*rows, strict=True))
     report.add("one job", pods=pods, running=runs, lost=lost)
-    print(f"one job, median of 5: pods exist {pods:.3f} s, Running {runs:.3f} s, a lost pod is answered {lost:.3f} s")
+    # Five times what it takes on an idle machine: slower than that is another kind of thing.
+    assert (pods < 0.5, runs < 1.0, lost < 0.5) == (True, True, True)
 
 
 @pytest.mark.parametrize("count", [int(n) for n in os.environ.get("YOLOJOB_BENCH_JOBS", "100,300,1000").split(",")])
 def test_many_jobs(kube: Kube, operator: Operator, report: Report, count: int) -> None:
-    ends_after = f"{max(10, count // 6)}s"
+    ends_after = f"{max(10, count // 10)}s"
 
     async def measure() -> Fleet:
         async with fleet(kube.kubeconfig, kube.namespace) as found:
