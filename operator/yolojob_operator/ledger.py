@@ -73,9 +73,9 @@ def _book_time(
 
 
 def _add(timing: Timing, part: str, since: datetime, until: datetime) -> None:
-    seconds = (until - since).total_seconds()
-    if seconds > 0:
-        setattr(timing, part, (getattr(timing, part) or 0.0) + seconds)
+    """Add this time; less than a second is 0, and not unknown."""
+    seconds = max((until - since).total_seconds(), 0.0)
+    setattr(timing, part, (getattr(timing, part) or 0.0) + seconds)
 
 
 def _book_pods(status: YoloTrainingJobStatus, pods: list[PodFacts], since: datetime, now: datetime) -> None:
