@@ -102,6 +102,8 @@ spec:
   selector:
     matchExpressions:
     - {{key: .metadata.deletionTimestamp, operator: Exists}}
+    # kwok deletes by name. Once it has done so, a second request might hit the pod that has come in the first one's place.
+    - {{key: .metadata.deletionGracePeriodSeconds | tostring, operator: NotIn, values: ["0"]}}
   next: {{delete: true}}
 """
 
