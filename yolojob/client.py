@@ -25,6 +25,8 @@ Change = Literal["ADDED", "MODIFIED", "DELETED"]
 
 WATCH_SECONDS = 240
 """A watch is begun anew after so long; the API server ends it within five to ten minutes anyway."""
+PATIENCE, PAUSE = 60.0, 1.0
+"""Seconds for which a watch tries to come back, and between two tries."""
 TIMEOUT = (10, 60)
 """Seconds for connecting, and for an answer."""
 
@@ -85,10 +87,18 @@ class Client:
         return [YoloTrainingJob.model_validate(item) for item in found["items"]]
 
     def watch(self, name: str | None = None, seconds: float | None = None) -> Iterator[tuple[Change, YoloTrainingJob]]:
-        """Every change from now on, beginning with what is there, for ever or for so many seconds."""
+        """Every change from now on, beginning with what is there, for ever or for so many seconds.
+
+        A connection that breaks is made anew, for as long as the API server is away no longer than PATIENCE.
+
+        Raises:
+            NotFound: the named job was deleted while nobody could tell.
+            ClusterError: the API server refuses, or does not come back.
+        """
         from kubernetes import watch
 
         deadline = None if seconds is None else time.monotonic() + seconds
+        broken: float | None = None
         selector = {"field_selector": f"metadata.name={name}"} if name else {}
         version: str | None = None
         while deadline is None or time.monotonic() < deadline:
@@ -103,11 +113,19 @@ class Client:
             )
             try:
                 for event in _answers(stream):
+                    broken = None
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         yield event["type"], YoloTrainingJob.model_validate(event["object"])
             except _Expired:
                 version = None  # too long ago: begin anew with what is there
+                if name:
+                    self.get(name)
+            except _Broken as error:
+                broken = broken or time.monotonic()
+                if time.monotonic() - broken > PATIENCE:
+                    raise ClusterError(str(error)) from None
+                time.sleep(PAUSE)
 
     def wait(self, name: str, seconds: float | None = None) -> YoloTrainingJob:
         """Wait until a job has succeeded or failed.
@@ -229,6 +247,10 @@ class Client:
 _IN_TIME: Any = {"_request_timeout": TIMEOUT}
 
 
+class _Broken(Exception):
+    """The connection of a watch broke, or the API server has trouble of its own."""
+
+
 class _Expired(Exception):
     """The watch begins with a version that the API server has forgotten."""
 
@@ -263,9 +285,11 @@ def _answers(stream: Iterator[Json]) -> Iterator[Json]:
     except ApiException as error:
         if error.status == 410:
             raise _Expired from None
+        if error.status == 429 or error.status >= 500:
+            raise _Broken(_words(error)) from error
         raise _translated(error, "", "") from error
     except HTTPError as error:
-        raise _translated(error, "", "") from error
+        raise _Broken(str(_translated(error, "", ""))) from error
 
 
 def _translated(error: Exception, name: str, namespace: str) -> Exception:

@@ -292,6 +292,8 @@ def _cost(cost: Cost) -> str:
     words = f"{cost.so_far:.4f} {cost.currency} so far, {cost.per_hour or 0:.4f} per hour"
     if cost.estimated_total is not None:
         words += f", {cost.estimated_total:.4f} in all"
+    if cost.budget is not None:
+        words += f", budget {cost.budget:.4f}"
     if cost.lost:
         words += f", of it lost {cost.lost:.4f}"
     return f"{words} ({cost.message})" if cost.message else words

@@ -198,6 +198,9 @@ class Pricing(Model):
     """Price of one worker for one hour."""
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
     """Currency of per_worker_hour (ISO 4217)."""
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """What the whole job may cost, in its currency. Nothing stops at it: the metrics and an alert tell when it is passed, or
+    will be."""
 
 
 class YoloTrainingJobSpec(Model):

@@ -178,6 +178,8 @@ class Cost(Model):
     """When the training ends as progress.eta says."""
     lost: Seconds | None = None
     """Of timing.lostSeconds."""
+    budget: Seconds | None = None
+    """spec.pricing.budget, when the account was last written."""
     message: str | None = None
     """Where the price comes from, or why there is none."""
 

@@ -72,11 +72,10 @@ class Deeds:
         namespace = key[0]
         # It is about to show whether it is still there.
         before = self._obstacles.pop(key, None) if made.create else None
-        groups = [item for item in made.create if item["kind"] == "PodGroup"]
-        await all_of(self._create(key, job, item) for item in groups)
-        if key not in self._obstacles:  # without its group a pod would wait for ever
-            others = (item for item in made.create if item["kind"] != "PodGroup")
-            await all_of(self._create(key, job, item) for item in others)
+        # Without its group a pod would wait for ever, and without the service it would not find its peers.
+        await all_of(self._create(key, job, item) for item in made.create if item["kind"] != "Pod")
+        if key not in self._obstacles:
+            await all_of(self._create(key, job, item) for item in made.create if item["kind"] == "Pod")
         await all_of(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
         await all_of(self._cluster.delete_workload(namespace, name) for name in made.release)
         if made.delete_job and job.metadata.uid:

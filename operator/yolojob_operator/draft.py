@@ -15,7 +15,9 @@ from yolojob_operator.facts import PodFacts
 from yolojob_operator.nodes import NodeFacts, any_offers
 
 FORCE_AFTER = timedelta(seconds=10)
-"""A pod that is still there so long after its grace period is on a node that is gone."""
+"""A pod that is still there so long after its grace period, on a node that is not ready, is deleted from the API."""
+FORCE_AFTER_READY = timedelta(seconds=60)
+"""The same on a node that is: its kubelet may be slow, and two workers must not write to one storage."""
 RELEASE_AGAIN = timedelta(seconds=1)
 
 
@@ -73,6 +75,8 @@ class Draft:
     events: list[Event] = field(default_factory=list)
     due: datetime | None = None
     delete_job: bool = False
+    refused: bool = False
+    """No pod may be created of this specification."""
 
     def __post_init__(self) -> None:
         self.status = (self.job.status or YoloTrainingJobStatus()).model_copy(deep=True)
@@ -159,7 +163,8 @@ class Draft:
             # just after it was looked for, hence again.
             self.release.add(pod.kueue_group)
             self.wake(self.now + RELEASE_AGAIN)
-        end = pod.deleted + FORCE_AFTER
+        node = self.observed.nodes.get(pod.node) if self.observed.nodes else None
+        end = pod.deleted + (FORCE_AFTER_READY if node is not None and node.ready else FORCE_AFTER)
         if self.now >= end:
             self.delete.append(Deletion(name=pod.name, uid=pod.uid, grace_seconds=0))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from yolojob.status import Report
-from yolojob_operator.facts import PodFacts
+from yolojob_operator.facts import KILLED, PodFacts
 
 
 def report_of(pod: PodFacts) -> Report | None:
@@ -21,6 +21,8 @@ def words_of(pod: PodFacts) -> tuple[str, str]:
     if pod.disruption:
         reason, _, rest = pod.disruption.partition(": ")
         return reason, f"{pod.name}: {rest or reason}"
+    if pod.deleted and pod.exit_code == KILLED:
+        return "PodDeleted", f"{pod.name} was deleted"
     if pod.exit_reason == "OOMKilled":
         limit = f" of {pod.memory_limit}" if pod.memory_limit else ""
         return "OOMKilled", (

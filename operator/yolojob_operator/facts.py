@@ -13,6 +13,8 @@ from yolojob.contract import ExitCode
 from yolojob_operator import gang
 
 Body = Mapping[str, Any]
+KILLED = 137
+"""128 + SIGKILL: what a container ends with whose grace period is over."""
 Key = tuple[str, str]
 """(namespace, name) of a job."""
 
@@ -64,6 +66,9 @@ class PodFacts:
     waiting: str = ""
     """Why it does not start: "Unschedulable: 0/3 nodes are available…", "ImagePullBackOff: …"."""
 
+    lingers: bool = False
+    """Its trainer has ended, and another container goes on: the pod's own phase is still Running."""
+
     @property
     def terminal(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
@@ -77,15 +82,28 @@ class PodFacts:
             return None
         if self.exit_code == ExitCode.BAD_INPUT:
             return Cause.PERMANENT
-        if self.exit_code == ExitCode.INTERRUPTED:
+        if self.exit_code == ExitCode.INTERRUPTED or (self.deleted and self.exit_code == KILLED):
             return Cause.DISRUPTION
         if self.exit_code == ExitCode.PEER_LOST:
             return Cause.SURVIVOR
         return Cause.FAILURE
 
 
-_DISRUPTED_REASONS = ("Evicted", "Shutdown", "NodeShutdown", "Terminated", "NodeLost", "Preempting", "NodeAffinity")
-"""`status.reason` of pods that the kubelet or the node life-cycle controller ended."""
+_DISRUPTED_REASONS = (
+    "Evicted",
+    "Shutdown",
+    "NodeShutdown",
+    "Terminated",
+    "NodeLost",
+    "Preempting",
+    "NodeAffinity",
+    "UnexpectedAdmissionError",
+    "OutOf",
+)
+"""How `status.reason` begins of pods that the kubelet or the node life-cycle controller ended, or did not admit: OutOfcpu,
+OutOfmemory, OutOfnvidia.com/gpu (pkg/kubelet/lifecycle/predicate.go)."""
+_UNKNOWN = "ContainerStatusUnknown"
+"""Reason of a container whose end no kubelet has seen: its node was started anew."""
 
 
 def _time(text: Any) -> datetime | None:
@@ -105,13 +123,18 @@ def pod_facts(body: Body) -> PodFacts:
     container: Body = next((c for c in spec.get("containers") or () if c["name"] == contract.CONTAINER), {})
     limits: Body = (container.get("resources") or {}).get("limits") or {}
     owner: Body = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), {})
+    phase = status.get("phase", "Pending")
+    lingers = phase == "Running" and bool(terminated)
+    if lingers:
+        phase = "Failed" if terminated.get("exitCode") else "Succeeded"
     return PodFacts(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         owner_uid=owner.get("uid", ""),
         index=_number(labels.get(contract.LABEL_WORKER)),
         attempt=_number(labels.get(contract.LABEL_ATTEMPT)),
-        phase=status.get("phase", "Pending"),
+        phase=phase,
+        lingers=lingers,
         node=spec.get("nodeName") or "",
         ip=status.get("podIP") or "",
         ready=conditions.get("Ready", {}).get("status") == "True",
@@ -124,7 +147,7 @@ def pod_facts(body: Body) -> PodFacts:
         exit_reason=terminated.get("reason") or "",
         message=terminated.get("message") or "",
         memory_limit=str(limits.get("memory", "")),
-        disruption=_disruption(conditions, status),
+        disruption=_disruption(conditions, status, terminated),
         kueue_group=_kueue_group(metadata),
         gated=bool(spec.get("schedulingGates")),
         waiting=_waiting(conditions, status),
@@ -145,13 +168,15 @@ def _transition(conditions: Mapping[str, Body], kind: str) -> datetime | None:
     return _time(condition.get("lastTransitionTime")) if condition.get("status") == "True" else None
 
 
-def _disruption(conditions: Mapping[str, Body], status: Body) -> str:
+def _disruption(conditions: Mapping[str, Body], status: Body, terminated: Body) -> str:
     for kind in ("DisruptionTarget", "TerminationTarget"):  # Kubernetes' own, and Kueue's
         condition = conditions.get(kind, {})
         if condition.get("status") == "True":
             return f"{condition.get('reason', 'Disruption')}: {condition.get('message', '')}".strip(": ")
-    if status.get("phase") == "Failed" and status.get("reason") in _DISRUPTED_REASONS:
+    if status.get("phase") == "Failed" and str(status.get("reason", "")).startswith(_DISRUPTED_REASONS):
         return f"{status['reason']}: {status.get('message', '')}".strip(": ")
+    if terminated.get("reason") == _UNKNOWN:
+        return f"{_UNKNOWN}: {terminated.get('message', '')}".strip(": ")
     return ""
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Lease:
     """The right to work on the jobs of one namespace, or of all."""
 
     def __init__(self, cluster: Cluster, namespace: str, me: str) -> None:
-        self._cluster, self._namespace, self._me = cluster, namespace, me
+        self._cluster, self.namespace, self._me = cluster, namespace, me
         self._seen: Object | None = None
         self._seen_at = 0.0
         self._renewed = -float("inf")
@@ -70,7 +70,7 @@ class Lease:
         """Renew the lease, or take it where it is free."""
         now = datetime.now(UTC)
         began = time.monotonic()
-        lease = await self._cluster.get_lease(self._namespace, NAME)
+        lease = await self._cluster.get_lease(self.namespace, NAME)
         if lease is None:
             spec: Object = {"holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": 0}
             done = await self._cluster.create_lease(self._lease({}, {**spec, **self._renewal(now)}))
@@ -84,7 +84,7 @@ class Lease:
                 if holder and age < DURATION_SECONDS and not is_dead(holder):
                     self._renewed = -float("inf")
                     return
-                log.info("%s: lease %s was of %s; it is ours now", self._namespace, NAME, holder or "nobody")
+                log.info("%s: lease %s was of %s; it is ours now", self.namespace, NAME, holder or "nobody")
                 count = (spec.get("leaseTransitions") or 0) + 1
                 spec = {**spec, "holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": count}
             done = await self._cluster.replace_lease(self._lease(lease["metadata"], {**spec, **self._renewal(now)}))
@@ -95,7 +95,8 @@ class Lease:
         """Let go of it, so that the next operator need not wait."""
         if not self.held:
             return
-        lease = await self._cluster.get_lease(self._namespace, NAME)
+        lease = await self._cluster.get_lease(self.namespace, NAME)
+        self._renewed = -float("inf")
         if lease is not None and (lease.get("spec") or {}).get("holderIdentity") == self._me:
             await self._cluster.replace_lease(self._lease(lease["metadata"], {**lease["spec"], "holderIdentity": ""}))
 
@@ -104,7 +105,7 @@ class Lease:
         return {"renewTime": _time(now), "leaseDurationSeconds": DURATION_SECONDS}
 
     def _lease(self, metadata: Object, spec: Object) -> Object:
-        names = {"name": NAME, "namespace": self._namespace}
+        names = {"name": NAME, "namespace": self.namespace}
         kept = {k: v for k, v in metadata.items() if k in ("resourceVersion", "labels", "annotations")}
         return {
             "apiVersion": "coordination.k8s.io/v1",
@@ -114,15 +115,38 @@ class Lease:
         }
 
 
+async def _renew(leases: list[Lease]) -> None:
+    """All at once: one that answers late must not let the others run out."""
+    await asyncio.gather(*(_tend(lease) for lease in leases))
+
+
+async def _take(leases: list[Lease]) -> None:
+    """One after the other, in an order that all operators have: two that each hold some would wait for each other."""
+    lacking = False
+    for lease in sorted(leases, key=lambda each: each.namespace):
+        if not lacking:
+            await _tend(lease)
+            lacking = not lease.held
+        else:
+            await _quietly(lease.release())
+
+
+async def _tend(lease: Lease) -> None:
+    await _quietly(lease.tend())
+
+
+async def _quietly(deed: Awaitable[None]) -> None:
+    try:
+        await asyncio.wait_for(deed, RENEW_DEADLINE_SECONDS)
+    except (ClusterError, TimeoutError) as error:
+        log.warning("the lease could not be renewed: %s", error)
+
+
 async def keep(leases: list[Lease], tell: Callable[[bool], None]) -> None:
     """Hold all of these, for ever; tell whenever we begin or cease to."""
     leading = waiting = False
     while True:
-        for lease in leases:
-            try:
-                await asyncio.wait_for(lease.tend(), RENEW_DEADLINE_SECONDS)
-            except (ClusterError, TimeoutError) as error:
-                log.warning("the lease could not be renewed: %s", error)
+        await (_renew(leases) if leading else _take(leases))
         now = all(lease.held for lease in leases)
         if now != leading:
             log.info("this operator works" if now else "this operator rests: it does not hold the lease")

@@ -142,10 +142,11 @@ def _cost(status: YoloTrainingJobStatus, message: str) -> Cost:
     return (status.cost or Cost()).model_copy(update={"message": message})
 
 
-def charge(status: YoloTrainingJobStatus, before: YoloTrainingJobStatus, now: datetime) -> None:
+def charge(job: YoloTrainingJob, status: YoloTrainingJobStatus, before: YoloTrainingJobStatus, now: datetime) -> None:
     """Turn the pods' running time into money, where there is a price.
 
     Args:
+        job: whose money it is.
         status: with the pods' time of now.
         before: with the pods' time that has been charged already.
         now: the moment.
@@ -160,7 +161,7 @@ def charge(status: YoloTrainingJobStatus, before: YoloTrainingJobStatus, now: da
     if currency is None or status.cost is None:
         return
     cost, newest = status.cost, current(status)
-    cost.currency = currency
+    cost.currency, cost.budget = currency, job.spec.pricing.budget
     cost.so_far = round(max((cost.so_far or 0.0) + added, 0.0), DIGITS)
     timing = status.timing or Timing()
     if newest is not None and newest.per_worker_hour is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -52,7 +52,7 @@ class JobsCollector(Collector):
         return iter(self._families())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        phases, timing, cost, per_hour, workers, restarts = families = self._families()
+        phases, timing, cost, per_hour, estimate, budget, workers, restarts = families = self._families()
         tally: Tally[tuple[str, str]] = Tally()
         for names, status in self._jobs():
             namespace, _ = names
@@ -65,6 +65,10 @@ class JobsCollector(Collector):
                 cost.add_metric((*names, status.cost.currency), status.cost.so_far)
                 active = status.phase is Phase.RUNNING
                 per_hour.add_metric((*names, status.cost.currency), (status.cost.per_hour or 0.0) if active else 0.0)
+                if status.cost.estimated_total is not None:
+                    estimate.add_metric((*names, status.cost.currency), status.cost.estimated_total)
+                if status.cost.budget is not None:
+                    budget.add_metric((*names, status.cost.currency), status.cost.budget)
             workers.add_metric(names, status.workers.active)
             restarts.add_metric((*names, "failure"), status.restarts)
             restarts.add_metric((*names, "disruption"), status.disruptions)
@@ -81,6 +85,10 @@ class JobsCollector(Collector):
             GaugeMetricFamily("yolojob_job_time_seconds", "Where the job's time went", labels=(*job, "part")),
             GaugeMetricFamily("yolojob_job_cost", "What the job's pods have cost so far", labels=(*job, "currency")),
             GaugeMetricFamily("yolojob_job_cost_per_hour", "What a running job costs", labels=(*job, "currency")),
+            GaugeMetricFamily(
+                "yolojob_job_cost_estimate", "What the job will have cost when it ends", labels=(*job, "currency")
+            ),
+            GaugeMetricFamily("yolojob_job_budget", "What the job may cost", labels=(*job, "currency")),
             GaugeMetricFamily("yolojob_job_active_workers", "Pods that have not ended", labels=job),
             GaugeMetricFamily("yolojob_job_restarts", "Attempts that did not end well", labels=(*job, "kind")),
         )
@@ -122,12 +130,25 @@ class Metrics:
             "job_duration_seconds", "From a job's creation to its end", ("namespace", "phase"), JOB_BUCKETS
         )
         self.cost = counter("cost_total", "What pods have cost", ("namespace", "currency"))
+        self._namespaces: set[str] = set()
         self.registry.register(JobsCollector(jobs))
+        ProcessCollector(registry=self.registry)
+
+    def _begin(self, namespace: str) -> None:
+        """Series begin at 0: `increase` cannot see a counter's step from nothing to 1."""
+        self._namespaces.add(namespace)
+        for cause in (*CAUSES.values(), "failure", "disruption"):
+            self.restarts.labels(namespace, cause)
+        for phase in (Phase.SUCCEEDED, Phase.FAILED):
+            self.duration.labels(namespace, phase.value)
+        self.time_to_running.labels(namespace)
 
     def changed(self, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
         """A job's status was written anew."""
         before, created = job.status or YoloTrainingJobStatus(), job.metadata.creation_timestamp
         namespace = job.metadata.namespace or ""
+        if namespace not in self._namespaces:
+            self._begin(namespace)
         known = {r.attempt: r for r in before.history}
         for record in now.history:
             old = known.get(record.attempt)

@@ -29,6 +29,8 @@ class NodeFacts:
     """Those that say what it is, and no others."""
     devices: Mapping[str, int] = field(default_factory=dict)
     """Extended resources (nvidia.com/gpu) that it can give to pods."""
+    ready: bool = False
+    """Its kubelet is heard of."""
 
     @property
     def machine(self) -> str:
@@ -55,6 +57,7 @@ def node_facts(body: Mapping[str, Any]) -> NodeFacts:
         name=metadata["name"],
         labels={name: value for name, value in labels.items() if name in _KEPT},
         devices={name: int(parse_quantity(n)) for name, n in allocatable.items() if "/" in name},
+        ready=any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ()),
     )
 
 

@@ -22,6 +22,8 @@ GROWTH_PAUSE = timedelta(minutes=5)
 def fill(draft: Draft) -> None:
     """Create what is missing of the current attempt."""
     status, record = draft.status, draft.record
+    if draft.refused:
+        return
     if status.next_attempt_time:
         if draft.now < status.next_attempt_time:
             draft.wake(status.next_attempt_time)
@@ -53,7 +55,7 @@ def fill(draft: Draft) -> None:
 def resize(draft: Draft) -> None:
     """End the current attempt where one of another size is due."""
     spec, record = draft.job.spec, draft.record
-    if spec.elastic is None or record is None or record.start_time is None:
+    if spec.elastic is None or record is None or record.start_time is None or draft.refused:
         return
     if spec.workers.replicas < draft.size:
         _change(draft, spec.workers.replicas, "ScaledDown", f"spec.workers.replicas is {spec.workers.replicas}")

@@ -21,7 +21,7 @@ from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
 from yolojob.status import ConditionType, YoloTrainingJobStatus
 from yolojob_operator import ledger, placement, pods, policy, summary
-from yolojob_operator.conditions import is_set, set_condition
+from yolojob_operator.conditions import find, is_set, set_condition
 from yolojob_operator.draft import Deletion, Draft, Event, Observed
 from yolojob_operator.endings import first, report_of, words_of
 from yolojob_operator.facts import Cause, PodFacts
@@ -63,14 +63,14 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: pods
     """What should be, given what is."""
     draft = Draft(job, observed, now, defaults)
     before = job.status or YoloTrainingJobStatus()
-    if job.metadata.deletion_timestamp is None and job.spec.run_policy.managed_by in (None, contract.MANAGER):
+    if is_ours(job):
         _recognise(draft)
         ledger.book(job, draft.status, observed.pods, now)
         _decide(draft)
         if draft.finished or len(draft.placed) == draft.size:
             ledger.fix_price(job, draft.status, draft.placed, observed.nodes or {})
         ledger.balance(draft.status)
-        ledger.charge(draft.status, before, now)
+        ledger.charge(job, draft.status, before, now)
     only_time = _without_account(draft.status) == _without_account(before)
     return Plan(
         # That time passes is no news by itself: the account waits for the next word, or until it is old.
@@ -82,6 +82,11 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: pods
         due=draft.due,
         events=tuple(draft.events),
     )
+
+
+def is_ours(job: YoloTrainingJob) -> bool:
+    """Whether this operator looks after the job: it is not being deleted, and no other controller does."""
+    return job.metadata.deletion_timestamp is None and job.spec.run_policy.managed_by in (None, contract.MANAGER)
 
 
 def _without_account(status: YoloTrainingJobStatus) -> YoloTrainingJobStatus:
@@ -104,6 +109,7 @@ def _recognise(draft: Draft) -> None:
         draft.next_attempt(draft.job.spec.workers.replicas)
         assert draft.record is not None
         draft.record.start_time = min((p.created for p in first if p.created), default=draft.now)
+        draft.status.start_time = draft.record.start_time
 
 
 # --- the decision, from the top ---------------------------------------------------------------------------------------
@@ -113,11 +119,17 @@ def _decide(draft: Draft) -> None:
     if draft.finished:
         _clean(draft)
         _expire(draft)
-    elif refusal := _refusal(draft):
-        draft.condition(ConditionType.ACCEPTED, "False", *refusal)
     else:
-        draft.condition(ConditionType.ACCEPTED, "True", "Accepted", "the specification can be run")
-        if draft.job.spec.run_policy.suspend:
+        refusal = _refusal(draft)
+        draft.refused = refusal is not None
+        if refusal is None:
+            draft.condition(ConditionType.ACCEPTED, "True", "Accepted", "the specification can be run")
+        else:
+            draft.condition(ConditionType.ACCEPTED, "False", *refusal)
+        if draft.refused and not draft.current:
+            for pod in draft.observed.pods:
+                draft.remove(pod)
+        elif draft.job.spec.run_policy.suspend:
             _suspend(draft)
         else:
             _run(draft)
@@ -145,6 +157,12 @@ def _refusal(draft: Draft) -> tuple[str, str] | None:
                 f"spec.workers.template.{path}: {wanted}: this installation does not allow it "
                 f"(workers.allow: [{privilege}] of its chart does); leave it out"
             )
+    policy_of_restarts = (spec.workers.template.get("spec") or {}).get("restartPolicy", "Never")
+    if policy_of_restarts != "Never":
+        return "TemplateForbidden", (
+            f"spec.workers.template.spec.restartPolicy: {policy_of_restarts}: all workers are replaced together, by "
+            "spec.runPolicy.backoffLimit; leave it out"
+        )
     if spec.workers.gpu is not None and not spec.workers.gpu.required and draft.observed.nodes is None:
         return (
             "NodesUnknown",
@@ -252,7 +270,9 @@ def _wait_for_culprit(draft: Draft, survivors: list[PodFacts]) -> None:
     elif draft.now - latest >= SURVIVORS_PATIENCE:
         # A process that ends, however badly, is reported by its kubelet. Whoever is gone without that has lost its node.
         where = f"{silent.name} on node {silent.node} is silent"
-        _restart(draft, "PeerSilent", f"{where}; {words}", counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
+        # A worker that hangs looks the same. It is no node's fault that it does so again and again.
+        often = draft.status.disruptions >= FEW_DISRUPTIONS
+        _restart(draft, "PeerSilent", f"{where}; {words}", counted=often, grace_seconds=FAILURE_GRACE_SECONDS)
     else:
         draft.wake(latest + SURVIVORS_PATIENCE)
 
@@ -308,6 +328,10 @@ def _why_not_running(draft: Draft) -> tuple[str, str]:
         return draft.observed.obstacle.reason, draft.observed.obstacle.message
     pod = next((p for p in draft.current if p.waiting), None)
     if pod is None:
+        # What stood in the way was seen by an operator that was started anew since.
+        known = find(draft.status, ConditionType.SCHEDULED)
+        if known is not None and known.status == "False":
+            return known.reason, known.message
         return "PreRunningDeadlineExceeded", "its pods did not start"
     reason = ledger.GATED if pod.gated else pod.waiting.partition(":")[0]
     return reason, f"{pod.name}: {pod.waiting}"
@@ -348,7 +372,7 @@ def _clean(draft: Draft) -> None:
     policy = draft.job.spec.run_policy.clean_pod_policy
     for pod in draft.observed.pods:
         old = pod.attempt != draft.status.attempt or pod in draft.spares
-        if old or policy == "All" or (policy == "Running" and not pod.terminal):
+        if old or policy == "All" or (policy == "Running" and (not pod.terminal or pod.lingers)):
             draft.remove(pod)
 
 

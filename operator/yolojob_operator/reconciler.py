@@ -138,7 +138,10 @@ class Reconciler:
             self._unseen.pop(key, None)
         self.wake(key)
 
-    def job_gone(self, key: Key) -> None:
+    def job_gone(self, key: Key, uid: str) -> None:
+        """A job is no more; of its name there may be another one by now."""
+        if key in self._jobs and self._jobs[key]["metadata"]["uid"] != uid:
+            return
         memories: tuple[dict[Key, Any], ...] = (
             self._jobs,
             self._failures,
@@ -232,7 +235,7 @@ class Reconciler:
             return
         known = self._jobs.get(key)
         if fresh is None:
-            self.job_gone(key)
+            self.job_gone(key, body["metadata"]["uid"])
         elif known is not None and _version(fresh) > _version(known):
             fresh["metadata"].pop("managedFields", None)
             self._jobs[key] = fresh
@@ -264,8 +267,8 @@ class Reconciler:
                 log.warning("what is gone could not be found out: %s", error)
                 continue
             for key, uid in jobs.items():
-                if uid not in living_jobs and key in self._jobs and self._jobs[key]["metadata"]["uid"] == uid:
-                    self.job_gone(key)
+                if uid not in living_jobs:
+                    self.job_gone(key, uid)
             self._ghosts = {uid for uid in pods if uid not in living_pods}
             for uid in self._ghosts:
                 self.wake(pods[uid])
@@ -299,17 +302,21 @@ class Reconciler:
             report=self._reports.of(key, [p for p in owned if job.status and p.attempt == job.status.attempt]),
             obstacle=self._deeds.obstacle(key),
         )
+        if not planning.is_ours(job):
+            return
         made = planning.plan(job, observed, now, self._defaults)
         moments = [made.due] if made.due else []
         if waits := self._may_wait(key, job.status, made):
             moments.append(now + timedelta(seconds=waits))
         elif await self._write_status(key, body, made):
             self._metrics.changed(job, made.status)
-        if await self._deeds.carry_out(key, job, made):
-            self.wake(key)
+        try:
+            if await self._deeds.carry_out(key, job, made):
+                self.wake(key)
+        finally:  # the status that these events tell of is written: they are not planned again
+            await asyncio.gather(*(self._announce(body, event) for event in made.events))
         if key not in self._jobs:  # deleted meanwhile
             self._deeds.forget(key)
-        await asyncio.gather(*(self._announce(body, event) for event in made.events))
         if is_finished(made.status) and not made.has_deeds and not moments:
             self._settled.add(key)
         else:
@@ -367,7 +374,7 @@ class Reconciler:
             return False
         updated = await self._cluster.patch_status(body, status)
         if updated is None:
-            self.job_gone(key)
+            self.job_gone(key, body["metadata"]["uid"])
         elif key in self._jobs and _version(updated) > _version(self._jobs[key]):
             updated["metadata"].pop("managedFields", None)
             self._jobs[key] = updated

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from yolojob.status import Report
 from yolojob_operator.cluster import Cluster
@@ -16,6 +17,8 @@ EVERY_SECONDS = 2.0
 JOBS_PER_SECOND = 20
 MOST_SECONDS = 30.0
 """The same, where it does not answer and each question is a request to the API server."""
+START_SECONDS = 5.0
+"""So long after its start a trainer imports torch, and nobody answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,9 @@ class Reports:
 
     async def _ask(self, key: Key, chief: PodFacts) -> None:
         known = self._answers.get(key)
-        known = known if known and known.uid == chief.uid else Answer(chief.uid)
+        known = known if known and known.uid == chief.uid else Answer(chief.uid, next_time=_first_time(chief))
         if time.monotonic() < known.next_time:
+            self._answers[key] = known
             return
         report = await self._cluster.progress(key[0], chief)
         if report is not None:
@@ -79,3 +83,9 @@ class Reports:
             return
         wait = 0.0 if self._cluster.inside else min(EVERY_SECONDS * 2**known.silences, MOST_SECONDS)
         self._answers[key] = Answer(chief.uid, known.report, known.silences + 1, time.monotonic() + wait)
+
+
+def _first_time(chief: PodFacts) -> float:
+    """When to ask a pod first, on the monotonic clock."""
+    age = (datetime.now(UTC) - chief.started).total_seconds() if chief.started else 0.0
+    return time.monotonic() + max(START_SECONDS - age, 0.0)

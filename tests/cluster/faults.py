@@ -33,6 +33,8 @@ class Faults:
     refusals: tuple[int, ...] = ()
     """Status codes with which a share of all requests that change something is refused."""
     share: float = 0.0
+    reads: bool = False
+    """Also of those that only read."""
     delay: float = 0.0
     """Seconds before each request."""
     deaf: bool = False
@@ -81,6 +83,11 @@ class Proxy:
         await self._session.close()
         await self._api.close()
 
+    @property
+    def watches(self) -> int:
+        """Watches that are open."""
+        return len(self._streams)
+
     def cut(self) -> None:
         """End all watches that are open."""
         for stream in list(self._streams):
@@ -97,7 +104,7 @@ class Proxy:
         if faults.delay:
             faults.counts["slow"] += 1
             await asyncio.sleep(faults.delay)
-        changes = request.method != "GET"
+        changes = request.method != "GET" or faults.reads
         if changes and faults.refusals and self._random.random() < faults.share:
             code = self._random.choice(faults.refusals)
             faults.counts[str(code)] += 1

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Operator
+from faults import proxy
 from kube import Kube
-from support import minimal
+from support import eventually, minimal
 
 from yolojob import manifest
 from yolojob.client import Client, ClusterError, NotFound
@@ -64,6 +65,28 @@ def test_a_job_from_submission_to_its_end(client: Client) -> None:
     client.delete("first")
     with pytest.raises(NotFound, match='"first" not found'):
         client.get("first")
+
+
+def test_waiting_outlives_an_api_server_that_goes_away(
+    client: Client, kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of waiting see upgrades of the control plane: the watch is cut, refused for a while, expired, and goes on."""
+    with proxy(kube.kubeconfig, tmp_path) as (faulty, kubeconfig):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+        distant = Client(namespace=kube.namespace)
+        client.submit(job("patient", after="8s"))
+        ended: list[Any] = []
+        waiting = threading.Thread(target=lambda: ended.append(distant.wait("patient", 90)))
+        waiting.start()
+        eventually(lambda: faulty.watches, "it watches")
+        faulty.faults.away = True
+        faulty.cut()
+        eventually(lambda: faulty.faults.counts["away"] >= 2, "it tries to come back")
+        faulty.faults.away, faulty.faults.expired = False, True
+        eventually(lambda: faulty.faults.counts["410"], "it is told that it is too late")
+        faulty.faults.expired = False
+        waiting.join(90)
+        assert [j.status.phase for j in ended] == [Phase.SUCCEEDED]
 
 
 def test_a_watch_tells_every_phase_in_order(client: Client) -> None:

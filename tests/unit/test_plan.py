@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import NOW, conditions, failed, job, make, pod, reasons, running
-from yolojob_operator.draft import FORCE_AFTER, Obstacle
+from yolojob_operator.draft import FORCE_AFTER, FORCE_AFTER_READY, Obstacle
 from yolojob_operator.facts import PodFacts
+from yolojob_operator.nodes import NodeFacts
 from yolojob_operator.plan import FAREWELL, SURVIVORS_PATIENCE
 
 from yolojob.contract import ExitCode
@@ -127,6 +128,7 @@ OTHERS_LOST_IT = failed(0, ExitCode.PEER_LOST)
         ([pod(1, deleted=NOW + timedelta(seconds=30)), pod(0)], 0, 1, "PodDeleted"),
         ([pod(0)], 0, 1, "PodDeleted"),
         ([OTHERS_LOST_IT, failed(1, ExitCode.PEER_LOST)], 1, 0, "PeerLost"),
+        ([failed(1, 137, deleted=NOW), pod(0)], 0, 1, "PodDeleted"),
     ],
     ids=[
         "failure",
@@ -137,6 +139,7 @@ OTHERS_LOST_IT = failed(0, ExitCode.PEER_LOST)
         "being-deleted",
         "gone",
         "all-lost-each-other",
+        "killed-at-the-end-of-its-grace",
     ],
 )
 def test_one_lost_worker_replaces_the_gang(pods: list[PodFacts], restarts: int, disruptions: int, reason: str) -> None:
@@ -168,6 +171,15 @@ def test_survivors_wait_for_the_culprit() -> None:
     assert late.status.attempt == 2
     assert (late.status.restarts, late.status.disruptions) == (0, 1), "a silent peer has lost its node"
     assert {(d.name, d.grace_seconds) for d in late.delete} == {("digits-worker-0", 5), ("digits-worker-1", 5)}
+
+
+def test_a_worker_that_hangs_again_and_again_is_a_failure() -> None:
+    status = running().status
+    assert status is not None
+    for attempt in range(1, 6):
+        gang = failed(0, ExitCode.PEER_LOST, attempt=attempt), pod(1, attempt=attempt)
+        status = make(job(status), *gang, now=NOW + SURVIVORS_PATIENCE).status
+    assert (status.disruptions, status.restarts) == (3, 2)
 
 
 def test_bad_input_fails_at_once_in_the_ranks_own_words() -> None:
@@ -227,6 +239,15 @@ def test_a_pod_that_does_not_go_is_forced() -> None:
     assert [(d.name, d.grace_seconds) for d in forced.delete] == [("digits-worker-0", 0)]
 
 
+def test_a_ready_node_is_given_more_time_to_end_a_pod() -> None:
+    """Its kubelet is slow, not gone, and two workers must not write to one storage."""
+    made = make(running(), pod(0, deleted=NOW), pod(1))
+    stuck = pod(0, deleted=NOW)
+    nodes = {"node-0": NodeFacts(name="node-0", ready=True)}
+    assert make(job(made.status), stuck, now=NOW + FORCE_AFTER, nodes=nodes).delete == ()
+    assert make(job(made.status), stuck, now=NOW + FORCE_AFTER_READY, nodes=nodes).delete != ()
+
+
 def test_suspend_and_resume() -> None:
     suspended = make(job(running().status, runPolicy={"suspend": True}), pod(0), pod(1))
     assert suspended.status.phase == Phase.SUSPENDED
@@ -268,6 +289,15 @@ def test_pre_running_deadline_names_the_cause() -> None:
     assert "no such image" in next(c.message for c in late.status.conditions if c.type == "Failed")
 
 
+def test_pre_running_deadline_names_the_cause_after_a_restart_of_the_operator() -> None:
+    """What stood in the way is remembered in the condition."""
+    policy = {"preRunningDeadlineSeconds": 60}
+    obstacle = Obstacle(reason="QuotaExceeded", message="exceeded quota: team")
+    made = make(job(make(job(runPolicy=policy)).status, runPolicy=policy), obstacle=obstacle)
+    made = make(job(made.status, runPolicy=policy), now=NOW + timedelta(seconds=60))
+    assert conditions(made)["Failed"] == ("True", "QuotaExceeded")
+
+
 def test_ttl() -> None:
     policy = {"ttlSecondsAfterFinished": 5}
     done = make(running(runPolicy=policy), pod(0, "Succeeded"), pod(1, "Succeeded"))
@@ -298,12 +328,26 @@ def test_a_foreign_object_with_our_name_is_neither_taken_nor_deleted() -> None:
     [
         ({"dataset": {"uri": "file:///data"}}, "LaptopOnly"),
         ({"workers": {"gpu": {"required": False}}}, "NodesUnknown"),
+        ({"workers": {"template": {"spec": {"restartPolicy": "Always"}}}}, "TemplateForbidden"),
     ],
 )
 def test_what_a_cluster_cannot_do_is_said(spec: dict[str, Any], reason: str) -> None:
     made = make(job(**spec))
     assert conditions(made)["Accepted"] == ("False", reason)
     assert made.create == ()
+
+
+def test_a_gang_that_runs_is_looked_after_though_its_like_would_be_refused_now() -> None:
+    """The chart was tightened meanwhile: no new pods, but it may come to its end."""
+    forbidden = {"workers": {"replicas": 2, "template": {"spec": {"hostNetwork": True}}}}
+    current = job(running().status, **forbidden)
+    made = make(current, pod(0), pod(1))
+    assert conditions(made)["Accepted"] == ("False", "TemplateForbidden")
+    assert made.status.phase == Phase.RUNNING
+    done = make(job(made.status, **forbidden), pod(0, "Succeeded"), pod(1, "Succeeded"))
+    assert done.status.phase == Phase.SUCCEEDED
+    lost = make(job(made.status, **forbidden), failed(0, 1), pod(1))
+    assert make(job(lost.status, **forbidden)).create == ()
 
 
 codes = st.sampled_from([0, 1, 2, 76, 137, 143])
@@ -356,5 +400,6 @@ def test_the_first_gang_is_recognised_though_no_status_was_written() -> None:
     assert made.status.attempt == 1
     assert made.status.history[-1].start_time == NOW - timedelta(seconds=3)
     assert made.due == NOW + timedelta(seconds=1)
+    assert made.status.start_time == NOW - timedelta(seconds=3), "activeDeadlineSeconds counts from the first pods"
     assert made.status.timing is not None
     assert (made.status.timing.queued_seconds, made.status.timing.scheduling_seconds) == (7, 3)

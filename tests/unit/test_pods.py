@@ -184,3 +184,31 @@ def test_the_cache_is_where_the_installation_says() -> None:
     pod = pods.worker(YoloTrainingJob.model_validate(document), 0, 1, defaults)
     assert {"name": "cache", **shared} in pod["spec"]["volumes"]
     assert {"name": "cache", "emptyDir": {}} in worker()["spec"]["volumes"]
+
+
+def ended(status: dict[str, Any], **terminated: Any) -> Any:
+    """Facts of a pod whose trainer has ended."""
+    pod = worker()
+    containers = [{"name": "trainer", "state": {"terminated": terminated}}] if terminated else []
+    return pod_facts({**pod, "status": {**status, "containerStatuses": containers}})
+
+
+def test_a_sidecar_does_not_keep_a_worker_alive() -> None:
+    """A mesh's proxy goes on when the trainer has ended, and with it the pod's phase."""
+    done = ended({"phase": "Running"}, exitCode=0)
+    assert (done.phase, done.terminal, done.lingers) == ("Succeeded", True, True)
+    failed = ended({"phase": "Running"}, exitCode=1)
+    assert (failed.phase, failed.cause) == ("Failed", Cause.FAILURE)
+    assert not ended({"phase": "Succeeded"}, exitCode=0).lingers
+
+
+@pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfcpu", "OutOfnvidia.com/gpu", "NodeShutdown"])
+def test_a_kubelet_that_does_not_take_a_pod_is_a_disruption(reason: str) -> None:
+    facts = ended({"phase": "Failed", "reason": reason, "message": "Pod was rejected"})
+    assert facts.cause is Cause.DISRUPTION
+    assert facts.disruption == f"{reason}: Pod was rejected"
+
+
+def test_an_end_that_no_kubelet_saw_is_a_disruption() -> None:
+    facts = ended({"phase": "Failed"}, exitCode=137, reason="ContainerStatusUnknown", message="could not be located")
+    assert facts.cause is Cause.DISRUPTION

@@ -94,11 +94,32 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
         )  # type: ignore[arg-type]
         made.job_seen(body(1))
         await made._reconcile(KEY)
-        made.job_gone(KEY)
+        made.job_gone(KEY, "of a namesake that was deleted before")
+        assert list(made.statuses()), "this one is still there"
+        made.job_gone(KEY, body(1)["metadata"]["uid"])
         kept = {name: value for name, value in vars(made).items() if isinstance(value, dict | set) and value}
         assert set(kept) <= {"_queued"}, kept
         assert list(made._deeds.unseen()) == []
         assert list(made.statuses()) == []
+        await made.stop()
+
+    asyncio.run(live())
+
+
+def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
+    server = Server()
+
+    async def live() -> None:
+        made = Reconciler(
+            server, Defaults(image="x"), Metrics(lambda: []), (), lambda key: [], lambda: [], lambda: None
+        )  # type: ignore[arg-type]
+        theirs = body(1)
+        theirs["spec"]["runPolicy"] = {"managedBy": "kueue.x-k8s.io/multikueue"}
+        made.job_seen(theirs)
+        for _ in range(3):
+            await made._reconcile(KEY)
+            clock[0] += module.MINOR_SECONDS
+        assert server.writes == 0
         await made.stop()
 
     asyncio.run(live())
