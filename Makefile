@@ -32,11 +32,12 @@ demo: env  ## train the example detector here, with two worker processes and no 
 
 test: lint unit cluster  ## linters, unit tests, and the operator against a real API server
 
-lint: env  ## ruff, mypy, import-linter
+lint: env  ## ruff, mypy, import-linter, bandit
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml yolojob operator trainer
 
 format: env  ## let ruff rewrite what it can
 	$(RUN)/ruff check --fix .
@@ -54,11 +55,8 @@ e2e: env  ## images, pods and training on a real cluster: KUBECONFIG, or the tes
 bench: env  ## speed, accuracy and overhead against stock Ultralytics; ratios within one run
 	$(RUN)/pytest tests/bench -s
 
-generate: env  ## write CRD, install.yaml and reference, from the models, the chart and the code
-	$(RUN)/yolojob crd > manifests/crd.yaml
-	cp manifests/crd.yaml helm/yolojob/files/crd.yaml
-	$(RUN)/python tests/install_manifest.py > manifests/install.yaml
-	$(RUN)/python tests/metrics_reference.py > docs/metrics.md
+generate: env  ## write CRD, install.yaml, dashboards and reference, from the models, the chart and the code
+	PYTHONPATH=tests $(RUN)/python tools/generate.py
 
 lock: env  ## resolve the lock files anew
 	$(RUN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra dev pyproject.toml -o $(LOCK)

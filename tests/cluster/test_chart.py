@@ -3,24 +3,108 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chart_readme
 import pytest
 import yaml
-from install_manifest import render
+from devcluster import settings
+from generate import RENDERED
 from kube import Kube
-from support import ROOT
+from rendered_chart import CHART, VARIANTS, render
+from support import ROOT, eventually
 from test_placement import crds
 
-CHART = ROOT / "helm" / "yolojob"
+from yolojob.manifest import parse
+
 PRESETS = sorted((CHART / "presets").glob("*.yaml"))
 MONITORING = ("podmonitors", "servicemonitors", "prometheusrules")
 
 
-def test_install_yaml_is_the_chart() -> None:
-    assert (ROOT / "manifests" / "install.yaml").read_text() == render(), "run `make generate`"
+@pytest.mark.parametrize("path", RENDERED, ids=lambda p: p.name)
+def test_what_is_committed_is_the_chart(path: Path) -> None:
+    assert path.read_text() == RENDERED[path](), "run `make generate`"
+
+
+def test_every_value_is_explained_by_the_schema() -> None:
+    """And every value of the schema is in values.yaml: neither is forgotten."""
+
+    def paths(schema: dict[str, Any], prefix: str = "") -> set[str]:
+        found = set()
+        for name, inner in schema.get("properties", {}).items():
+            found |= paths(inner, f"{prefix}{name}.") or {f"{prefix}{name}"}
+        return found
+
+    schema = paths(json.loads((CHART / "values.schema.json").read_text())) - {"global", "imagePullSecrets.name"}
+    assert schema == {path for path, default, _ in chart_readme.values() if default is not None}
+
+
+def test_what_artifact_hub_shows_is_true() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    notes = {k.partition("/")[2]: v for k, v in chart["annotations"].items()}
+    crd = yaml.safe_load((CHART / "files" / "crd.yaml").read_text())
+    (shown,) = yaml.safe_load(notes["crds"])
+    assert (shown["kind"], shown["name"]) == (crd["spec"]["names"]["kind"], crd["metadata"]["name"])
+    assert shown["version"] in [v["name"] for v in crd["spec"]["versions"]]
+    for example in yaml.safe_load(notes["crdsExamples"]):
+        parse(example)
+    images = {i["image"] for i in yaml.safe_load(notes["images"])}
+    assert images == {f"yolojob/{name}:{chart['appVersion']}" for name in ("operator", "trainer")}
+
+
+def test_lint() -> None:
+    helm = shutil.which("helm") or str(settings.BIN / "helm")
+    for preset in ([], *(["--values", str(p)] for p in PRESETS)):
+        done = subprocess.run(
+            [helm, "lint", "--strict", str(CHART), *preset], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def schemas(kube: Kube, folder: Path) -> None:
+    """The API server's own schemas, as kubeconform reads them: one file for each kind, strict."""
+    definitions = json.loads(kube.run("get", "--raw", "/openapi/v2").stdout)["definitions"]
+    for name, definition in definitions.items():
+        if definition.get("format") == "int-or-string":
+            definition["type"] = ["string", "integer"]
+        if name.endswith(".Quantity"):
+            definition["type"] = ["string", "number"]
+        if "properties" in definition and "additionalProperties" not in definition:
+            definition["additionalProperties"] = False
+        for kind in definition.get("x-kubernetes-group-version-kind", []):
+            group = kind["group"].partition(".")[0]
+            suffix = f"-{group}-{kind['version']}" if group else f"-{kind['version']}"
+            reference = {"$ref": f"definitions.json#/definitions/{name}"}
+            (folder / f"{kind['kind'].lower()}{suffix}.json").write_text(json.dumps(reference))
+    (folder / "definitions.json").write_text(json.dumps({"definitions": definitions}))
+
+
+def kubeconform(kube: Kube, folder: Path, manifests: str) -> subprocess.CompletedProcess[str]:
+    """Against the schemas of a real API server, strictly: a field that it does not know is a fault."""
+    schemas(kube, folder)
+    tool = shutil.which("kubeconform") or str(settings.BIN / "kubeconform")
+    location = f"{folder}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    command = [tool, "-strict", "-summary", "-schema-location", location, "-"]
+    return subprocess.run(command, input=manifests, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [(), *VARIANTS.values()], ids=["defaults", *VARIANTS])
+def test_kubeconform_finds_no_fault(
+    kube: Kube, monitoring_kinds: None, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = kubeconform(kube, tmp_path, render(*arguments))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Skipped: 0" in done.stdout
+
+
+def test_kubeconform_would_find_one(kube: Kube, tmp_path: Path) -> None:
+    done = kubeconform(kube, tmp_path, render().replace("serviceAccountName:", "serviceAccountNames:"))
+    assert done.returncode == 1
+    assert "serviceAccountNames" in done.stdout
 
 
 def test_the_cache_is_the_volume_that_the_values_name() -> None:
@@ -75,21 +159,31 @@ def monitoring(*values: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_monitors_only_where_somebody_reads_them(kube: Kube) -> None:
+@pytest.fixture(scope="module")
+def monitoring_kinds(kube: Kube) -> Iterator[None]:
+    """A cluster that knows the Prometheus operator's kinds."""
+    for kind in MONITORING:
+        kube.run("apply", "--server-side", "--filename", str(crds(f"monitoring.coreos.com_{kind}.yaml")))
+        kube.run("wait", "--for=condition=Established", f"crd/{kind}.monitoring.coreos.com", "--timeout=30s")
+
+    def described() -> bool:
+        known = kube.run("get", "--raw", "/openapi/v2").stdout.lower()
+        return all(f"com.coreos.monitoring.v1.{kind[:-1]}" in known for kind in MONITORING)
+
+    eventually(described, "the API server describes them", seconds=60)
+    yield
+    kube.run("delete", "crd", *(f"{kind}.monitoring.coreos.com" for kind in MONITORING))
+
+
+def test_monitors_only_where_somebody_reads_them(kube: Kube, monitoring_kinds: None) -> None:
     assert "monitoring.coreos.com" not in render()
     found = monitoring("--set", "metrics.monitors.labels.release=stack")
     assert sorted(d["kind"] for d in found) == ["NetworkPolicy", "PodMonitor", "PrometheusRule", "ServiceMonitor"]
     assert next(d for d in found if d["kind"] == "PodMonitor")["metadata"]["labels"]["release"] == "stack"
-    for kind in MONITORING:
-        kube.run("apply", "--server-side", "--filename", str(crds(f"monitoring.coreos.com_{kind}.yaml")))
-        kube.run("wait", "--for=condition=Established", f"crd/{kind}.monitoring.coreos.com", "--timeout=30s")
     kube.run("create", "namespace", "yolojob-system", check=False)
-    try:
-        Kube(kube.kubeconfig, "yolojob-system").run(
-            "apply", "--dry-run=server", "--filename", "-", input=yaml.safe_dump_all(found)
-        )
-    finally:
-        kube.run("delete", "crd", *(f"{kind}.monitoring.coreos.com" for kind in MONITORING))
+    Kube(kube.kubeconfig, "yolojob-system").run(
+        "apply", "--dry-run=server", "--filename", "-", input=yaml.safe_dump_all(found)
+    )
 
 
 LABELS = 'namespace="team", job_name="digits", rank="0"'
@@ -117,6 +211,12 @@ def steps(values: str, epoch: str) -> dict[str, str]:
         f"yolojob_trainer_epoch{{{LABELS}}}": epoch,
         f"yolojob_trainer_epochs_target{{{LABELS}}}": "10x60",
     }
+
+
+def money(cost: float | None, estimate: float | None, budget: float | None) -> dict[str, str]:
+    labels = 'namespace="team", job_name="digits", currency="USD"'
+    found = {"cost": cost, "cost_estimate": estimate, "budget": budget}
+    return {f"yolojob_job_{name}{{{labels}}}": f"{value}x60" for name, value in found.items() if value is not None}
 
 
 JOB = {"namespace": "team", "job_name": "digits"}
@@ -151,6 +251,12 @@ ALERTS = {
         severity="info",
         **JOB,
     ),
+    "dear": alert("YolojobOverBudget", money(9.0, 12.0, 10.0), "20m", True, severity="warning", currency="USD", **JOB),
+    "spent": alert(
+        "YolojobOverBudget", money(11.0, None, 10.0), "20m", True, severity="warning", currency="USD", **JOB
+    ),
+    "cheap": alert("YolojobOverBudget", money(4.0, 9.0, 10.0), "20m", False),
+    "no-budget": alert("YolojobOverBudget", money(4.0, 900.0, None), "20m", False),
     "in-step": alert(
         "YolojobStraggler", {**BOTH, **phases(0, "forward", "0+20x60"), **phases(1, "forward", "0+22x60")}, "40m", False
     ),

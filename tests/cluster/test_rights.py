@@ -11,9 +11,9 @@ import pytest
 import yaml
 from conftest import Operator
 from devcluster.control_plane import AUDIT_LOG
-from install_manifest import render
 from jobs import job, phase
 from kube import Kube
+from rendered_chart import render
 from support import eventually
 from test_placement import crds
 

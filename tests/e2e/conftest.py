@@ -7,20 +7,42 @@ from __future__ import annotations
 
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 from devcluster import images, settings
 from kube import Kube, cluster, devcluster
+from prometheus import Prometheus, running
 from support import ROOT
 
 STORAGE = settings.STATE / "volumes"
 
 
+ENFORCE = "pod-security.kubernetes.io/enforce"
+HOME = "yolojob-system"
+
+
 @pytest.fixture(scope="session")
 def kube() -> Iterator[Kube]:
+    """A namespace that allows nothing but what Pod Security calls restricted."""
     with cluster() as found:
-        yield found
+        name = f"e2e-{uuid.uuid4().hex[:8]}"
+        found.run("create", "namespace", name)
+        found.run("label", "namespace", name, f"{ENFORCE}=restricted")
+        yield Kube(found.kubeconfig, name)
+        found.run("delete", "namespace", name)
+
+
+@pytest.fixture(scope="session")
+def prometheus(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus | None]:
+    """In the test cluster's network, where there is one."""
+    if not kube.is_devcluster:
+        yield None
+        return
+    with running(tmp_path_factory.mktemp("prometheus")) as server:
+        yield server
 
 
 def _build(target: str) -> str:
@@ -43,28 +65,52 @@ def image_names(kube: Kube) -> dict[str, str]:
     return {target: _build(target) for target in ("operator", "trainer")}
 
 
+@dataclass(frozen=True)
+class Release:
+    """The chart in the cluster, handled as its users do."""
+
+    kube: Kube
+    values: tuple[str, ...]
+
+    def helm(self, *arguments: str) -> str:
+        command = ["helm", *arguments, "--namespace", HOME]
+        done = subprocess.run(command, env=self.kube.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def install(self, *more: str) -> None:
+        """Install it, or upgrade to other values."""
+        chart = str(ROOT / "helm" / "yolojob")
+        self.helm(
+            "upgrade",
+            "--install",
+            "yolojob",
+            chart,
+            "--take-ownership",
+            "--wait",
+            "--timeout",
+            "3m",
+            *self.values,
+            *more,
+        )
+
+    def uninstall(self) -> None:
+        self.helm("uninstall", "yolojob", "--wait")
+
+
 @pytest.fixture(scope="session")
-def operator(kube: Kube, image_names: dict[str, str]) -> Iterator[None]:
+def operator(kube: Kube, image_names: dict[str, str]) -> Iterator[Release]:
     """The operator, installed as its users do it."""
     values = []
     for key, image in (("image", image_names["operator"]), ("trainer.image", image_names["trainer"])):
         repository, _, tag = image.rpartition(":")
         values += ["--set", f"{key}.repository={repository}", "--set", f"{key}.tag={tag}"]
-    chart, where = str(ROOT / "helm" / "yolojob"), ["--namespace", "yolojob-system"]
-    helm = [
-        "helm",
-        "upgrade",
-        "--install",
-        "yolojob",
-        chart,
-        *where,
-        "--create-namespace",
-        "--take-ownership",
-        "--wait",
-    ]
-    subprocess.run([*helm, "--timeout", "3m", *values], env=kube.environment, check=True)
-    yield
-    subprocess.run(["helm", "uninstall", "yolojob", *where, "--wait"], env=kube.environment, check=True)
+    release = Release(kube, tuple(values))
+    kube.run("create", "namespace", HOME, check=False)
+    kube.run("label", "--overwrite", "namespace", HOME, f"{ENFORCE}=restricted")
+    release.install()
+    yield release
+    release.uninstall()
 
 
 @pytest.fixture

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
-from devcluster import processes, settings
+from devcluster import settings
 from kube import Kube, devcluster
 from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT, eventually
 
 from yolojob.status import YoloTrainingJobStatus
 
-pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(1200)]
+# Prometheus looks on from the beginning, for test_dashboards.
+pytestmark = [pytest.mark.usefixtures("operator", "prometheus"), pytest.mark.timeout(1200)]
 EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"
 
 
@@ -56,7 +57,7 @@ def metrics(kube: Kube, job: str, worker: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("volume", ["digits"], indirect=True)
-def test_the_example_trains_on_two_nodes(kube: Kube, volume: str, tmp_path: Path) -> None:
+def test_the_example_trains_on_two_nodes(kube: Kube, volume: str) -> None:
     """`kubectl apply`, progress in `kubectl get`, metrics in Prometheus, Succeeded with all figures."""
     kube.run("apply", "--filename", str(EXAMPLE))
     training(kube, "digits", 2)
@@ -70,8 +71,6 @@ def test_the_example_trains_on_two_nodes(kube: Kube, volume: str, tmp_path: Path
     assert families["yolojob_trainer_images"].samples[0].value > 0
     phases = {s.labels["phase"] for s in families["yolojob_trainer_phase_seconds"].samples}
     assert {"data_wait", "forward", "backward", "all_reduce", "optimizer"} <= phases
-    if kube.is_devcluster:
-        scraped_by_a_real_prometheus([p["status"]["podIP"] for p in pods], tmp_path)
 
     status = finished(kube, "digits")
     assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
@@ -88,41 +87,6 @@ def test_the_example_trains_on_two_nodes(kube: Kube, volume: str, tmp_path: Path
     story = kube.run("describe", "ytj", "digits").stdout
     assert "attempt 1 runs" in story or "Succeeded" in story
     assert "the training is complete: pvc://digits/weights/best.pt" in story
-
-
-def scraped_by_a_real_prometheus(addresses: list[str], folder: Path) -> None:
-    """Debian's Prometheus, in the cluster's network, scrapes the workers and answers a query."""
-    targets = [{"targets": [f"{a}:9400" for a in addresses]}]
-    config = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "workers", "static_configs": targets}],
-    }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    listen = "127.0.0.1:19090"
-    prometheus = [
-        "prometheus",
-        f"--config.file={folder}/prometheus.yml",
-        f"--storage.tsdb.path={folder}/data",
-        f"--web.listen-address={listen}",
-    ]
-    query = "sum(rate(yolojob_trainer_images_total[10s]))"
-    with (folder / "prometheus.log").open("w") as log:
-        server = subprocess.Popen(processes.inside(settings.NETNS, *prometheus), stdout=log, stderr=log)
-
-    def answer() -> float | None:
-        url = f"http://{listen}/api/v1/query"
-        curl = processes.inside(settings.NETNS, "curl", "-fsS", "--get", "--data-urlencode", f"query={query}", url)
-        done = subprocess.run(curl, capture_output=True, text=True, check=False)
-        result = json.loads(done.stdout)["data"]["result"] if done.returncode == 0 else []
-        return float(result[0]["value"][1]) if result else None
-
-    try:
-        rate = eventually(answer, f"Prometheus answers; its log is {folder}/prometheus.log", seconds=60)
-        assert rate is not None
-        assert rate > 0
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.mark.parametrize("volume", ["deleted"], indirect=True)

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from metrics_reference import render
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
-from support import ROOT
 from yolojob_trainer.clock import Phase, Span
 from yolojob_trainer.errors import is_lost_peer
 from yolojob_trainer.launch import single_process_environment, verdict
@@ -29,11 +27,6 @@ def test_the_termination_message_fits(message: str, warnings: list[str]) -> None
     text = shorten(Report(state=State.FAILED, failure=failure, warnings=warnings, progress=Progress(epoch=3)))
     assert len(text.encode()) <= 4096
     assert Report.model_validate_json(text).state == State.FAILED
-
-
-def test_the_reference_has_every_metric() -> None:
-    """Write it anew with `make generate`."""
-    assert (ROOT / "docs" / "metrics.md").read_text() == render()
 
 
 def test_a_survivor_does_not_overwrite_the_culprit(tmp_path: Path) -> None:

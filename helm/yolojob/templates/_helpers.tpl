@@ -10,6 +10,18 @@ app.kubernetes.io/name: yolojob-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "yolojob.testLabels" -}}
+app.kubernetes.io/name: yolojob-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "yolojob.testHook" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation
+{{- end }}
+
 {{- define "yolojob.rules" -}}
 - apiGroups: [yolojob.dev]
   resources: [yolotrainingjobs]

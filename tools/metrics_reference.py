@@ -1,9 +1,12 @@
-"""`docs/metrics.md`: the metrics of trainer and operator, from the code. Prints it."""
+"""`docs/metrics.md`: the metrics of trainer and operator, from the code, and the chart's alerts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
+import yaml
 import yolojob_operator.metrics
 import yolojob_trainer.metrics
 from prometheus_client import Metric
@@ -24,9 +27,19 @@ OPERATOR = """
 ## Operator
 
 The operator serves `/metrics` where `--listen` says (the chart: port 8080), and `/healthz` beside it, which is 503 when the
-watch has not shown a change of the operator's own for two minutes. Series of single jobs go with the job.
+watch has not shown a change of the operator's own for two minutes. Series of single jobs go with the job. Its own CPU time
+and memory are the usual `process_…` series.
 
 """
+ALERTS = """
+## Alerts
+
+Of the chart, for the Prometheus operator (`metrics.rules` of its values).
+
+| alert | severity | when | what to do |
+| --- | --- | --- | --- |
+"""
+CHART = Path(__file__).parent.parent / "helm" / "yolojob"
 TABLE = "| metric | type | labels | |\n| --- | --- | --- | --- |\n"
 SUFFIXES = {"counter": "_total", "info": "_info"}
 OWN_LABELS = {
@@ -34,6 +47,8 @@ OWN_LABELS = {
     "yolojob_job_time_seconds": "namespace, job_name, part",
     "yolojob_job_cost": "namespace, job_name, currency",
     "yolojob_job_cost_per_hour": "namespace, job_name, currency",
+    "yolojob_job_cost_estimate": "namespace, job_name, currency",
+    "yolojob_job_budget": "namespace, job_name, currency",
     "yolojob_job_active_workers": "namespace, job_name",
     "yolojob_job_restarts": "namespace, job_name, kind",
 }
@@ -52,6 +67,26 @@ def _labels(registry: object) -> dict[str, str]:
     return {c._name: ", ".join(c._labelnames) for c in collectors if hasattr(c, "_labelnames")} | OWN_LABELS
 
 
+def _alerts() -> str:
+    groups = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    rows = (
+        (
+            f"`{r['alert']}`",
+            r["labels"]["severity"],
+            _words(r["annotations"]["summary"]),
+            r["annotations"]["description"],
+        )
+        for r in rules
+    )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _words(template: str) -> str:
+    """A summary without its template's marks: {{ $labels.job_name }} is job_name."""
+    return re.sub(r"{{ \$(labels\.)?(\w+) }}", r"\2", template)
+
+
 def render() -> str:
     trainer = yolojob_trainer.metrics.Metrics(namespace="", job_name="", rank=0).registry
     operator = yolojob_operator.metrics.Metrics(lambda: []).registry
@@ -61,9 +96,7 @@ def render() -> str:
         + _rows(trainer.collect(), _labels(trainer))
         + OPERATOR
         + TABLE
-        + _rows(operator.collect(), _labels(operator))
+        + _rows((f for f in operator.collect() if f.name.startswith("yolojob")), _labels(operator))
+        + ALERTS
+        + _alerts()
     )
-
-
-if __name__ == "__main__":
-    print(render(), end="")
