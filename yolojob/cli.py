@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from yolojob import __version__, display, manifest, verbs
-from yolojob.contract import ExitCode
+from yolojob.contract import ExitCode, Mode
 from yolojob.local import LocalRun, Places
 from yolojob.status import Report
 
@@ -149,7 +149,7 @@ def bench(
             job = manifest.parse(manifest.load(file))
             job.spec.storage = None  # nothing is kept, and no checkpoint is taken up
             places = Places(runs=Path(folder), volumes=volumes, cache=cache.expanduser())
-            local = LocalRun(job, places, tune_only=True)
+            local = LocalRun(job, places, mode=Mode.TUNE)
         except manifest.InvalidManifest as error:
             raise _refuse(error) from None
         code, interrupted = _follow(local, display.View(job.metadata.name, console))

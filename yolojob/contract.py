@@ -44,8 +44,10 @@ ENV_CPUS = "YOLOJOB_CPUS"
 """CPUs that the worker was promised, where its cgroup has no quota to tell by."""
 ENV_TRACE_STEPS = "YOLOJOB_TRACE_STEPS"
 """So many steps are recorded as a Chrome trace."""
-ENV_TUNE_ONLY = "YOLOJOB_TUNE_ONLY"
-"""1: make the trials of spec.tuning, whatever its mode, and train nothing."""
+ENV_MODE = "YOLOJOB_MODE"
+"""One of `Mode`; to train, unless set."""
+ENV_BENCH_SECONDS = "YOLOJOB_BENCH_SECONDS"
+"""Time for the measurements of a bench."""
 ENV_STARTED = "YOLOJOB_STARTED"
 """When the worker's first process began, seconds since 1970: from there on its time is accounted for."""
 ENV_LAUNCHED = "YOLOJOB_LAUNCHED"
@@ -58,6 +60,18 @@ TERMINATION_LIMIT = 4096
 
 MAX_NAME_LENGTH = 52
 """A pod is called NAME-worker-IIII and its name is its host name: a DNS label of 63 characters."""
+
+
+class Mode(enum.StrEnum):
+    """What a trainer is started for."""
+
+    TRAIN = "train"
+    TUNE = "tune"
+    """Make the trials of spec.tuning, whatever its mode, and train nothing."""
+    BENCH = "bench"
+    """Measure for a minute, and keep nothing."""
+    INSPECT = "inspect"
+    """Count what network and data are made of, and train nothing."""
 
 
 class ExitCode(enum.IntEnum):

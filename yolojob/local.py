@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from yolojob import contract, uri
-from yolojob.contract import ExitCode
+from yolojob.contract import ExitCode, Mode
 from yolojob.job import YoloTrainingJob
 from yolojob.manifest import Fault, InvalidManifest
 from yolojob.run import Run
@@ -50,14 +50,17 @@ class Places:
 class LocalRun:
     """The trainer's processes on this machine."""
 
-    def __init__(self, job: YoloTrainingJob, places: Places, *, trace_steps: int = 0, tune_only: bool = False) -> None:
+    def __init__(
+        self, job: YoloTrainingJob, places: Places, *, mode: Mode = Mode.TRAIN, trace_steps: int = 0, seconds: int = 0
+    ) -> None:
         """Prepare the run's folder.
 
         Args:
             job: what is trained.
             places: folders of this machine.
+            mode: what is to be done.
             trace_steps: steps to record as a Chrome trace.
-            tune_only: make the trials of spec.tuning, and train nothing.
+            seconds: time for the measurements of a bench.
 
         Raises:
             InvalidManifest: this machine cannot run this job.
@@ -67,7 +70,7 @@ class LocalRun:
         self.world_size = job.spec.workers.world_size
         self._places = places
         self._trace_steps = trace_steps
-        self._tune_only = tune_only
+        self._mode, self._seconds = mode, seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._created: Path | None = None
@@ -108,7 +111,8 @@ class LocalRun:
             contract.ENV_VOLUMES_DIR: str(self._places.volumes.absolute()),
             contract.ENV_METRICS_PORT: str(self._port),
             contract.ENV_TRACE_STEPS: str(self._trace_steps),
-            contract.ENV_TUNE_ONLY: str(int(self._tune_only)),
+            contract.ENV_MODE: self._mode,
+            contract.ENV_BENCH_SECONDS: str(self._seconds or ""),
             contract.ENV_TERMINATION_LOG: str(self._final),
             "PET_NNODES": "1",
             "PET_NODE_RANK": "0",

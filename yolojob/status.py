@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainSerializer
 
 from yolojob.base import Model
+from yolojob.measurement import Anatomy, DataFacts, Measurement
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -257,6 +258,7 @@ class State(enum.StrEnum):
     STARTING = "Starting"
     STAGING = "Staging"
     TUNING = "Tuning"
+    MEASURING = "Measuring"
     TRAINING = "Training"
     VALIDATING = "Validating"
     SAVING = "Saving"
@@ -313,5 +315,10 @@ class Report(Model):
     """Where this attempt took up: "epoch 3, image 128"."""
     warnings: list[str] = Field(default_factory=list)
     tuning: TuningReport | None = None
+    measurement: Measurement | None = None
+    """Of a bench."""
+    anatomy: Anatomy | None = None
+    """Of an inspection, as is `data`."""
+    data: DataFacts | None = None
     result: Result | None = None
     failure: Failure | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from yolojob import contract
-from yolojob.contract import ExitCode
+from yolojob.contract import ExitCode, Mode
 from yolojob.run import Run
 from yolojob.status import Failure, Report, Result, State
 from yolojob_trainer import environment
@@ -118,7 +118,7 @@ def _train(rank: int) -> Report:
 
 
 def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Result | None:  # type: ignore[no-untyped-def]
-    from yolojob_trainer import architecture, data
+    from yolojob_trainer import architecture, data, inspection
     from yolojob_trainer.clock import Beginning
     from yolojob_trainer.events import Callback
     from yolojob_trainer.storage import Storage
@@ -126,6 +126,10 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
     from yolojob_trainer.trainer import Trainer
 
     cache, volumes = environment.cache_dir(), environment.volumes_dir()
+    mode = environment.mode()
+    if mode is Mode.INSPECT:
+        inspection.run(run, reporter, cache=cache, volumes=volumes)
+        return None
     reporter.say(State.STAGING)
     began = time.perf_counter()
     # Before hours are spent on the data: whether the result can be kept.
@@ -134,8 +138,17 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
         folder = data.locate(run.spec.dataset, cache=cache, volumes=volumes, progress=reporter.staging)
         config = data.write_config(data.describe(folder, run.spec.dataset.config), cache / "configs")
         model = architecture.resolve(run.spec.model, volumes=volumes, cache=cache)
-    callbacks: list[Callback] = [reporter, Trace(world, storage, run.attempt)]
-    if steps := environment.chrome_steps():
+    staging = time.perf_counter() - began
+    cached_staging, staged_bytes = 0.0, None
+    if mode is Mode.BENCH:
+        began = time.perf_counter()
+        data.locate(run.spec.dataset, cache=cache, volumes=volumes, progress=reporter.staging)
+        cached_staging = time.perf_counter() - began
+        staged_bytes = inspection.size(folder)
+    callbacks: list[Callback] = [reporter]
+    if mode is Mode.TRAIN:
+        callbacks.append(Trace(world, storage, run.attempt))
+    if (steps := environment.chrome_steps()) and mode is Mode.TRAIN:
         callbacks.append(ChromeTrace(world, storage, scratch, steps))
     try:
         trainer = Trainer(
@@ -151,13 +164,18 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
             beginning=Beginning(
                 started=float(os.environ.get(contract.ENV_STARTED) or process_start()),
                 rendezvous=rendezvous,
-                staging=time.perf_counter() - began,
+                staging=staging,
+                cached_staging=cached_staging,
+                staged_bytes=staged_bytes,
             ),
         )
     except ValueError as error:
         raise BadInput("InvalidSettings", f"spec.train: {' '.join(str(error).split())}") from error
-    if environment.tune_only():
-        reporter.measured(trainer.measure())
+    if mode is Mode.TUNE:
+        reporter.conclude(tuning=trainer.measure())
+        return None
+    if mode is Mode.BENCH:
+        reporter.conclude(measurement=trainer.bench(environment.bench_seconds()))
         return None
     trainer.train()
     base = storage.uri if storage else "rank 0"

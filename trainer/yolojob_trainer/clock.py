@@ -161,6 +161,10 @@ class Beginning:
     """Seconds of waiting for the other workers."""
     staging: float = 0.0
     """Seconds for fetching data set and weights."""
+    cached_staging: float = 0.0
+    """The same where they are on the node; measured by a bench."""
+    staged_bytes: int | None = None
+    """Of the data set on this node; counted by a bench."""
 
 
 @dataclass

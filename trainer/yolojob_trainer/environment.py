@@ -38,8 +38,29 @@ def chrome_steps() -> int:
     return int(text)
 
 
-def tune_only() -> bool:
-    return os.environ.get(contract.ENV_TUNE_ONLY) == "1"
+def mode() -> contract.Mode:
+    """What this process is for.
+
+    Raises:
+        BadInput: the variable is none of the modes.
+    """
+    text = os.environ.get(contract.ENV_MODE) or contract.Mode.TRAIN
+    if text not in list(contract.Mode):
+        known = ", ".join(contract.Mode)
+        raise BadInput("InvalidEnvironment", f"{contract.ENV_MODE}: {text!r}: must be one of {known}")
+    return contract.Mode(text)
+
+
+def bench_seconds() -> float:
+    """Time for the measurements of a bench.
+
+    Raises:
+        BadInput: the variable is no number.
+    """
+    text = os.environ.get(contract.ENV_BENCH_SECONDS) or "45"
+    if not text.isdigit() or not int(text):
+        raise BadInput("InvalidEnvironment", f"{contract.ENV_BENCH_SECONDS}: {text!r}: must be a number of seconds")
+    return float(text)
 
 
 def prepare() -> None:

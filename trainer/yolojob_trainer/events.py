@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 class Event(enum.StrEnum):
     """The events of the loop. The loop itself, with its events::
 
+    # <BENCH_START> in a bench, which makes steps, a validation and a checkpoint, and no training
     # <TUNING_START> where spec.tuning asks for trials, in a new run
     # <TRAIN_START>
     while epoch < epochs:
@@ -34,6 +35,7 @@ class Event(enum.StrEnum):
     # <TRAIN_END>
     """
 
+    BENCH_START = "on_bench_start"
     TUNING_START = "on_tuning_start"
     TRAIN_START = "on_train_start"
     EPOCH_START = "on_epoch_start"
@@ -48,6 +50,7 @@ class Event(enum.StrEnum):
 class Callback:
     """Listens to the loop; overrides what it wants to hear. A callback reads the trainer and changes nothing in it."""
 
+    def on_bench_start(self, trainer: Trainer) -> None: ...
     def on_tuning_start(self, trainer: Trainer) -> None: ...
     def on_train_start(self, trainer: Trainer) -> None: ...
     def on_epoch_start(self, trainer: Trainer) -> None: ...

@@ -62,11 +62,15 @@ class Metrics:
         )
         self.epoch = gauge("epoch", "Epochs completed")
         self.epochs_target = gauge("epochs_target", "Epochs to do")
+        self.epoch_steps = gauge("epoch_steps", "Steps of an epoch")
         self.images_per_second = gauge("images_per_second", "Images trained per second by the whole job")
         self.loss = gauge("loss", "Sum of the loss items, mean of the epoch so far")
         self.map50 = gauge("map50_ratio", "mAP at IoU 0.50 of the newest validation")
         self.map = gauge("map_ratio", "mAP at IoU 0.50 to 0.95 of the newest validation")
-        self.gpu_memory_peak = gauge("gpu_memory_peak_bytes", "Most GPU memory allocated so far")
+        self.gpu_memory_peak = gauge("gpu_memory_peak_bytes", "Most GPU memory allocated so far; 0 without a GPU")
+        self.gpu_utilization = gauge(
+            "gpu_utilization_ratio", "Share of the time in which the GPU computes, by NVML; 0 without a GPU"
+        )
         self.staging_seconds = gauge("staging_seconds", "Time of fetching and indexing the data set")
         self.rendezvous_seconds = gauge("rendezvous_seconds", "Waiting for the other workers before the first step")
         self.startup_seconds = gauge("startup_seconds", "Process start to first step, without rendezvous and staging")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from yolojob.run import Run
 from yolojob.status import TuningReport
 from yolojob_trainer import precision
 from yolojob_trainer.clock import Mark, PhaseClock
-from yolojob_trainer.dataset import IGNORED, DetectionDataset, TrainSamples
+from yolojob_trainer.dataset import IGNORED, DetectionDataset, MicroBatches, TrainSamples, loader
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.machine import available_cpus
 from yolojob_trainer.order import SampleOrder
@@ -253,6 +253,16 @@ class Pipeline(DetectionTrainer):
     def _order(self, dataset: DetectionDataset, choice: Choice) -> SampleOrder:
         shards = self._shards * choice.micro_batches
         return SampleOrder(samples=len(dataset), batch=self.args.batch, shards=shards, seed=self.args.seed)
+
+    def batches(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
+        """This rank's micro-batches from a point on, for ever."""
+        return loader(
+            self.samples,
+            MicroBatches(self.order, rank=self.world.rank, world_size=self.world.world_size, epoch=epoch, step=step),
+            workers=self.choice.workers,
+            prefetch=self.choice.prefetch,
+            pin_memory=self.device.type == "cuda",
+        )
 
     def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """A micro-batch as the loader gives it: (loss items times its images, their means by name)."""

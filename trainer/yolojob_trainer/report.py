@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolojob.contract import TERMINATION_LIMIT, ExitCode
+from yolojob.measurement import Anatomy, DataFacts, Measurement
 from yolojob.status import Report, Result, State, TuningReport
 from yolojob_trainer.clock import Phase
 from yolojob_trainer.events import Callback
@@ -65,6 +66,7 @@ class Reporter(Callback):
         self._lock = threading.Lock()
         self._updated = 0.0
         self._started: float | None = None
+        self._at_work = State.TRAINING
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
@@ -101,6 +103,12 @@ class Reporter(Callback):
             others = [w for w in self.report.warnings if not w.startswith(NOT_SAVED)]
             self.report.warnings = [*others, NOT_SAVED + message][-8:]
 
+    def on_bench_start(self, trainer: Trainer) -> None:
+        facts = trainer.facts()
+        with self._lock:
+            self.report.state = self._at_work = State.MEASURING
+            self.report.device, self.report.precision = facts["device"], facts["precision"]
+
     def on_tuning_start(self, trainer: Trainer) -> None:  # noqa: ARG002
         self.say(State.TUNING)
 
@@ -109,6 +117,7 @@ class Reporter(Callback):
         self.metrics.staging_seconds.set(trainer.beginning.staging)
         self.metrics.startup_seconds.set(trainer.startup_took)
         self.metrics.epochs_target.set(trainer.epochs)
+        self.metrics.epoch_steps.set(trainer.steps)
         self.metrics.describe(trainer.facts())
         with self._lock:
             self.report.device = trainer.facts()["device"]
@@ -117,13 +126,13 @@ class Reporter(Callback):
             self.report.tuning = trainer.tuning
             self.report.carried_seconds = round(trainer.carried_seconds, 3)
         self._started = trainer.beginning.started
-        self._update(trainer, State.TRAINING)
+        self._update(trainer, self._at_work)
 
     def on_step_end(self, trainer: Trainer) -> None:
         self.metrics.images.inc(trainer.step_images)
         self.metrics.steps.inc()
         if time.monotonic() - self._updated >= UPDATE_EVERY:
-            self._update(trainer, State.TRAINING)
+            self._update(trainer, self._at_work)
 
     def on_span(self, span: Span) -> None:
         if span.images:
@@ -135,15 +144,15 @@ class Reporter(Callback):
 
     def on_validation_end(self, trainer: Trainer) -> None:
         self.metrics.validation_seconds.observe(trainer.validation_took)
-        self._update(trainer, State.TRAINING)
+        self._update(trainer, self._at_work)
 
     def on_checkpoint(self, trainer: Trainer) -> None:
         self.metrics.checkpoint_seconds.observe(trainer.checkpoint_took)
-        self._update(trainer, State.TRAINING)
+        self._update(trainer, self._at_work)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         self.metrics.epoch_seconds.observe(trainer.epoch_took)
-        self._update(trainer, State.TRAINING)
+        self._update(trainer, self._at_work)
 
     def on_train_end(self, trainer: Trainer) -> None:
         self._update(trainer, State.SAVING)  # uploads may be under way
@@ -168,6 +177,7 @@ class Reporter(Callback):
             progress.eta = now + timedelta(seconds=remaining) if remaining is not None else None
             progress.updated_at = now
             report.timing = trainer.clocks.timing()
+        memory, busy = trainer.gpu()
         self.metrics.epoch.set(progress.epoch)
         self.metrics.rollbacks.set(trainer.rollbacks)
         for gauge, value in (
@@ -175,16 +185,16 @@ class Reporter(Callback):
             (self.metrics.loss, progress.loss),
             (self.metrics.map50, progress.map50),
             (self.metrics.map, progress.map),
-            (self.metrics.gpu_memory_peak, trainer.gpu_memory_peak()),
+            (self.metrics.gpu_memory_peak, memory),
+            (self.metrics.gpu_utilization, busy),
         ):
             if value is not None:
                 gauge.set(value)
 
-    def measured(self, tuning: TuningReport) -> None:
-        """Nothing was to be trained, only to be measured."""
+    def conclude(self, **found: TuningReport | Measurement | Anatomy | DataFacts) -> None:
+        """Nothing was to be trained: what was found stands in these fields of the report."""
         with self._lock:
-            self.report.state = State.SUCCEEDED
-            self.report.tuning = tuning
+            self.report = self.report.model_copy(update={"state": State.SUCCEEDED, **found})
 
     def succeed(self, result: Result) -> None:
         with self._lock:

@@ -21,12 +21,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolojob.measurement import Measurement
 from yolojob.run import Run
 from yolojob.status import TuningReport
-from yolojob_trainer import state
+from yolojob_trainer import accelerator, state
+from yolojob_trainer.bench import Bench
 from yolojob_trainer.checkpoint import FORMAT, decode
 from yolojob_trainer.clock import Beginning, Clocks, Phase
-from yolojob_trainer.dataset import MicroBatches, loader
 from yolojob_trainer.errors import Interrupted, TrainerError
 from yolojob_trainer.events import Callback, Event, emit
 from yolojob_trainer.losses import EpochLosses
@@ -99,6 +100,8 @@ class Trainer(Pipeline):
         self._stop_asked = False
         self.tuning_only = False
         self._saved: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+        self._trained_epoch = 0
         self.losses = EpochLosses()
 
     @property
@@ -167,25 +170,28 @@ class Trainer(Pipeline):
     def _ask_to_stop(self, *_: Any) -> None:
         self._stop_asked = True
 
+    def bench(self, seconds: float) -> Measurement:
+        """Measure what the whole training is made of, in about so many seconds, and keep nothing.
+
+        Raises:
+            BadInput: specification or data are wrong, or it does not fit into memory.
+        """
+        self._setup_train()
+        self._restore()
+        try:
+            self.startup_took = self.clocks.begin(self.beginning, time.time())
+            emit(Event.BENCH_START, self.listeners, self)
+            return Bench(self, seconds).run()
+        finally:
+            self.test_loader.close()
+
     def _train_epochs(self) -> None:
-        batches = loader(
-            self.samples,
-            MicroBatches(
-                self.order,
-                rank=self.world.rank,
-                world_size=self.world.world_size,
-                epoch=self.epoch,
-                step=self.step,
-            ),
-            workers=self.choice.workers,
-            prefetch=self.choice.prefetch,
-            pin_memory=self.device.type == "cuda",
-        )
+        batches = self.batches(self.epoch, self.step)
         self._saved_at = time.monotonic()
         stop = False
         while not stop and self.epoch < self.epochs:
             self._train_epoch(batches)
-            self._end_epoch()
+            self.end_epoch()
             stop = self._stopping_early()
             done = stop or self.epoch + 1 >= self.epochs
             self.epoch, self.step, self.epochs_done = self.epoch + 1, 0, self.epoch + 1
@@ -194,7 +200,7 @@ class Trainer(Pipeline):
             # A new best is saved at once: what is reported as the result must be there. Only rank 0 knows, and writes.
             best = self.fitness is not None and self.fitness == self.best_fitness
             if done or best or self.epoch % self.run.spec.checkpoint.every_epochs == 0:
-                self._save(finished=done)
+                self.save(finished=done)
         self.votes.drain()
 
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
@@ -210,16 +216,19 @@ class Trainer(Pipeline):
         boundary = self.step  # steps whose gradients are in the weights
         while self.step < self.steps:
             self._agree(boundary)
-            self._warm_up()
-            update = self.step + 1 - boundary >= self.accumulate or self.step + 1 == self.steps
-            self._train_step(batches, update)
-            self.step += 1
-            if update:
-                boundary = self.step
-            self._end_step()
-            emit(Event.STEP_END, self.listeners, self)
+            boundary = self.next_step(batches, boundary)
         self.collect(wait=True)
         self.epoch_took = time.perf_counter() - began
+
+    def next_step(self, batches: Iterator[dict[str, Any]], boundary: int) -> int:
+        """Train the next step; the number of steps whose gradients are in the weights then."""
+        self._warm_up()
+        update = self.step + 1 - boundary >= self.accumulate or self.step + 1 == self.steps
+        self._train_step(batches, update)
+        self.step += 1
+        self._end_step()
+        emit(Event.STEP_END, self.listeners, self)
+        return self.step if update else boundary
 
     def _agree(self, boundary: int) -> None:
         """Cast this step's votes, and do what the last step's came to: on every rank in the same step."""
@@ -230,7 +239,7 @@ class Trainer(Pipeline):
         if stop or save:
             self._check_finite()
             # The weights have not changed since the last optimizer step: that is where a resume takes up.
-            self._save(step=boundary)
+            self.save(step=boundary)
             if stop:
                 at = f"epoch {self.epoch + 1}, step {boundary} of {self.steps}"
                 raise Interrupted("Interrupted", f"stopped by a signal and saved at {at}")
@@ -310,7 +319,7 @@ class Trainer(Pipeline):
 
     # --- the end of an epoch --------------------------------------------------------------------------------------
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
         criterion = unwrap_model(self.model).criterion
         if hasattr(criterion, "update"):
             criterion.update()
@@ -393,12 +402,13 @@ class Trainer(Pipeline):
     def _rates(self) -> str:
         return ", ".join(f"{group['lr']:.4g}" for group in self.optimizer.param_groups)
 
-    def gpu_memory_peak(self) -> int | None:
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+    def gpu(self) -> tuple[int, float]:
+        """(most bytes allocated so far, share of the time in which it computes now)."""
+        return accelerator.memory_peak(self.device), accelerator.utilization(self.device)
 
     # --- state ----------------------------------------------------------------------------------------------------
 
-    def _save(self, step: int | None = None, finished: bool = False) -> None:
+    def save(self, step: int | None = None, finished: bool = False) -> None:
         """Save state, and at an epoch's end weights; rank 0 alone writes."""
         began = time.perf_counter()
         step = self.step if step is None else step

@@ -19,7 +19,6 @@ import torch
 
 from yolojob.status import Trial, TuningReport
 from yolojob_trainer import precision
-from yolojob_trainer.dataset import MicroBatches, loader
 from yolojob_trainer.machine import available_cpus
 from yolojob_trainer.order import SampleOrder
 
@@ -187,7 +186,7 @@ class Tuner:
         why = ""
         try:
             self._configure(choice)
-            found = self._measure(choice)
+            found = self._measure()
         except (RuntimeError, ValueError, OSError) as error:  # out of memory, no compiler, no shared memory
             why = " ".join(str(error).split())[:200] or type(error).__name__
             if self._pipeline.device.type == "cuda":
@@ -204,18 +203,10 @@ class Tuner:
         self._pipeline.model = self._raw
         self._pipeline.configure(choice)
 
-    def _measure(self, choice: Choice) -> Measured:
+    def _measure(self) -> Measured:
         pipeline = self._pipeline
         pipeline._model_train()
-        batches = loader(
-            pipeline.samples,
-            MicroBatches(
-                pipeline.order, rank=pipeline.world.rank, world_size=pipeline.world.world_size, epoch=0, step=0
-            ),
-            workers=choice.workers,
-            prefetch=choice.prefetch,
-            pin_memory=pipeline.device.type == "cuda",
-        )
+        batches = pipeline.batches(0, 0)
         loss = 0.0
         seconds: list[float] = []
         began = time.monotonic()

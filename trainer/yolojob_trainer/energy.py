@@ -1,0 +1,52 @@
+"""How much power training takes, by the counters of the hardware. Where there are none nothing is said."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import pynvml
+import torch
+
+from yolojob.measurement import Energy
+
+RAPL = Path("/sys/class/powercap")
+"""https://www.kernel.org/doc/html/latest/power/powercap/powercap.html; readable by root alone since CVE-2020-8694."""
+
+
+class Meter:
+    """Counts from its making to `stop`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._began, self._start = time.monotonic(), self._joules()
+
+    def stop(self) -> Energy | None:
+        """Mean power of this worker's share: its GPU, or the CPU packages of its machine."""
+        now, seconds = self._joules(), time.monotonic() - self._began
+        if self._start is None or now is None or seconds <= 0:
+            return None
+        (source, before), (_, after) = self._start, now
+        watts = {name: (after[name] - before[name]) / seconds for name in before if name in after}
+        if any(value < 0 for value in watts.values()):  # a counter began anew at zero
+            return None
+        return Energy(watts=round(sum(watts.values()), 2), source=source)
+
+    def _joules(self) -> tuple[Literal["nvml", "rapl"], dict[str, float]] | None:
+        """Counters by name."""
+        if self._device.type == "cuda":
+            try:
+                pynvml.nvmlInit()
+                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self._device).uuid}")
+                return "nvml", {"gpu": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3}
+            except pynvml.NVMLError:  # older than Volta, or a slice of a GPU
+                return None
+        packages: dict[str, float] = {}
+        for folder in RAPL.glob("intel-rapl:[0-9]*"):
+            if folder.name.count(":") == 1:  # a package, not a part of one
+                try:
+                    packages[folder.name] = int((folder / "energy_uj").read_text()) / 1e6
+                except (OSError, ValueError):
+                    continue
+        return ("rapl", packages) if packages else None
