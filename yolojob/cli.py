@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import enum
-import math
-import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from yolojob import __version__, display, manifest, verbs
-from yolojob.contract import ExitCode, Mode
+from yolojob import __version__, display, manifest, studies, verbs
+from yolojob.contract import ExitCode
 from yolojob.local import LocalRun, Places
+from yolojob.runner import INTERRUPTED, follow, own_code
 from yolojob.status import Report
 
 app = typer.Typer(
@@ -24,9 +22,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT."""
-
 Manifest = Annotated[Path, typer.Argument(metavar="FILE", help="Manifest with one YoloTrainingJob.")]
 
 
@@ -114,89 +109,12 @@ def run(
         raise _refuse(error) from None
     name = job.metadata.name
     console = Console(stderr=output is Output.JSON)
-    code, interrupted = _follow(local, display.View(name, console))
+    code, interrupted = follow(local, display.View(name, console))
     report = local.report(code)
     local.close(code)
     if output is Output.JSON:
         typer.echo(report.model_dump_json(by_alias=True, exclude_none=True, indent=2))
     raise typer.Exit(_conclude(name, local, report, code, interrupted, console if output is Output.TEXT else None))
-
-
-@app.command()
-def bench(
-    file: Manifest,
-    tune: Annotated[bool, typer.Option("--tune", help="Try the settings of spec.tuning.")] = False,
-    output: Annotated[
-        Output, typer.Option("--output", "-o", help="json prints the trials, for programs.")
-    ] = Output.TEXT,
-    volumes: Annotated[Path, typer.Option(help="Where pvc://CLAIM/PATH is found as CLAIM/PATH.")] = Path("volumes"),
-    cache: Annotated[Path, typer.Option(envvar="YOLOJOB_CACHE_DIR", help="Where staged data sets are kept.")] = Path(
-        "~/.cache/yolojob"
-    ),
-) -> None:
-    """Measure a job here, and train nothing.
-
-    --tune tries number format, memory layout, micro-batch, image cache, loader processes and compilation on the job's own
-    network, data and batch, within spec.tuning.maxSeconds, and says what is fastest without changing the loss. What the
-    manifest sets is left alone. spec.tuning.mode: Auto does the same before a training.
-    """
-    if not tune:
-        typer.echo("error: say what is to be measured: --tune", err=True)
-        raise typer.Exit(ExitCode.BAD_INPUT)
-    console = Console(stderr=output is Output.JSON)
-    with tempfile.TemporaryDirectory(prefix="yolojob-") as folder:
-        try:
-            job = manifest.parse(manifest.load(file))
-            job.spec.storage = None  # nothing is kept, and no checkpoint is taken up
-            places = Places(runs=Path(folder), volumes=volumes, cache=cache.expanduser())
-            local = LocalRun(job, places, mode=Mode.TUNE)
-        except manifest.InvalidManifest as error:
-            raise _refuse(error) from None
-        code, interrupted = _follow(local, display.View(job.metadata.name, console))
-        report = local.report(code)
-        if code == ExitCode.FAILED:
-            typer.echo(local.log.read_text()[-3000:], err=True)
-        local.close(code)
-    if code != ExitCode.SUCCEEDED or report.tuning is None:
-        if report.failure:
-            typer.echo(f"error: {report.failure.reason}: {report.failure.message}", err=True)
-        raise typer.Exit(INTERRUPTED if interrupted else _own(code))
-    if output is Output.JSON:
-        typer.echo(report.tuning.model_dump_json(by_alias=True, exclude_none=True, indent=2))
-    else:
-        display.tuning(report.tuning, console)
-
-
-def _follow(local: LocalRun, view: display.View) -> tuple[int, bool]:
-    """Show the run until it ends: (exit code, whether Ctrl-C ended it)."""
-    interrupted = False
-    seconds = local.job.spec.run_policy.active_deadline_seconds
-    deadline = math.inf if seconds is None else time.monotonic() + seconds
-    local.start()
-    with view:
-        while True:
-            try:
-                code = local.wait(0.3)
-                if code is not None:
-                    return code, interrupted
-                if time.monotonic() >= deadline:
-                    deadline = math.inf
-                    typer.echo(f"spec.runPolicy.activeDeadlineSeconds: {seconds} s are over: saving…", err=True)
-                    local.stop()
-                if report := local.progress():
-                    view.update(report)
-            except KeyboardInterrupt:
-                if interrupted:
-                    local.kill()
-                else:
-                    interrupted = True
-                    typer.echo("Saving… (Ctrl-C again gives up the steps since the last checkpoint)", err=True)
-                    local.stop()
-
-
-def _own(code: int) -> ExitCode:
-    """The command's exit code for a trainer that ended badly."""
-    return ExitCode.BAD_INPUT if code == ExitCode.BAD_INPUT else ExitCode.FAILED
 
 
 def _conclude(name: str, local: LocalRun, report: Report, code: int, interrupted: bool, console: Console | None) -> int:
@@ -214,10 +132,11 @@ def _conclude(name: str, local: LocalRun, report: Report, code: int, interrupted
     typer.echo(f"error: {report.failure.reason}: {report.failure.message}", err=True)
     if code != ExitCode.BAD_INPUT:
         typer.echo(f"The log is {local.log}", err=True)
-    return _own(code)
+    return own_code(code)
 
 
 app.add_typer(verbs.app)
+app.add_typer(studies.app)
 
 
 def main() -> None:

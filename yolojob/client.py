@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
+from pydantic import ValidationError
+
 from yolojob import contract
 from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
+from yolojob.status import Report
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -59,6 +63,7 @@ class Client:
         own = _configure(config, configuration, context)
         self.namespace = namespace or own
         api = client.ApiClient(configuration)
+        self._api = api
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
 
@@ -165,6 +170,35 @@ class Client:
             else:
                 yield i, text
 
+    def report(self, name: str) -> Report | None:
+        """The last words of a job's first worker; none while it has not ended, and when its pod is gone."""
+        try:
+            pod = self._pod(worker_name(name, 0))
+        except NotFound:
+            return None
+        for container in pod.get("status", {}).get("containerStatuses", []):
+            message = (container.get("state", {}).get("terminated") or {}).get("message")
+            if container["name"] == contract.CONTAINER and message:
+                try:
+                    return Report.model_validate_json(message)
+                except ValidationError:
+                    return None
+        return None
+
+    def hourly_cost(self, name: str) -> float | None:
+        """What OpenCost says of the first worker's node, in the currency that it is set to; none where it is not installed.
+
+        Its service is called opencost, in the namespace opencost, as its chart has it.
+        """
+        try:
+            node = self._pod(worker_name(name, 0))["spec"].get("nodeName")
+            text = self._call(lambda: _raw(self._api, OPENCOST))
+        except ClusterError:
+            return None
+        pattern = rf'^node_total_hourly_cost{{[^}}]*node="{re.escape(node or "")}"[^}}]*}} (\S+)$'
+        found = re.search(pattern, text, re.MULTILINE)
+        return float(found[1]) if found else None
+
     def suspend(self, name: str) -> YoloTrainingJob:
         """Stop the pods and keep the checkpoint."""
         return self._patch(name, {"spec": {"runPolicy": {"suspend": True}}})
@@ -211,10 +245,16 @@ class Client:
 
     def _exists(self, pod: str) -> bool:
         try:
-            self._call(lambda: self._core.read_namespaced_pod(pod, self.namespace, _preload_content=False, **_IN_TIME))
+            self._pod(pod)
         except NotFound:
             return False
         return True
+
+    def _pod(self, name: str) -> Json:
+        answer = self._call(
+            lambda: self._core.read_namespaced_pod(name, self.namespace, _preload_content=False, **_IN_TIME), name
+        )
+        return dict(json.loads(answer.data))
 
     def _read(self, worker: int, pod: str, follow: bool, lines: queue.Queue[tuple[int, str | None]]) -> None:
         try:
@@ -242,6 +282,29 @@ class Client:
             return call()
         except Exception as error:
             raise _translated(error, name, self.namespace) from error
+
+
+OPENCOST = "/api/v1/namespaces/opencost/services/opencost:9003/proxy/metrics"
+"""https://www.opencost.io/docs/integrations/metrics"""
+
+
+def contexts() -> list[str]:
+    """Names of the kubeconfig's contexts; none where there is no kubeconfig."""
+    try:
+        from kubernetes import config
+    except ImportError:
+        return []
+    try:
+        found, _ = config.list_kube_config_contexts(os.environ.get("KUBECONFIG") or None)
+    except config.ConfigException:
+        return []
+    return [str(context["name"]) for context in found]
+
+
+def _raw(api: Any, path: str) -> str:
+    """A GET that the client library has no words for."""
+    answer = api.call_api("GET", api.configuration.host + path, _request_timeout=TIMEOUT[1])
+    return str(answer.read().decode()) if hasattr(answer, "read") else str(answer.data.decode())
 
 
 _IN_TIME: Any = {"_request_timeout": TIMEOUT}

@@ -153,3 +153,18 @@ class Measurement(Model):
     link: Link | None = None
     rates: Rates
     energy: Energy | None = None
+
+
+class Record(Model):
+    """A measurement and where it was made: what `yolojob bench` writes into a file."""
+
+    target: str
+    """As it was asked for: local, or a kubeconfig's context."""
+    waits: dict[str, Amount] = Field(default_factory=dict)
+    """Seconds before the pods ran, by part: queued, scheduling, image pull."""
+    per_worker_hour: Amount | None = None
+    """Price of a worker there, and its currency, where there is one."""
+    currency: str | None = None
+    price_words: str = ""
+    """Where it comes from, or what is missing."""
+    measurement: Measurement

@@ -40,9 +40,13 @@ _STATIC = {"CGO_ENABLED": "0"}
 
 
 def install_packages() -> None:
-    """Debian's part; does nothing where all of it is there."""
-    missing = [p for p in DEBIAN if not _installed(p)]
-    if missing:
+    """Debian's part."""
+    install(*DEBIAN)
+
+
+def install(*packages: str) -> None:
+    """Install those of these Debian packages that are missing."""
+    if missing := [p for p in packages if not _installed(p)]:
         call("apt-get", "update", "-qq")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         call("apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing, env=environment)

@@ -41,7 +41,7 @@ def prometheus(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     if not kube.is_devcluster:
         yield None
         return
-    with running(tmp_path_factory.mktemp("prometheus")) as server:
+    with running(kube, tmp_path_factory.mktemp("prometheus")) as server:
         yield server
 
 

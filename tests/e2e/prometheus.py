@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any
 
 import yaml
 from devcluster import processes, settings
+from kube import Kube
+from support import eventually
 
 LISTEN = "127.0.0.1:19090"
 INTERVAL = 2
@@ -23,37 +26,54 @@ Points = list[tuple[float, float]]
 """(seconds since 1970, value)."""
 
 
-def _relabelled(name: str) -> list[dict[str, Any]]:
-    """Pods of this app.kubernetes.io/name, at their port called metrics."""
-    label = "__meta_kubernetes_pod_label_app_kubernetes_io_name"
-    return [
-        {"source_labels": [label], "regex": name, "action": "keep"},
-        {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "metrics", "action": "keep"},
-        {"source_labels": ["__meta_kubernetes_pod_label_yolojob_dev_spare"], "regex": "true", "action": "drop"},
-        {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
-    ]
+JOBS = {"yolojob-workers": "yolojob-trainer", "yolojob-operator": "yolojob-operator"}
+"""Scrape jobs, and the app.kubernetes.io/name of their pods."""
 
 
-def _configuration() -> dict[str, Any]:
-    pods = [{"role": "pod", "kubeconfig_file": str(settings.INSIDE_KUBECONFIG)}]
+def _configuration(folder: Path) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": f"{INTERVAL}s", "scrape_timeout": f"{INTERVAL}s"},
         "scrape_configs": [
-            {
-                "job_name": job,
-                "honor_labels": True,
-                "kubernetes_sd_configs": pods,
-                "relabel_configs": _relabelled(name),
-            }
-            for job, name in (("yolojob-workers", "yolojob-trainer"), ("yolojob-operator", "yolojob-operator"))
+            {"job_name": job, "honor_labels": True, "file_sd_configs": [{"files": [str(folder / f"{job}.json")]}]}
+            for job in JOBS
         ],
     }
+
+
+def _targets(pods: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """What the chart's monitors select: running pods of this name, at their port called metrics, without spares."""
+    found = []
+    for pod in pods:
+        labels, address = pod["metadata"]["labels"], pod["status"].get("podIP")
+        if not address or labels.get("app.kubernetes.io/name") != name or labels.get("yolojob.dev/spare") == "true":
+            continue
+        ports = [p for c in pod["spec"]["containers"] for p in c.get("ports", []) if p.get("name") == "metrics"]
+        found += [
+            {"targets": [f"{address}:{p['containerPort']}"], "labels": {"pod": pod["metadata"]["name"]}} for p in ports
+        ]
+    return found
+
+
+def _discover(kube: Kube, folder: Path, stopped: threading.Event) -> None:
+    """In place of Prometheus' own discovery of pods, which Debian leaves out."""
+    while not stopped.is_set():
+        items = kube.get("pods", "--all-namespaces", "--field-selector", "status.phase=Running").get("items", [])
+        for job, name in JOBS.items():
+            partial = folder / f".{job}.json"
+            partial.write_text(json.dumps(_targets(items, name)))
+            partial.rename(folder / f"{job}.json")
+        stopped.wait(INTERVAL)
 
 
 @dataclass(frozen=True)
 class Prometheus:
     log: Path
     began: float
+
+    def ready(self) -> bool:
+        curl = ["curl", "-fsS", "--max-time", "5", f"http://{LISTEN}/-/ready"]
+        done = subprocess.run(processes.inside(settings.NETNS, *curl), capture_output=True, check=False)
+        return done.returncode == 0
 
     def instant(self, expression: str, at: float | None = None) -> list[tuple[dict[str, str], float]]:
         """(labels, value) of each series at a moment; now, unless given."""
@@ -74,7 +94,7 @@ class Prometheus:
         Raises:
             AssertionError: it refuses the query, and in which words.
         """
-        fields = [f"--data-urlencode={key}={value}" for key, value in parameters.items()]
+        fields = [word for key, value in parameters.items() for word in ("--data-urlencode", f"{key}={value}")]
         curl = ["curl", "-sS", "--max-time", "30", *fields, f"http://{LISTEN}/api/v1/{what}"]
         done = subprocess.run(processes.inside(settings.NETNS, *curl), capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{done.stderr}{self.log.read_text()[-2000:]}"
@@ -84,19 +104,26 @@ class Prometheus:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Prometheus]:
+def running(kube: Kube, folder: Path) -> Iterator[Prometheus]:
     """Debian's Prometheus, scraping from now on."""
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration()))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(folder)))
     command = [
         "prometheus",
         f"--config.file={folder}/prometheus.yml",
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={LISTEN}",
     ]
+    stopped = threading.Event()
+    discovery = threading.Thread(target=_discover, args=(kube, folder, stopped))
+    discovery.start()
     with (folder / "prometheus.log").open("w") as log:
         server = subprocess.Popen(processes.inside(settings.NETNS, *command), stdout=log, stderr=log)
+    found = Prometheus(folder / "prometheus.log", time.time())
     try:
-        yield Prometheus(folder / "prometheus.log", time.time())
+        eventually(found.ready, f"Prometheus is ready; its log is {found.log}", seconds=60)
+        yield found
     finally:
+        stopped.set()
+        discovery.join()
         server.terminate()
         server.wait()

@@ -177,21 +177,29 @@ class Bench:
         trainer = self._trainer
         whole = trainer.validator.dataloader
         trainer.epoch, trainer.step = min(trainer.epoch, trainer.epochs - 1), trainer.steps
-        trainer.validator.dataloader = First(whole, 1)
-        began = time.perf_counter()
-        trainer.end_epoch()  # the first one allocates; it also says how long a batch takes
-        a_batch = time.perf_counter() - began
-        allowed = max(round(self._seconds * VALIDATION / a_batch), 1) if trainer.world.is_main else 0
+        self._validation(whole, 1)  # the first one allocates
+        first, rest = self._validation(whole, 1)
+        # Rank 0 decides, for all must validate the same number of batches.
+        allowed = max(round(self._seconds * VALIDATION / first), 2) if trainer.world.is_main else 0
         count = min(round(trainer.world.sum([float(allowed)])[0]), len(whole))
+        seconds = first
+        if count > 1:
+            several, rest = self._validation(whole, count)
+            seconds = several + max(several - first, 0.0) / (count - 1) * (len(whole) - count)
+        trainer.validator.dataloader = whole
+        trainer.epoch, trainer.step = trainer.epoch + 1, 0
+        trainer.save()  # the first one makes folders
+        trainer.save()
+        return seconds, trainer.checkpoint_took, rest
+
+    def _validation(self, whole: Any, count: int) -> tuple[float, float]:
+        """(of a validation of so many batches, of what else ends an epoch), in seconds."""
+        trainer = self._trainer
         trainer.validator.dataloader = First(whole, count)
         began = time.perf_counter()
         trainer.end_epoch()
         took = time.perf_counter() - began
-        trainer.epoch, trainer.step = trainer.epoch + 1, 0
-        trainer.save()
-        trainer.validator.dataloader = whole
-        validation = trainer.validation_took * len(whole) / count
-        return validation, trainer.checkpoint_took, max(took - trainer.validation_took, 0.0)
+        return trainer.validation_took, max(took - trainer.validation_took, 0.0)
 
     # --- other sizes ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,84 @@
+"""Prediction against reality: a bench of less than a minute, then the whole training, wall clock against wall clock."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import NETWORKS, Report
+
+from yolojob import prediction
+from yolojob.contract import Mode
+from yolojob.job import YoloTrainingJob
+from yolojob.local import LocalRun, Places
+from yolojob.manifest import parse
+from yolojob.measurement import Measurement
+
+JOBS = {
+    "yolo26n-320": ("yolo26n", {"imgsz": 320, "epochs": 9, "close_mosaic": 4}),
+    "yolo26n-160": ("yolo26n", {"imgsz": 160, "epochs": 20, "close_mosaic": 8}),
+    "small-320": ("small", {"imgsz": 320, "epochs": 20, "close_mosaic": 8}),
+    "small-160": ("small", {"imgsz": 160, "epochs": 36}),
+}
+"""Two networks, two image sizes; each trains for about a minute."""
+SECONDS = 45
+ONE, TWO = 0.10, 0.20
+"""Errors that are promised: with the workers of the bench, and with two from a bench of one."""
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def job(name: str, workers: int) -> YoloTrainingJob:
+    network, train = JOBS[name]
+    document: dict[str, Any] = {
+        "apiVersion": "yolojob.dev/v1alpha1",
+        "kind": "YoloTrainingJob",
+        "metadata": {"name": name},
+        "spec": {
+            "model": NETWORKS[network],
+            "dataset": {"uri": "builtin://digits"},
+            "train": {"batch": 16, "patience": 100, **train},
+            "workers": {"replicas": workers},
+        },
+    }
+    return parse(document)
+
+
+def run(made: YoloTrainingJob, folder: Path, cache: Path, mode: Mode) -> tuple[float, Any]:
+    """(seconds of wall clock, report)."""
+    local = LocalRun(made, Places(runs=folder, volumes=folder, cache=cache), mode=mode, seconds=SECONDS)
+    began = time.monotonic()
+    local.start()
+    code = local.wait(600)
+    took = time.monotonic() - began
+    assert code == 0, local.log.read_text()[-3000:]
+    return took, local.report(0)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_whole_training_takes_what_the_bench_says(name: str, tmp_path: Path, cache: Path, report: Report) -> None:
+    run(job(name, 1), tmp_path / "inspect", cache, Mode.INSPECT)  # the data set is there, as for who benches his own
+    _, found = run(job(name, 1), tmp_path / "bench", cache, Mode.BENCH)
+    measured: Measurement = found.measurement
+    assert measured.took_seconds <= 60
+    for workers, promised in ((1, ONE), (2, TWO)):
+        said = prediction.of(job(name, 1).spec, measured, workers=workers, shared=True, cached=True)
+        wall, whole = run(job(name, workers), tmp_path / f"run-{workers}", cache, Mode.TRAIN)
+        error = said.total.value / wall - 1
+        report.add(
+            "prediction",
+            job=name,
+            workers=workers,
+            predicted=said.total.value,
+            wall=wall,
+            error=error,
+            low=said.total.low,
+            high=said.total.high,
+        )
+        parts = whole.timing.parts
+        for part, figure in said.parts.items():
+            real = parts.get(part, 0.0) + (parts.get("ema", 0.0) if part == "optimizer" else 0.0)
+            print(f"    {part:12} {figure.value:7.2f} predicted, {real:7.2f} in fact")
+        assert abs(error) <= promised, (said.total, wall)

@@ -1,0 +1,72 @@
+"""A measurement, a survey and its options in few words, for tests of what is predicted from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support import minimal
+
+from yolojob import catalogue
+from yolojob.assumptions import Assumptions
+from yolojob.job import YoloTrainingJob
+from yolojob.measurement import Anatomy, DataFacts, Energy, Host, Link, Measurement, Micro, Rates, Record, Steps
+from yolojob.survey import Survey
+
+ANATOMY = Anatomy(parameters=500_000, gflops=1.0, activation_bytes=50 << 20, fixed_bytes=10 << 20)
+DATA = DataFacts(images=400, val_images=100, bytes=1 << 30)
+PLAIN = {"data_wait": 0.01, "h2d": 0.001, "forward": 0.03, "loss": 0.004, "backward": 0.05, "unaccounted": 0.005}
+
+
+def job(**spec: Any) -> YoloTrainingJob:
+    return YoloTrainingJob.model_validate(minimal(**{"train": {"epochs": 20, "batch": 16, "nbs": 16}, **spec}))
+
+
+def measurement(**facts: Any) -> Measurement:
+    """A bench of one worker with two CPUs: 0.1 s a step, 0.12 with mosaic."""
+    base: dict[str, Any] = {
+        "made_at": "2026-01-01T00:00:00Z",
+        "took_seconds": 40.0,
+        "fingerprint": "f",
+        "workers": 1,
+        "world_size": 1,
+        "device": "CPU, 2 threads",
+        "precision": "fp32",
+        "host": Host(cpu="x", cores=2, memory=1 << 34, system="Linux", python="3", torch="2", ultralytics="8"),
+        "anatomy": ANATOMY,
+        "data": DATA,
+        "startup_seconds": 3.0,
+        "rendezvous_seconds": 0.0,
+        "staging_seconds": 2.0,
+        "cached_staging_seconds": 0.0,
+        "steps": [
+            Steps(mosaic=True, count=100, seconds={**PLAIN, "data_wait": 0.03}, deviation=0.01),
+            Steps(mosaic=False, count=100, seconds=PLAIN, deviation=0.01),
+        ],
+        "update_seconds": 0.01,
+        "micro": [Micro(images=16, seconds=0.084), Micro(images=8, seconds=0.048, shared_seconds=0.072)],
+        "validation_seconds": 0.5,
+        "checkpoint_seconds": 0.1,
+        "epoch_seconds": 0.02,
+        "link": Link(between="processes", latency_seconds=1e-4, bytes_per_second=1e9),
+        "rates": Rates(samples_per_core=500.0),
+    }
+    return Measurement(**{**base, **facts})
+
+
+def record(target: str = "local", **facts: Any) -> Record:
+    kept = {name: facts.pop(name) for name in ("waits", "per_worker_hour", "currency", "price_words") if name in facts}
+    return Record(target=target, measurement=measurement(**facts), **kept)
+
+
+def survey(*records: Record, assumed: dict[str, Any] | None = None, **spec: Any) -> Survey:
+    return Survey(
+        spec=job(**spec).spec,
+        anatomy=ANATOMY,
+        data=DATA,
+        known=catalogue.builtin(),
+        assumed=Assumptions.model_validate(assumed or {}),
+        records=list(records),
+    )
+
+
+WATTS = Energy(watts=100.0, source="rapl")
