@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 from yolojob.base import Model
 
-Amount = Annotated[float, Field(ge=0)]
+# Rounded when it is written: in a cluster a measurement travels in a termination message, of 4096 bytes.
+Amount = Annotated[float, Field(ge=0), PlainSerializer(lambda value: float(f"{value:.6g}"), return_type=float)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -146,7 +147,9 @@ class Measurement(Model):
     """Optimizer and moving average, of each optimizer step."""
     micro: list[Micro]
     validation_seconds: Amount
-    """Of all validation images, by all ranks."""
+    """Of all validation images, by all ranks; the shorter one of an early network's and a later one's."""
+    validation_most_seconds: Amount
+    """The longer one: a network that has begun to learn sees more objects than there are."""
     checkpoint_seconds: Amount
     epoch_seconds: Amount
     """What else is between two epochs."""

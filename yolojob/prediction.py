@@ -104,14 +104,16 @@ def of(
     parts |= {
         phase: Figure.within(seconds, spread + spreads, basis) for phase, seconds in training.items() if seconds > 0
     }
-    parts["validation"] = Figure.within(pace.validation * job.validations, spread + 0.1, basis)
+    usual = Figure.within(pace.validation * job.validations, spread + 0.1, basis)
+    most = usual.high * measured.validation_most_seconds / max(measured.validation_seconds, 1e-9)
+    parts["validation"] = usual.model_copy(update={"high": most})
     parts["checkpoint"] = Figure.within(measured.checkpoint_seconds * job.saves, 0.3, Basis.MEASURED)
     rest = training.get("unaccounted", 0.0) + measured.epoch_seconds * job.epochs
     parts["unaccounted"] = Figure.within(rest, spread, basis)
-    usual = sum(pace.step(_steps(measured, job.mosaic_epochs * 2 > job.epochs)).values())
-    usual += pace.update * job.updates / (job.steps * job.epochs)
+    a_step = sum(pace.step(_steps(measured, job.mosaic_epochs * 2 > job.epochs)).values())
+    a_step += pace.update * job.updates / (job.steps * job.epochs)
     return Prediction(
-        workers=workers, parts=parts, images_per_second=spec.train.batch / usual, limit=_limit(training, parts)
+        workers=workers, parts=parts, images_per_second=spec.train.batch / a_step, limit=_limit(training, parts)
     )
 
 

@@ -62,7 +62,9 @@ def test_a_browser_draws_the_page(browser: Browser, study: Path, page_name: str,
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"file://{study}/{page_name}.html")
-    page.wait_for_function("document.querySelectorAll('.plot').length === document.querySelectorAll('.plot .main-svg').length / 3")
+    page.wait_for_function(
+        "document.querySelectorAll('.plot').length === document.querySelectorAll('.plot .main-svg').length / 3"
+    )
     plots = page.evaluate(
         """[...document.querySelectorAll('.plot')].map(plot => ({
             traces: plot.data.length,

@@ -45,6 +45,7 @@ def measurement(**facts: Any) -> Measurement:
         "update_seconds": 0.01,
         "micro": [Micro(images=16, seconds=0.084), Micro(images=8, seconds=0.048, shared_seconds=0.072)],
         "validation_seconds": 0.5,
+        "validation_most_seconds": 0.6,
         "checkpoint_seconds": 0.1,
         "epoch_seconds": 0.02,
         "link": Link(between="processes", latency_seconds=1e-4, bytes_per_second=1e9),

@@ -1,0 +1,73 @@
+"""The commands that README and docs show, and how each is tested."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from support import ROOT
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "helm" / "yolojob" / "README.md",
+    *sorted(p for p in (ROOT / "docs").glob("**/*.md") if p.name != "cli.md"),
+]
+_BLOCK = re.compile(r"^```console\n(.*?)^```", re.M | re.S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How commands that match are tested."""
+
+    pattern: str
+    how: Literal["here", "cluster", "elsewhere", "covered"]
+    """here: run on this machine. cluster: run in the test cluster. elsewhere: cannot run here. covered: by another test."""
+    why: str = ""
+    """elsewhere: the reason. covered: file and name of the test."""
+
+
+RULES = [
+    Rule(pattern=r"make (demo|test)", how="elsewhere", why="they are what runs this"),
+    Rule(pattern=r"docker |kind |minikube ", how="elsewhere", why="there is no Docker engine"),
+    Rule(
+        pattern=r"pip install ", how="elsewhere", why="the package is not published; the tests run it as it lies here"
+    ),
+    Rule(
+        pattern=r"cd tests|eval |python3 -m devcluster ",
+        how="elsewhere",
+        why="they start and end the cluster of the tests",
+    ),
+    Rule(pattern=r"helm install .*(REGISTRY|presets/kind)", how="elsewhere", why="names images that are elsewhere"),
+    Rule(pattern=r"helm install ", how="covered", why="tests/e2e/conftest.py::operator"),
+    Rule(pattern=r"helm test ", how="covered", why="tests/e2e/test_release.py::test_helm_test_trains"),
+    Rule(
+        pattern=r"yolojob bench .*--tune",
+        how="covered",
+        why="tests/unit/test_tuning.py::test_bench_prints_the_table_and_leaves_nothing",
+    ),
+    Rule(pattern=r"yolojob scale ", how="covered", why="tests/cluster/test_client.py::test_suspended_scaled_resumed"),
+    Rule(pattern=r"yolojob (validate|run|bench|estimate|report|compare) ", how="here"),
+    Rule(pattern=r"(kubectl|yolojob) ", how="cluster"),
+]
+
+
+def commands() -> Iterator[tuple[Path, str]]:
+    """(page, command) of all, in the order of the pages; what is the same is there once."""
+    seen = set()
+    for page in PAGES:
+        for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in re.sub(r"\s+#.*$", "", line).split("&&"):
+                    command = " ".join(part.split())
+                    if command and command not in seen:
+                        seen.add(command)
+                        yield page, command
+
+
+def rule(command: str) -> Rule | None:
+    """The first rule that matches."""
+    return next((r for r in RULES if re.match(r.pattern, command)), None)
