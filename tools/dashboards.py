@@ -74,6 +74,14 @@ def _of_operator(metric: str, *quantiles: float) -> tuple[tuple[str, str], ...]:
     return tuple((f"histogram_quantile({q}, {buckets})", f"p{q * 100:.0f}") for q in quantiles)
 
 
+JOB_TIME = f"yolojob_job_time_seconds{{{JOB}}}"
+
+
+def _parts(time: str) -> str:
+    """Of all jobs together, by part."""
+    return f"sum by (part) (max by (namespace, job_name, part) ({time}))"
+
+
 ONE = "max by (namespace, job_name)"
 STEPS = _rate("yolojob_trainer_steps_total", "namespace, job_name")
 STEP_TIME = _rate("yolojob_trainer_step_seconds_sum", "namespace, job_name")
@@ -166,7 +174,7 @@ TRAINING = Board(
                     text="All parts of a job's time; together they are its age.",
                     queries=(
                         (
-                            f"sort_desc(sum by (part) (max by (namespace, job_name, part) (yolojob_job_time_seconds{{{JOB}}})))",
+                            f"sort_desc({_parts(f'last_over_time({JOB_TIME}[$__range])')})",
                             "{{part}}",
                         ),
                     ),
@@ -177,7 +185,7 @@ TRAINING = Board(
                     unit="s",
                     queries=(
                         (
-                            f"sum by (part) (max by (namespace, job_name, part) (yolojob_job_time_seconds{{{JOB}}}))",
+                            _parts(JOB_TIME),
                             "{{part}}",
                         ),
                     ),
@@ -369,9 +377,12 @@ FLEET = Board(
                     title="Queued and waiting for a place",
                     kind="bars",
                     unit="s",
-                    text="Sum over the jobs that there are.",
+                    text="Sum over the jobs that there were in the chosen time.",
                     queries=(
-                        (f"sum by (namespace, part) (yolojob_job_time_seconds{{{WAITING}}})", "{{namespace}} {{part}}"),
+                        (
+                            f"sum by (namespace, part) (last_over_time(yolojob_job_time_seconds{{{WAITING}}}[$__range]))",
+                            "{{namespace}} {{part}}",
+                        ),
                     ),
                 ),
                 Panel(
@@ -425,7 +436,10 @@ FLEET = Board(
                     kind="bars",
                     width=WIDE,
                     queries=(
-                        (f"topk(10, yolojob_job_cost{{{NAMESPACE}}})", "{{namespace}}/{{job_name}} {{currency}}"),
+                        (
+                            f"topk(10, last_over_time(yolojob_job_cost{{{NAMESPACE}}}[$__range]))",
+                            "{{namespace}}/{{job_name}} {{currency}}",
+                        ),
                     ),
                 ),
             ),

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from yolojob.base import Model
+from yolojob.errors import UserError
 
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -71,7 +72,7 @@ class Assumptions(Model):
         return self.purchase_price / (self.years * 8760 * self.utilisation)
 
 
-class InvalidAssumption(Exception):
+class InvalidAssumption(UserError):
     """Names the key, the value and the way out."""
 
 

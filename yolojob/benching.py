@@ -13,6 +13,7 @@ from rich.console import Console
 from yolojob import contract, display
 from yolojob.client import Client, ClusterError
 from yolojob.contract import ExitCode, Mode
+from yolojob.errors import UserError
 from yolojob.job import YoloTrainingJob
 from yolojob.local import LocalRun, Places
 from yolojob.measurement import Record
@@ -27,7 +28,7 @@ KEPT_SECONDS = 3600
 """A bench's job that nobody could delete deletes itself after so long."""
 
 
-class BenchFailed(Exception):
+class BenchFailed(UserError):
     """In words for people."""
 
     def __init__(self, words: str, code: int = ExitCode.FAILED) -> None:

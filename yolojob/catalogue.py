@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from yolojob.base import Model
+from yolojob.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -76,11 +77,11 @@ class Catalogue(Model):
         return self.machines[name]
 
 
-class UnknownMachine(Exception):
+class UnknownMachine(UserError):
     """No machine of this name; the words offer others."""
 
 
-class InvalidCatalogue(Exception):
+class InvalidCatalogue(UserError):
     """A user's file is none; the words name the field."""
 
 

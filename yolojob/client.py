@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from yolojob import contract
 from yolojob.contract import worker_name
+from yolojob.errors import UserError
 from yolojob.job import YoloTrainingJob
 from yolojob.status import Report
 
@@ -35,7 +36,7 @@ TIMEOUT = (10, 60)
 """Seconds for connecting, and for an answer."""
 
 
-class ClusterError(Exception):
+class ClusterError(UserError):
     """The cluster does not do what it was asked, in words for people."""
 
 

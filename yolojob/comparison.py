@@ -36,16 +36,11 @@ def of(job: YoloTrainingJob, survey: Survey, options: list[Option], curve: Path 
     """Judge.
 
     Raises:
-        NotKnown: there is no such finished run.
+        NoRun: there is no such finished run.
     """
     options = sorted(options, key=lambda o: o.seconds)
     said = survey.assumed.model_dump(by_alias=True, exclude_none=True)
-    try:
-        epochs = results.epochs(curve) if curve else []
-    except results.NoRun as error:
-        from yolojob.survey import NotKnown
-
-        raise NotKnown(f"--curve: {error}") from None
+    epochs = results.epochs(curve) if curve else []
     return Comparison(
         name=job.metadata.name,
         epochs=job.spec.train.epochs,

@@ -75,7 +75,7 @@ def recommend(options: list[Option], assumed: Assumptions) -> str:
         currency = fastest.bill.currency
         sentence = (
             f"Take {cheapest.name} to save money ({words_of(cheapest)}), or {fastest.name} to save {clock(saved)} for "
-            f"{more:.2f} {currency} more ({words_of(fastest)})"
+            f"{amount(more, currency)} more ({words_of(fastest)})"
         )
     unpriced = [o.name for o in allowed if o.cost is None]
     if unpriced:
@@ -89,8 +89,13 @@ def recommend(options: list[Option], assumed: Assumptions) -> str:
 
 
 def words_of(option: Option) -> str:
-    cost = "no price" if option.cost is None else f"{option.cost:.2f} {option.bill.currency}"
+    cost = "no price" if option.cost is None else amount(option.cost, option.bill.currency)
     return f"{clock(option.seconds)}, {cost}"
+
+
+def amount(value: float, currency: str) -> str:
+    """Money for people: to the hundredth, and of less than one to three digits."""
+    return f"{value:.2f} {currency}" if value >= 1 else f"{value:.3g} {currency}"
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from yolojob.option import pareto
-from yolojob.plots import COLOURS
+from yolojob.plots import COLOURS, in_order
 
 if TYPE_CHECKING:
     from yolojob.comparison import Comparison
@@ -54,7 +54,7 @@ def draw(found: Comparison, path: Path) -> None:
 def _stack(axes: Axes, rows: dict[str, dict[str, float]]) -> None:
     names = list(rows)[::-1]
     left = [0.0] * len(names)
-    for part in dict.fromkeys(p for row in rows.values() for p, value in row.items() if value > 0):
+    for part in in_order(p for row in rows.values() for p, value in row.items() if value > 0):
         values = [rows[name].get(part, 0.0) for name in names]
         axes.barh(names, values, left=left, label=part, color=COLOURS.get(part))
         left = [a + b for a, b in zip(left, values, strict=True)]

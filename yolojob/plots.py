@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -39,10 +39,16 @@ COLOURS = {
 }
 
 
+def in_order(parts: Iterable[str]) -> list[str]:
+    """Each part once, in the order in which they happen."""
+    order = list(COLOURS)
+    return sorted(dict.fromkeys(parts), key=lambda part: order.index(part) if part in order else len(order))
+
+
 def stacked(rows: Mapping[str, Mapping[str, float]], unit: str, scale: float = 1.0) -> go.Figure:
     """A horizontal bar for each row, with a stretch for each part."""
     names = list(rows)[::-1]
-    parts = list(dict.fromkeys(part for row in rows.values() for part, value in row.items() if value > 0))
+    parts = in_order(part for row in rows.values() for part, value in row.items() if value > 0)
     figure = go.Figure()
     for part in parts:
         values = [rows[name].get(part, 0.0) * scale for name in names]

@@ -8,6 +8,7 @@ which nothing was measured.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 from yolojob import work
 from yolojob.figure import Basis, Figure, total
@@ -22,7 +23,10 @@ BUCKET = 25 << 20
 """Bytes of gradients that DDP reduces at once; the last bucket is ready when nothing is left to hide behind
 (torch.nn.parallel.DistributedDataParallel, bucket_cap_mb)."""
 RENDEZVOUS = 1.0
-"""Seconds in which workers find each other that start at the same time."""
+"""Seconds in which workers on machines of their own find each other that start at the same time."""
+SHARED_START = 0.6
+"""Each further worker of one machine makes the start longer by this part: they share the disk, and take turns at the labels;
+measured: docs/benchmarks.md."""
 COMPUTING = ("h2d", "forward", "loss", "backward")
 
 
@@ -79,7 +83,7 @@ def of(
     job = work.of(spec, images)
     processes = workers * spec.workers.processes
     same = processes == measured.world_size
-    pace = _Pace(spec, measured, processes, shared=shared, link=link)
+    pace = _Pace(measured, processes, shared=shared, link=link)
     basis, spread = (Basis.MEASURED, NOISE) if same else (Basis.SCALED, SCALING)
     training: dict[str, float] = {}
     spreads = 0.0
@@ -95,11 +99,11 @@ def of(
         **(waits or {}),
         "rendezvous": Figure.within(measured.rendezvous_seconds, 0.5, Basis.MEASURED)
         if same
-        else Figure.factor(RENDEZVOUS if workers > 1 else 0.0, 3.0),
+        else Figure.factor(RENDEZVOUS if workers > 1 and not shared else 0.0, 3.0),
         "staging": Figure.within(
             measured.cached_staging_seconds if cached else measured.staging_seconds, 0.2, Basis.MEASURED
         ),
-        "startup": Figure.within(measured.startup_seconds, 0.15, basis),
+        "startup": Figure.within(pace.startup, 0.15 if same else 0.3, basis),
     }
     parts |= {
         phase: Figure.within(seconds, spread + spreads, basis) for phase, seconds in training.items() if seconds > 0
@@ -120,16 +124,12 @@ def of(
 class _Pace:
     """How long the parts of a training take with a number of processes."""
 
-    def __init__(
-        self, spec: YoloTrainingJobSpec, measured: Measurement, processes: int, *, shared: bool, link: Link | None
-    ) -> None:
-        self._measured = measured
+    def __init__(self, measured: Measurement, processes: int, *, shared: bool, link: Link | None) -> None:
+        self._measured, self._shared = measured, shared
         self._same = processes == measured.world_size
         self._link = link or measured.link
         self._processes = processes
         whole = measured.micro[0]
-        # Fewer images than the micro-batch of the bench has, for it was cut by the number of processes.
-        self._images = min(spec.train.batch, measured.data.images or spec.train.batch)
         self._share = measured.world_size / processes
         each = whole.images * self._share
         alone = _pass_seconds(measured, each) / whole.seconds
@@ -156,8 +156,15 @@ class _Pace:
                 out[phase] = seconds
         if self._processes > 1 and self._link is not None:
             backward = out.get("backward", 0.0)
-            out["all_reduce"] = exposed(self._link, self._processes, 4 * self._measured.anatomy.parameters, backward)
+            gradients = 4 * self._measured.anatomy.parameters
+            out["all_reduce"] = exposed(self._link, self._processes, gradients, backward)
+            out["all_reduce"] += steps.deviation * slowest(self._processes)
         return out
+
+    @property
+    def startup(self) -> float:
+        more = max(self._processes - self._measured.world_size, 0) if self._shared else 0
+        return self._measured.startup_seconds * (1 + SHARED_START * more)
 
     @property
     def update(self) -> float:
@@ -165,7 +172,8 @@ class _Pace:
 
     @property
     def validation(self) -> float:
-        return self._measured.validation_seconds * self._compute
+        # On a shared machine the work stays the same, whoever does it.
+        return self._measured.validation_seconds * (max(self._compute, 1.0) if self._shared else self._compute)
 
 
 def _pass_seconds(measured: Measurement, images: float) -> float:
@@ -176,6 +184,14 @@ def _pass_seconds(measured: Measurement, images: float) -> float:
     half = measured.micro[1]
     each = max((whole.seconds - half.seconds) / (whole.images - half.images), 0.0)
     return max(half.seconds + each * (images - half.images), 0.0)
+
+
+def slowest(ranks: int) -> float:
+    """By how many standard deviations the slowest of so many is slower than the mean: all others wait for it.
+
+    Blom's approximation of the largest of normal variates (Blom, Statistical Estimates and Transformed Beta-Variables, 1958).
+    """
+    return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
 def exposed(link: Link, ranks: int, gradients: int, backward: float) -> float:

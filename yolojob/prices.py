@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from yolojob import catalogue
+from yolojob.errors import UserError
 from yolojob.spec import YoloTrainingJobSpec
 
 
@@ -18,7 +19,7 @@ class Price:
     """Where it comes from."""
 
 
-class NoPrice(Exception):
+class NoPrice(UserError):
     """There is no price; the words say what is missing."""
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from yolojob.errors import UserError
 from yolojob.measurement import Record
 
 
-class InvalidRecord(Exception):
+class InvalidRecord(UserError):
     """A file is no record; the words name it."""
 
 

@@ -7,8 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from yolojob.errors import UserError
 
-class NoRun(Exception):
+
+class NoRun(UserError):
     """There is no run; the words say what is missing."""
 
 

@@ -18,7 +18,7 @@ from yolojob.option import clock
 from yolojob.page import Section, render
 from yolojob.page import write as write_page
 from yolojob.results import Epoch, Line
-from yolojob.status import Attempt, Cost, Timing
+from yolojob.status import Attempt, Cost
 
 COMPUTING = ("forward", "loss", "backward")
 
@@ -53,12 +53,9 @@ def of_folder(folder: Path) -> Story:
     """A run by its own record.
 
     Raises:
-        ClusterError: there is no run, or its record is damaged.
+        NoRun: there is none, or its record is damaged.
     """
-    try:
-        lines, epochs = results.traces(folder), results.epochs(folder)
-    except results.NoRun as error:
-        raise ClusterError(str(error)) from None
+    lines, epochs = results.traces(folder), results.epochs(folder)
     own = [line for line in lines if line.rank == 0]
     parts: dict[str, float] = {}
     for line in own:
@@ -67,8 +64,7 @@ def of_folder(folder: Path) -> Story:
     gaps = sum(max(after.start - before.end, 0.0) for before, after in pairwise(own))
     if gaps > 0.01 * sum(parts.values()):
         parts["restart"] = gaps
-    order = [*Timing().parts, *plots.COLOURS]
-    parts = {part: parts[part] for part in sorted(parts, key=lambda p: order.index(p) if p in order else 99)}
+    parts = {part: parts[part] for part in plots.in_order(parts)}
     numbers = sorted({line.epoch for line in own})
     phases = {
         phase: [sum(x.seconds.get(phase, 0.0) for x in own if x.epoch == n) for n in numbers]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from yolojob import prediction, work
 from yolojob.assumptions import Assumptions
 from yolojob.catalogue import Accelerator, Machine
+from yolojob.errors import UserError
 from yolojob.figure import Basis, Figure
 from yolojob.measurement import Anatomy, DataFacts, Link, Measurement
 from yolojob.prediction import Prediction
@@ -141,7 +142,7 @@ def of(
     )
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(UserError):
     """The words say how much is missing, and which batch fits."""
 
 

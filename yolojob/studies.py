@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +9,6 @@ import typer
 from rich.console import Console
 
 from yolojob import assumptions, benching, catalogue, client, display, manifest, tables, target
-from yolojob.benching import BenchFailed
-from yolojob.client import ClusterError
 from yolojob.contract import ExitCode, Mode
 from yolojob.fingerprint import fingerprint
 from yolojob.job import YoloTrainingJob
@@ -20,11 +16,11 @@ from yolojob.local import Places
 from yolojob.measurement import Record
 from yolojob.option import Option
 from yolojob.prices import NoPrice
-from yolojob.records import InvalidRecord, Records, best
+from yolojob.records import Records, best
 from yolojob.roofline import DoesNotFit
 from yolojob.survey import NotKnown, Survey
 from yolojob.target import LOCAL, Target
-from yolojob.verbs import Context, Namespace, Output
+from yolojob.verbs import Context, Namespace, Output, told
 
 app = typer.Typer()
 
@@ -47,32 +43,6 @@ Images = Annotated[
 ]
 STANDARD = Path(__file__).parent / "data" / "standard.yaml"
 DEFAULT_CACHE, DEFAULT_FOLDER, DEFAULT_SECONDS = Path("~/.cache/yolojob"), Path("measurements"), 45
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Errors as one line, and the exit code for what the user can mend."""
-    try:
-        yield
-    except manifest.InvalidManifest as error:
-        for fault in error.faults:
-            typer.echo(f"error: {fault}", err=True)
-        raise typer.Exit(ExitCode.BAD_INPUT) from None
-    except BenchFailed as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.code) from None
-    except (
-        ClusterError,
-        InvalidRecord,
-        NotKnown,
-        NoPrice,
-        DoesNotFit,
-        target.UnknownTarget,
-        catalogue.InvalidCatalogue,
-        assumptions.InvalidAssumption,
-    ) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(ExitCode.BAD_INPUT) from None
 
 
 @app.command()
@@ -103,7 +73,7 @@ def bench(
     """
     console = Console(stderr=output is not Output.TEXT)
     places = Places(runs=Path(), volumes=volumes, cache=cache.expanduser())
-    with _told():
+    with told():
         job = _job(file)
         if tune:
             report = benching.here(job, places, Mode.TUNE, 0, console)
@@ -155,7 +125,7 @@ def estimate(
     """
     console = Console(stderr=output is not Output.TEXT)
     places = Places(runs=Path(), volumes=volumes, cache=cache.expanduser())
-    with _told():
+    with told():
         job = _job(file)
         known = catalogue.load(own)
         assumed = assumptions.load(assumed_file, assume or [])
@@ -208,7 +178,7 @@ def compare(
     """
     console = Console(stderr=output is not Output.TEXT)
     places = Places(runs=Path(), volumes=volumes, cache=cache.expanduser())
-    with _told():
+    with told():
         job = _job(file)
         known = catalogue.load(own)
         assumed = assumptions.load(assumed_file, assume or [])
@@ -253,7 +223,7 @@ def report(
     gets the job's waits and money.
     """
     console = Console(stderr=output is not Output.TEXT)
-    with _told():
+    with told():
         from yolojob import retrospect
 
         if Path(run).is_dir():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from yolojob import money, prediction, roofline
 from yolojob.assumptions import Assumptions
 from yolojob.catalogue import Accelerator, Catalogue, Machine
+from yolojob.errors import UserError
 from yolojob.figure import Basis, Figure
 from yolojob.measurement import Anatomy, DataFacts, Link, Measurement, Record
 from yolojob.money import Bill, Power
@@ -21,7 +22,7 @@ ETHERNET = 10.0
 """Gbit/s between the nodes of a cluster, where only one worker was measured. Assumed."""
 
 
-class NotKnown(Exception):
+class NotKnown(UserError):
     """Nothing can be said of a target; the words say what is missing."""
 
 
@@ -56,6 +57,8 @@ class Survey:
 
     def _measured(self, target: Target, record: Record, workers: int, counts: list[int]) -> Option:
         measured = record.measurement
+        # Where each has a GPU of its own, they hardly meet.
+        shared = target.is_local and measured.host.gpu is None
         waits = {part: Figure.within(seconds, 0.5, Basis.MEASURED) for part, seconds in record.waits.items()}
 
         def predict(count: int) -> Prediction:
@@ -70,7 +73,7 @@ class Survey:
                 self.spec,
                 measured,
                 workers=count,
-                shared=target.is_local,
+                shared=shared,
                 cached=target.is_local,
                 waits=waits,
                 link=link,

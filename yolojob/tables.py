@@ -15,7 +15,7 @@ from rich.table import Table
 from yolojob.display import duration, size
 from yolojob.figure import Figure
 from yolojob.measurement import Record
-from yolojob.option import Option, clock
+from yolojob.option import Option, amount, clock
 from yolojob.survey import Survey
 from yolojob.verbs import Output
 
@@ -152,10 +152,7 @@ def options(found: list[Option], refused: dict[str, str], console: Console) -> N
 
 def money(figure: Figure | None, currency: str) -> str:
     """An amount; where there is no price, that."""
-    if figure is None:
-        return "no price"
-    digits = 2 if figure.value >= 1 else 4
-    return f"{figure.value:.{digits}f} {currency}"
+    return "no price" if figure is None else amount(figure.value, currency)
 
 
 def option_json(option: Option) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from yolojob import gpus
 from yolojob.catalogue import Catalogue, Machine, UnknownMachine
+from yolojob.errors import UserError
 
 LOCAL = "local"
 PROVIDERS = {"gke": "gcp", "gcp": "gcp", "eks": "aws", "aws": "aws"}
@@ -47,7 +48,7 @@ class Target:
         return self.is_local or self.context is not None
 
 
-class UnknownTarget(Exception):
+class UnknownTarget(UserError):
     """No such place; the words offer others."""
 
 

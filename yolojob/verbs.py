@@ -17,6 +17,7 @@ from rich.live import Live
 from yolojob import display, manifest
 from yolojob.client import Client, ClusterError
 from yolojob.contract import ExitCode
+from yolojob.errors import UserError
 from yolojob.job import YoloTrainingJob
 from yolojob.status import Phase
 
@@ -37,7 +38,7 @@ As = Annotated[Output, typer.Option("--output", "-o", help="json or yaml print t
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Errors as one line, and the exit code for what the user can mend."""
     try:
         yield
@@ -45,9 +46,9 @@ def _told() -> Iterator[None]:
         for fault in error.faults:
             typer.echo(f"error: {fault}", err=True)
         raise typer.Exit(ExitCode.BAD_INPUT) from None
-    except (ClusterError, TimeoutError) as error:
+    except UserError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(ExitCode.BAD_INPUT) from None
+        raise typer.Exit(error.code) from None
 
 
 def _print(jobs: list[YoloTrainingJob], output: Output, console: Console, *, one: bool) -> None:
@@ -70,7 +71,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it ends.")] = False,
 ) -> None:
     """Create a job in the cluster, from the same manifest that `yolojob run` takes."""
-    with _told():
+    with told():
         job = manifest.parse(manifest.load(file))
         client = Client(context, namespace or job.metadata.namespace)
         made = client.submit(job)
@@ -89,7 +90,7 @@ def get(
     namespace: Namespace = None,
 ) -> None:
     """List jobs, or one of them."""
-    with _told():
+    with told():
         client = Client(context, namespace)
         jobs = [client.get(name)] if name else client.list()
         if not jobs and output is Output.TEXT:
@@ -101,7 +102,7 @@ def get(
 @app.command()
 def describe(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Tell a job's story: conditions, events, where the time went."""
-    with _told():
+    with told():
         client = Client(context, namespace)
         display.story(client.get(name), client.events(name), Console())
 
@@ -109,7 +110,7 @@ def describe(name: Name, context: Context = None, namespace: Namespace = None) -
 @app.command()
 def watch(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Show a job's progress until it ends; exits 1 when it has failed."""
-    with _told():
+    with told():
         _watch(Client(context, namespace), name)
 
 
@@ -147,7 +148,7 @@ def logs(
     namespace: Namespace = None,
 ) -> None:
     """Print what the workers say; of several, each line with its worker's number."""
-    with _told():
+    with told():
         for index, line in Client(context, namespace).logs(name, worker, follow=follow):
             typer.echo(line if worker is not None else f"[{index}] {line}")
 
@@ -155,7 +156,7 @@ def logs(
 @app.command()
 def suspend(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Stop a job's pods, and keep its checkpoint."""
-    with _told():
+    with told():
         Client(context, namespace).suspend(name)
         typer.echo(f"{name}: suspended")
 
@@ -163,7 +164,7 @@ def suspend(name: Name, context: Context = None, namespace: Namespace = None) ->
 @app.command()
 def resume(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Let a suspended job go on."""
-    with _told():
+    with told():
         Client(context, namespace).resume(name)
         typer.echo(f"{name}: resumed")
 
@@ -176,7 +177,7 @@ def scale(
     namespace: Namespace = None,
 ) -> None:
     """Change the number of workers of an elastic, or of a suspended job."""
-    with _told():
+    with told():
         Client(context, namespace).scale(name, replicas)
         typer.echo(f"{name}: scaled to {replicas}")
 
@@ -184,6 +185,6 @@ def scale(
 @app.command()
 def delete(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Delete a job and its pods; what is in its storage stays."""
-    with _told():
+    with told():
         Client(context, namespace).delete(name)
         typer.echo(f"{name}: deleted")

@@ -48,6 +48,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--seconds", "10", "--assume", "watts=60", "--assume", "purchasePrice=900", "--curve", "volumes/digits"),
     )
     assert "This assumes" in said
+    if kept := os.environ.get("YOLOJOB_PICTURES"):
+        Path(kept).mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "compare.png", kept)
     return folder
 
 

@@ -73,7 +73,7 @@ class TestStory:
         (folder / file).write_text(text)
         if not text:
             (folder / file).unlink()
-        with pytest.raises(ClusterError, match=words):
+        with pytest.raises(results.NoRun, match=words):
             retrospect.of_folder(folder)
 
     def test_a_job_by_its_status(self) -> None:

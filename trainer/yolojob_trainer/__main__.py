@@ -146,7 +146,7 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
         cached_staging = time.perf_counter() - began
         staged_bytes = inspection.size(folder)
     callbacks: list[Callback] = [reporter]
-    if mode is Mode.TRAIN:
+    if mode is not Mode.TUNE:  # a bench writes one, too: it takes its time
         callbacks.append(Trace(world, storage, run.attempt))
     if (steps := environment.chrome_steps()) and mode is Mode.TRAIN:
         callbacks.append(ChromeTrace(world, storage, scratch, steps))

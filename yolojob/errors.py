@@ -1,0 +1,11 @@
+"""What the user can mend, said in one line: the field or the place, the value, and the way out."""
+
+from __future__ import annotations
+
+from yolojob.contract import ExitCode
+
+
+class UserError(Exception):
+    """The command line prints its words and ends with its code."""
+
+    code: int = ExitCode.BAD_INPUT
