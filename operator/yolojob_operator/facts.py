@@ -124,7 +124,8 @@ def pod_facts(body: Body) -> PodFacts:
     limits: Body = (container.get("resources") or {}).get("limits") or {}
     owner: Body = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), {})
     phase = status.get("phase", "Pending")
-    lingers = phase == "Running" and bool(terminated)
+    # For a moment a kubelet says Running of a pod all of whose containers have ended: its own word is to come.
+    lingers = phase == "Running" and bool(terminated) and any("running" in (c.get("state") or {}) for c in containers)
     if lingers:
         phase = "Failed" if terminated.get("exitCode") else "Succeeded"
     return PodFacts(

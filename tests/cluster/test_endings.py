@@ -71,8 +71,9 @@ def test_a_sidecar_does_not_keep_a_job_alive(kube: Kube) -> None:
     document["spec"]["workers"]["template"]["spec"]["containers"] = [proxy]
     kube.create(document)
     phase(kube, "meshed", "Running")
-    for i in range(2):
-        say(kube, f"meshed-worker-{i}", containerStatuses=ended(0, "Completed"))
+    other = {"name": "proxy", "image": "x", "imageID": "", "ready": True, "restartCount": 0}
+    other["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+    say(kube, "meshed-worker-0", containerStatuses=[*ended(0, "Completed"), other])
     phase(kube, "meshed", "Succeeded")
     eventually(lambda: not kube.pods("meshed"), "what the proxies hold is freed")
 

@@ -88,12 +88,16 @@ def everything(kube: Kube) -> None:
     kube.create(job("bad", 1, "1s", runPolicy={"backoffLimit": 1}))
     foreign = {"metadata": {"name": "taken-worker-1"}, "spec": {"containers": [{"name": "c", "image": "x"}]}}
     kube.create({"apiVersion": "v1", "kind": "Pod", **foreign})
-    service = {"metadata": {"name": "taken"}, "spec": {"clusterIP": "None"}}
+    service = {"metadata": {"name": "named"}, "spec": {"clusterIP": "None"}}
     kube.create({"apiVersion": "v1", "kind": "Service", **service})
-    kube.create(job("taken"))
+    for name in ("taken", "named"):
+        kube.create(job(name))
     eventually(lambda: not kube.get("yolotrainingjob", "good"), "deleted when its time has come")
     phase(kube, "bad", "Failed")
-    eventually(lambda: kube.condition("taken", "Scheduled").get("reason") == "NameConflict", "foreign objects are seen")
+    for name in ("taken", "named"):
+        eventually(
+            lambda n=name: kube.condition(n, "Scheduled").get("reason") == "NameConflict", "foreign objects are seen"
+        )  # type: ignore[misc]
     kube.create(job("gang", scheduling={"gang": "coscheduling"}))
     eventually(lambda: len(kube.pods("gang")) == 2, "its pods")
     kube.run("delete", "pod", "gang-worker-0")
@@ -130,6 +134,6 @@ def test_nothing_is_denied_and_nothing_granted_in_vain(kube: Kube, installed: tu
     assert allowed <= granted | outside
     assert granted - allowed - free == set()
     kube.run("delete", "pod", "taken-worker-1")
-    kube.run("delete", "service", "taken")
+    kube.run("delete", "service", "named")
     kube.run("delete", "yolotrainingjobs", "--all")
     kube.run("delete", "crd", "podgroups.scheduling.x-k8s.io")

@@ -186,20 +186,24 @@ def test_the_cache_is_where_the_installation_says() -> None:
     assert {"name": "cache", "emptyDir": {}} in worker()["spec"]["volumes"]
 
 
-def ended(status: dict[str, Any], **terminated: Any) -> Any:
+def ended(status: dict[str, Any], sidecar: bool = False, **terminated: Any) -> Any:
     """Facts of a pod whose trainer has ended."""
     pod = worker()
-    containers = [{"name": "trainer", "state": {"terminated": terminated}}] if terminated else []
+    containers: list[dict[str, Any]] = [{"name": "trainer", "state": {"terminated": terminated}}] if terminated else []
+    if sidecar:
+        containers.append({"name": "proxy", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}})
     return pod_facts({**pod, "status": {**status, "containerStatuses": containers}})
 
 
 def test_a_sidecar_does_not_keep_a_worker_alive() -> None:
     """A mesh's proxy goes on when the trainer has ended, and with it the pod's phase."""
-    done = ended({"phase": "Running"}, exitCode=0)
+    done = ended({"phase": "Running"}, sidecar=True, exitCode=0)
     assert (done.phase, done.terminal, done.lingers) == ("Succeeded", True, True)
-    failed = ended({"phase": "Running"}, exitCode=1)
+    failed = ended({"phase": "Running"}, sidecar=True, exitCode=1)
     assert (failed.phase, failed.cause) == ("Failed", Cause.FAILURE)
     assert not ended({"phase": "Succeeded"}, exitCode=0).lingers
+    alone = ended({"phase": "Running"}, exitCode=0)
+    assert (alone.phase, alone.lingers) == ("Running", False), "the kubelet is about to say how it ended"
 
 
 @pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfcpu", "OutOfnvidia.com/gpu", "NodeShutdown"])
