@@ -64,7 +64,6 @@ class Client:
         own = _configure(config, configuration, context)
         self.namespace = namespace or own
         api = client.ApiClient(configuration)
-        self._api = api
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
 
@@ -193,11 +192,15 @@ class Client:
         """
         try:
             node = self._pod(worker_name(name, 0))["spec"].get("nodeName")
-            text = self._call(lambda: _raw(self._api, OPENCOST))
+            answer = self._call(
+                lambda: self._core.connect_get_namespaced_service_proxy_with_path(
+                    *OPENCOST, _preload_content=False, **_IN_TIME
+                )
+            )
         except ClusterError:
             return None
         pattern = rf'^node_total_hourly_cost{{[^}}]*node="{re.escape(node or "")}"[^}}]*}} (\S+)$'
-        found = re.search(pattern, text, re.MULTILINE)
+        found = re.search(pattern, answer.data.decode(), re.MULTILINE)
         return float(found[1]) if found else None
 
     def suspend(self, name: str) -> YoloTrainingJob:
@@ -285,8 +288,8 @@ class Client:
             raise _translated(error, name, self.namespace) from error
 
 
-OPENCOST = "/api/v1/namespaces/opencost/services/opencost:9003/proxy/metrics"
-"""https://www.opencost.io/docs/integrations/metrics"""
+OPENCOST = ("opencost:9003", "opencost", "metrics")
+"""Service and port, namespace, path: https://www.opencost.io/docs/integrations/metrics"""
 
 
 def contexts() -> list[str]:
@@ -300,12 +303,6 @@ def contexts() -> list[str]:
     except config.ConfigException:
         return []
     return [str(context["name"]) for context in found]
-
-
-def _raw(api: Any, path: str) -> str:
-    """A GET that the client library has no words for."""
-    answer = api.call_api("GET", api.configuration.host + path, _request_timeout=TIMEOUT[1])
-    return str(answer.read().decode()) if hasattr(answer, "read") else str(answer.data.decode())
 
 
 _IN_TIME: Any = {"_request_timeout": TIMEOUT}

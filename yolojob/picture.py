@@ -24,7 +24,7 @@ def draw(found: Comparison, path: Path) -> None:
 
     unit, scale = time_unit(max(o.seconds for o in found.options))
     figure, ((time, money), (both, more)) = plt.subplots(
-        2, 2, figsize=(14, 4.5 + len(found.options)), layout="constrained"
+        2, 2, figsize=(14, 6 + len(found.options)), layout="constrained"
     )
     figure.suptitle(f"{found.name}: where to train it")
     _stack(time, {o.name: {p: f.value * scale for p, f in o.predicted.parts.items()} for o in found.options})
@@ -37,8 +37,13 @@ def draw(found: Comparison, path: Path) -> None:
     both.plot([o.seconds * scale for o in front], [o.cost or 0.0 for o in front], ":", color="grey")
     for option in priced:
         both.plot(option.seconds * scale, option.cost or 0.0, "o", markersize=9)
+        right = option.seconds > max(o.seconds for o in priced) / 2
         both.annotate(
-            option.name, (option.seconds * scale, option.cost or 0.0), xytext=(6, 6), textcoords="offset points"
+            option.name,
+            (option.seconds * scale, option.cost or 0.0),
+            xytext=(-9 if right else 9, 7),
+            textcoords="offset points",
+            ha="right" if right else "left",
         )
     both.set(title="Time against money", xlabel=unit, ylabel=currency, xlim=(0, None), ylim=(0, None))
     both.margins(0.25)
@@ -59,4 +64,4 @@ def _stack(axes: Axes, rows: dict[str, dict[str, float]]) -> None:
         axes.barh(names, values, left=left, label=part, color=COLOURS.get(part))
         left = [a + b for a, b in zip(left, values, strict=True)]
     if names:
-        axes.legend(fontsize=7, ncols=2)
+        axes.legend(fontsize=7, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.14))

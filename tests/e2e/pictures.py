@@ -59,8 +59,10 @@ def _panel(axes: Axes, panel: Panel, series: Series) -> None:
         axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=11)
     elif panel.kind == "bars":
         shown = series[:MOST_IN_LEGEND][::-1]
-        bars = axes.barh([name for name, _ in shown], [points[-1][1] for _, points in shown])
-        axes.bar_label(bars, [_number(points[-1][1], panel.unit) for _, points in shown], fontsize=8, padding=3)
+        axes.barh(range(len(shown)), [points[-1][1] for _, points in shown], alpha=0.6)
+        for i, (name, points) in enumerate(shown):  # beside the axes long names would take the plot's place
+            axes.text(0, i, f" {name}: {_number(points[-1][1], panel.unit)}", va="center", fontsize=8)
+        axes.set_yticks([])
         axes.margins(x=0.15)
     else:
         _over_time(axes, panel, series)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,65 @@ def test_a_bench_that_does_not_fit_says_so_from_afar(kube: Kube, job: dict[str, 
     done = command(kube, tmp_path, "bench", "job.yaml", "--on", context, "-n", kube.namespace)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "GiB are missing; the largest batch that fits is" in done.stderr
+
+
+SERVER = """
+import http.server, sys
+
+class Metrics(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(sys.argv[1].encode())
+
+http.server.HTTPServer(("", 9003), Metrics).serve_forever()
+"""
+
+
+@pytest.fixture
+def opencost(kube: Kube, image_names: dict[str, str]) -> Iterator[float]:
+    """A service that answers as OpenCost does, with one price for every node."""
+    price = 0.625
+    nodes = [n["metadata"]["name"] for n in kube.get("nodes")["items"]]
+    words = (
+        "\n".join(f'node_total_hourly_cost{{instance="{n}",node="{n}",provider_id=""}} {price}' for n in nodes) + "\n"
+    )
+    container = {
+        "name": "opencost",
+        "image": image_names["operator"],
+        "command": ["python", "-c", SERVER, words],
+        "ports": [{"containerPort": 9003}],
+        "readinessProbe": {"tcpSocket": {"port": 9003}, "periodSeconds": 1},
+    }
+    labels = {"app": "opencost"}
+    kube.run("create", "namespace", "opencost")
+    there = Kube(kube.kubeconfig, "opencost")
+    spec = {"selector": labels, "ports": [{"port": 9003}]}
+    there.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "opencost", "labels": labels},
+            "spec": {"containers": [container]},
+        },
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "opencost"}, "spec": spec},
+    )
+    there.run("wait", "--for=condition=Ready", "pod/opencost", "--timeout=60s")
+    yield price
+    kube.run("delete", "namespace", "opencost")
+
+
+def test_opencost_tells_a_price_where_nobody_else_does(
+    kube: Kube, job: dict[str, Any], opencost: float, tmp_path: Path
+) -> None:
+    del job["spec"]["pricing"]
+    job["spec"]["workers"]["replicas"] = 1
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    context = kube.run("config", "current-context").stdout.strip()
+    done = command(
+        kube, tmp_path, "bench", "job.yaml", "--on", context, "--seconds", "5", "-n", kube.namespace, "-o", "json"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = json.loads(done.stdout)
+    assert (found["perWorkerHour"], found["currency"]) == (opencost, "USD")
+    assert "OpenCost" in found["priceWords"]
