@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -246,7 +248,21 @@ class TestOthers:
         eventually(lambda: "counted" not in operator.ask("/metrics")[1], "its series are gone")
 
 
-def test_fifty_jobs_and_an_operator_that_is_killed_at_random(kube: Kube, operator: Operator) -> None:
+@pytest.fixture
+def all_pods(kube: Kube, tmp_path: Path) -> Iterator[Path]:
+    """A file to which every change of a pod is written: name, attempt, uid."""
+    path = tmp_path / "pods"
+    line = r'{.metadata.name} {.metadata.labels.yolojob\.dev/attempt} {.metadata.uid}{"\n"}'
+    kubectl = shutil.which("kubectl", path=kube.environment["PATH"]) or "kubectl"
+    command = [kubectl, "--namespace", kube.namespace, "get", "pods", "--watch", "--output", f"jsonpath={line}"]
+    with path.open("w") as out:
+        watch = subprocess.Popen(command, env=kube.environment, stdout=out)
+    yield path
+    watch.terminate()
+    watch.wait()
+
+
+def test_fifty_jobs_and_an_operator_that_is_killed_at_random(kube: Kube, operator: Operator, all_pods: Path) -> None:
     """No pod twice, no job lost, no restart uncounted, no deadline missed."""
     chance = random.Random(50)
     names, killed = [f"fifty-{i}" for i in range(50)], 0
@@ -273,6 +289,12 @@ def test_fifty_jobs_and_an_operator_that_is_killed_at_random(kube: Kube, operato
     assert killed >= 10
     found = all_finished(kube, names, 150)
     assert len(found) == 50
+    seen: dict[tuple[str, str], set[str]] = {}
+    for line in all_pods.read_text().splitlines():
+        pod, attempt, uid = line.split()
+        seen.setdefault((pod, attempt), set()).add(uid)
+    assert len(seen) >= 2 * 50
+    assert [pod for pod, uids in seen.items() if len(uids) > 1] == [], "no pod twice"
     for name, status in found.items():
         _, *wanted = ends[kinds[name]]
         assert [status["phase"], status["attempt"], status["restarts"]] == wanted, (name, kinds[name], status)
