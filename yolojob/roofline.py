@@ -13,7 +13,7 @@ from yolojob import prediction, work
 from yolojob.assumptions import Assumptions
 from yolojob.catalogue import Accelerator, Machine
 from yolojob.errors import UserError
-from yolojob.figure import Basis, Figure
+from yolojob.figure import Basis, Figure, total
 from yolojob.measurement import Anatomy, DataFacts, Link, Measurement
 from yolojob.prediction import Prediction
 from yolojob.spec import YoloTrainingJobSpec
@@ -92,33 +92,18 @@ def of(
     share = -(-min(spec.train.batch, images) // ranks)
     _check(anatomy, share, gpu, spec, ranks)
     compute = _pass(spec, anatomy, share, gpu, calibration.part if calibration else None) + LAUNCHES
-    rate = samples_per_core or SAMPLES_PER_CORE * (640 / spec.train.imgsz) ** 2
-    loaders = min(machine.cpus, LOADERS * machine.gpus) * workers
-    loading = share * ranks / (rate * loaders)
-    wait = max(loading - compute, 0.0)
-    link = Link(
-        between="workers",
-        latency_seconds=1e-4 if workers > 1 else 2e-5,
-        bytes_per_second=machine.network * 1e9 / 8 * EFFICIENCY if workers > 1 else INSIDE,
-    )
-    reducing = 0.0
-    if ranks > 1:
-        reducing = prediction.exposed(link, ranks, 4 * anatomy.parameters, compute * 2 / TRAINING)
+    wait = max(_loading(spec, machine, workers, share * ranks, samples_per_core) - compute, 0.0)
+    reducing = _reducing(anatomy, machine, workers, compute)
+    validation = (data.val_images or 0) / ranks * _pass(spec, anatomy, 1, gpu, None) / TRAINING * 2
     steps = job.steps * job.epochs
     basis, factor = (Basis.SCALED, SCALED_FACTOR) if calibration else (Basis.PREDICTED, FACTOR)
 
     def about(seconds: float) -> Figure:
         return Figure.factor(seconds, factor).model_copy(update={"basis": basis})
 
-    validation = (data.val_images or 0) / ranks * _pass(spec, anatomy, 1, gpu, None) / TRAINING * 2
+    start = _start(data, machine, ranks, assumed)
     parts = {
-        "scheduling": Figure(
-            value=assumed.provision_seconds, low=0.0, high=assumed.provision_seconds * 3, basis=Basis.PREDICTED
-        ),
-        "image pull": Figure.factor(assumed.image_gib * 2**30 * 8 / (assumed.pull_mbps * 1e6), 3.0),
-        "rendezvous": Figure.factor(prediction.RENDEZVOUS if ranks > 1 else 0.0, 3.0),
-        "staging": Figure.factor((data.bytes or 0) * 8 / (min(machine.network * 1e9, assumed.pull_mbps * 1e6)), 3.0),
-        "startup": Figure.factor(STARTUP, 2.0),
+        **start,
         "data_wait": about(wait * steps),
         "forward": about(compute / TRAINING * steps),
         "backward": about(compute * (1 - 1 / TRAINING) * steps),
@@ -126,20 +111,52 @@ def of(
         "validation": about(validation * job.validations),
         "checkpoint": Figure.factor(anatomy.fixed_bytes / SAVING * job.saves, 3.0),
     }
-    each = compute + wait + reducing
     groups = {
-        "computing": compute,
-        "waiting for data": wait,
-        "reducing gradients": reducing,
-        "the start": sum(parts[p].value for p in ("scheduling", "image pull", "staging", "startup")) / steps,
+        "computing": compute * steps,
+        "waiting for data": wait * steps,
+        "reducing gradients": reducing * steps,
+        "the start": total(start.values()).value,
     }
     return Prediction(
         workers=workers,
         parts=parts,
-        images_per_second=min(spec.train.batch, images) / each,
+        images_per_second=min(spec.train.batch, images) / (compute + wait + reducing),
         limit=max(groups, key=lambda name: groups[name]),
         notes=() if samples_per_core else ("how fast its CPUs load data is assumed",),
     )
+
+
+def _start(data: DataFacts, machine: Machine, ranks: int, assumed: Assumptions) -> dict[str, Figure]:
+    """What comes before the first step, by part."""
+    provision, pull = assumed.provision_seconds, assumed.pull_mbps * 1e6
+    return {
+        "scheduling": Figure(value=provision, low=0.0, high=provision * 3, basis=Basis.PREDICTED),
+        "image pull": Figure.factor(assumed.image_gib * 2**30 * 8 / pull, 3.0),
+        "rendezvous": Figure.factor(prediction.RENDEZVOUS if ranks > 1 else 0.0, 3.0),
+        "staging": Figure.factor((data.bytes or 0) * 8 / min(machine.network * 1e9, pull), 3.0),
+        "startup": Figure.factor(STARTUP, 2.0),
+    }
+
+
+def _loading(
+    spec: YoloTrainingJobSpec, machine: Machine, workers: int, images: int, samples_per_core: float | None
+) -> float:
+    """Seconds in which the CPUs make so many samples."""
+    rate = samples_per_core or SAMPLES_PER_CORE * (640 / spec.train.imgsz) ** 2
+    return images / (rate * min(machine.cpus, LOADERS * machine.gpus) * workers)
+
+
+def _reducing(anatomy: Anatomy, machine: Machine, workers: int, compute: float) -> float:
+    """Seconds of a step that reducing gradients adds."""
+    ranks = workers * machine.gpus
+    if ranks == 1:
+        return 0.0
+    link = Link(
+        between="workers",
+        latency_seconds=1e-4 if workers > 1 else 2e-5,
+        bytes_per_second=machine.network * 1e9 / 8 * EFFICIENCY if workers > 1 else INSIDE,
+    )
+    return prediction.exposed(link, ranks, 4 * anatomy.parameters, compute * (1 - 1 / TRAINING))
 
 
 class DoesNotFit(UserError):

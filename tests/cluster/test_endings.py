@@ -74,7 +74,8 @@ def test_a_sidecar_does_not_keep_a_job_alive(kube: Kube) -> None:
     other = {"name": "proxy", "image": "x", "imageID": "", "ready": True, "restartCount": 0}
     other["state"] = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
     say(kube, "meshed-worker-0", containerStatuses=[*ended(0, "Completed"), other])
-    phase(kube, "meshed", "Succeeded")
+    status = phase(kube, "meshed", "Succeeded")
+    assert (status["restarts"], status["attempt"]) == (0, 1)
     eventually(lambda: not kube.pods("meshed"), "what the proxies hold is freed")
 
 
@@ -102,6 +103,7 @@ def test_which_pods_are_cleaned(kube: Kube, policy: str, left: int) -> None:
     kube.create(job(name, 0, runPolicy={"cleanPodPolicy": policy}))
     phase(kube, name, "Succeeded")
     eventually(lambda: len(kube.pods(name)) == left, f"{left} pods are left")
+    assert kube.condition(name, "Succeeded")["reason"] == "TrainingCompleted"
 
 
 def hold(kube: Kube, job_name: str, finalizers: list[str] | None) -> None:
