@@ -36,11 +36,6 @@ def rates(trainer: Trainer) -> Rates:
     )
 
 
-def decoding(files: list[str]) -> float | None:
-    """Images read and decoded per second by one process."""
-    return _per_second(cv2.imread, iter(files))
-
-
 def _per_second(deed: Callable[[T], object], over: Iterator[T]) -> float | None:
     """How often per second; none where there is nothing to do it with."""
     began, count = time.perf_counter(), 0
