@@ -17,3 +17,9 @@ class Model(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+
+class Received(Model):
+    """What a program says to another, which may be older: it reads what it knows."""
+
+    model_config = ConfigDict(extra="ignore")

@@ -17,6 +17,7 @@ SHORT_NAME = "ytj"
 
 LABEL_JOB = f"{GROUP}/job-name"
 LABEL_WORKER = f"{GROUP}/worker-index"
+LABEL_WORKERS = f"{GROUP}/workers"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_SPARE = f"{GROUP}/spare"
 """A pod that only looks for room, for a larger attempt of an elastic job."""

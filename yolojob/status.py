@@ -6,9 +6,9 @@ import enum
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainSerializer
+from pydantic import AwareDatetime, Field, PlainSerializer
 
-from yolojob.base import Model
+from yolojob.base import Received
 from yolojob.measurement import Anatomy, DataFacts, Measurement
 
 
@@ -16,7 +16,7 @@ def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-Time = Annotated[datetime, Field(strict=False), PlainSerializer(_rfc3339, return_type=str)]
+Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, return_type=str)]
 """A moment, to the second and in UTC, as Kubernetes writes it."""
 
 Count = Annotated[int, Field(ge=0)]
@@ -45,7 +45,7 @@ class ConditionType(enum.StrEnum):
     FAILED = "Failed"
 
 
-class Condition(Model):
+class Condition(Received):
     """A metav1.Condition."""
 
     type: Annotated[ConditionType, Field(strict=False)]
@@ -56,7 +56,7 @@ class Condition(Model):
     observed_generation: Count = 0
 
 
-class WorkerCounts(Model):
+class WorkerCounts(Received):
     """Pods of the current attempt."""
 
     desired: Count = 0
@@ -68,7 +68,7 @@ class WorkerCounts(Model):
     """Label selector of the worker pods, for the scale subresource."""
 
 
-class Progress(Model):
+class Progress(Received):
     """How far the training is."""
 
     epoch: Count = 0
@@ -101,7 +101,7 @@ class Progress(Model):
     """When the trainer said so."""
 
 
-class Timing(Model):
+class Timing(Received):
     """Where the time went, in seconds, over all attempts. From queuedSeconds to unaccountedSeconds the parts share no time."""
 
     queued_seconds: Seconds | None = None
@@ -167,7 +167,7 @@ class Timing(Model):
         return sum(self.training_seconds.values()) + sum(value or 0.0 for value in (*own, *others))
 
 
-class Cost(Model):
+class Cost(Received):
     """What the pods cost while they ran, over all attempts."""
 
     currency: str | None = None
@@ -185,7 +185,7 @@ class Cost(Model):
     """Where the price comes from, or why there is none."""
 
 
-class Attempt(Model):
+class Attempt(Received):
     """One gang of pods."""
 
     attempt: Count
@@ -214,7 +214,7 @@ class Attempt(Model):
     """podSeconds × perWorkerHour."""
 
 
-class Result(Model):
+class Result(Received):
     """What came out."""
 
     weights: str
@@ -223,7 +223,7 @@ class Result(Model):
     map: float | None = None
 
 
-class YoloTrainingJobStatus(Model):
+class YoloTrainingJobStatus(Received):
     """Where the job stands."""
 
     phase: Annotated[Phase, Field(strict=False)] = Phase.PENDING
@@ -267,7 +267,7 @@ class State(enum.StrEnum):
     FAILED = "Failed"
 
 
-class Failure(Model):
+class Failure(Received):
     """Why a worker ended."""
 
     rank: Count | None = None
@@ -279,7 +279,7 @@ class Failure(Model):
     exit_code: int
 
 
-class Trial(Model):
+class Trial(Received):
     """One setting that was tried before the training."""
 
     settings: str
@@ -291,14 +291,14 @@ class Trial(Model):
     """kept, slower, no gain, or why it was refused or not tried."""
 
 
-class TuningReport(Model):
+class TuningReport(Received):
     """What spec.tuning has chosen, and why."""
 
     chosen: dict[str, str]
     trials: list[Trial]
 
 
-class Report(Model):
+class Report(Received):
     """What global rank 0 serves at /progress, and what stays in the termination message."""
 
     state: Annotated[State, Field(strict=False)] = State.STARTING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -16,6 +17,8 @@ from yolojob_operator.pods import Defaults
 from yolojob_operator.policy import Privilege
 
 app = typer.Typer(pretty_exceptions_enable=False)
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Objects of a watch's events live long and hold no cycles: Python's own (700, 10, 10) cost a fifth of the CPU time."""
 
 
 @app.command()
@@ -63,6 +66,7 @@ def main(
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
     if listen and not listen.rpartition(":")[2].isdigit():
         raise typer.BadParameter(f"--listen: {listen!r} must be HOST:PORT, such as 0.0.0.0:8080")
+    gc.set_threshold(*GC_THRESHOLDS)
     memo = kopf.Memo()
     memo.settings = handlers.Settings(
         defaults=Defaults(

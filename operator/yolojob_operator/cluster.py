@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -21,8 +22,10 @@ from yolojob_operator.facts import PodFacts
 from yolojob_operator.pods import Object
 
 COMPONENT = "yolojob-operator"
-CONCURRENCY = 32
+CONCURRENCY = 64
 """Requests under way at once, of all jobs together."""
+MOST_PROGRESS_BYTES = 1 << 18
+"""A report is some kilobytes; who sends more is not believed."""
 TIMEOUT = 30.0
 PROGRESS_TIMEOUT = 3.0
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -33,10 +36,12 @@ KUEUE_VERSIONS = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
 class ClusterError(Exception):
     """A request that the API server refused, or did not answer."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
+        self.retry_after = retry_after
+        """Seconds that the API server asks to wait before the next try."""
 
 
 class Conflict(ClusterError):
@@ -90,6 +95,8 @@ class Cluster:
             inside = False
         configuration = client.Configuration.get_default_copy()
         configuration.connection_pool_maxsize = CONCURRENCY
+        # Else aiohttp looks for a .netrc before each request, in a thread.
+        configuration.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration), inside=inside, observe=observe)
 
     async def close(self) -> None:
@@ -99,9 +106,23 @@ class Cluster:
     # --- requests -------------------------------------------------------------------------------------------------
 
     async def _request(
-        self, method: str, path: str, body: Any = None, content_type: str = "application/json", accept: str = ""
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content_type: str = "application/json",
+        accept: str = "",
+        limit: AbstractAsyncContextManager[Any] | None = None,
     ) -> Object | None:
         """The answer; None where the object is not there.
+
+        Args:
+            method: GET, POST, PUT, PATCH or DELETE.
+            path: from the API server's root, with the query.
+            body: what is sent, as JSON.
+            content_type: of the body.
+            accept: of the answer; JSON unless given, and of a POST only the metadata.
+            limit: what to wait for before the request; for one's turn among all requests unless given.
 
         Raises:
             Conflict: 409.
@@ -110,20 +131,20 @@ class Cluster:
         # Of what we create we know the rest: its metadata is answer enough, and a tenth of the work.
         accept = accept or (METADATA_ONLY if method == "POST" else "application/json")
         headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": COMPONENT}
-        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = self._api.configuration.host + path
-        status, began = 0, time.perf_counter()
-        try:
-            async with self._limit:
+        async with limit or self._limit:
+            status, began = 0, time.perf_counter()
+            try:
+                await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
                 answer = await self._api.rest_client.request(
                     method, url, headers=headers, body=body, _request_timeout=TIMEOUT
                 )
                 data = await answer.read()
-            status = answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
-        finally:
-            self._observe(method, _resource(path), status, time.perf_counter() - began)
+                status = answer.status
+            except (aiohttp.ClientError, ConfigException, TimeoutError, OSError) as error:
+                raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
+            finally:
+                self._observe(method, _resource(path), status, time.perf_counter() - began)
         if status == 404 and method != "POST":
             return None
         if status >= 400:
@@ -133,8 +154,12 @@ class Cluster:
                 problem = {}
             kind = Conflict if status == 409 else ClusterError
             message = problem.get("message") or f"{method} {path}"
-            raise kind(status, problem.get("reason") or "Refused", message)
-        return dict(json.loads(data)) if data else {}
+            after = str(answer.headers.get("Retry-After") or "")
+            raise kind(status, problem.get("reason") or "Refused", message, float(after) if after.isdigit() else 0.0)
+        try:
+            return dict(json.loads(data)) if data else {}
+        except (ValueError, TypeError, RecursionError):
+            raise ClusterError(status, "Garbled", f"{method} {path}: the answer is no JSON object") from None
 
     async def create(self, item: Object) -> Object | None:
         """Create an object, and get its metadata; None where its name is taken.
@@ -153,19 +178,26 @@ class Cluster:
         """The object of this kind and name; None where there is none."""
         return await self._request("GET", f"{_collection(item)}/{item['metadata']['name']}")
 
-    async def uids(self, kind: str, namespaces: Iterable[str]) -> set[str]:
-        """Of all objects of a kind that carry a job's label, or of all jobs; no namespaces: in all of them.
+    async def versions(self, kind: str, namespaces: Iterable[str]) -> dict[str, int]:
+        """resourceVersion by uid of all pods that carry a job's label, or of all jobs.
 
         Args:
             kind: Pod, or a job's.
-            namespaces: where to look.
+            namespaces: where to look; everywhere, where there are none.
+
+        Raises:
+            ClusterError: no answer, or the kind is unknown (404).
         """
         root = "/api/v1" if kind == "Pod" else f"/apis/{contract.API_VERSION}"
         query = f"?labelSelector={contract.LABEL_JOB}" if kind == "Pod" else ""
-        found: set[str] = set()
+        found: dict[str, int] = {}
         for where in [f"/namespaces/{name}" for name in namespaces] or [""]:
-            listed = await self._request("GET", f"{root}{where}/{_PLURALS[kind]}{query}", accept=LIST_METADATA_ONLY)
-            found |= {item["metadata"]["uid"] for item in (listed or {}).get("items") or ()}
+            path = f"{root}{where}/{_PLURALS[kind]}{query}"
+            listed = await self._request("GET", path, accept=LIST_METADATA_ONLY)
+            if listed is None:
+                raise ClusterError(404, "NotFound", f"GET {path}: the API server does not know {_PLURALS[kind]}")
+            for item in listed.get("items") or ():
+                found[item["metadata"]["uid"]] = int(item["metadata"]["resourceVersion"])
         return found
 
     async def update_spec(self, item: Object, found: Object) -> None:
@@ -177,13 +209,15 @@ class Cluster:
         path = f"{_collection(item)}/{item['metadata']['name']}"
         await self._request("PATCH", path, patch, "application/merge-patch+json")
 
+    # Leases wait for no turn: behind a thousand pods that are to be created one would run out.
+
     async def get_lease(self, namespace: str, name: str) -> Object | None:
-        return await self._request("GET", f"{_LEASES.format(namespace)}/{name}")
+        return await self._request("GET", f"{_LEASES.format(namespace)}/{name}", limit=nullcontext())
 
     async def create_lease(self, lease: Object) -> bool:
         """False where somebody else was quicker."""
         try:
-            await self._request("POST", _LEASES.format(lease["metadata"]["namespace"]), lease)
+            await self._request("POST", _LEASES.format(lease["metadata"]["namespace"]), lease, limit=nullcontext())
         except Conflict:
             return False
         return True
@@ -193,7 +227,7 @@ class Cluster:
         metadata = lease["metadata"]
         path = f"{_LEASES.format(metadata['namespace'])}/{metadata['name']}"
         try:
-            return await self._request("PUT", path, lease) is not None
+            return await self._request("PUT", path, lease, limit=nullcontext()) is not None
         except Conflict:
             return False
 
@@ -272,14 +306,25 @@ class Cluster:
         try:
             if self.inside:
                 host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
-                async with self._http.get(f"http://{host}:{contract.METRICS_PORT}/progress") as answer:
-                    data = await answer.json()
-            else:
-                path = f"/api/v1/namespaces/{namespace}/pods/{pod.name}:{contract.METRICS_PORT}/proxy/progress"
-                data = await asyncio.wait_for(self._request("GET", path), PROGRESS_TIMEOUT)
-            return Report.model_validate(data)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, ValidationError, ClusterError):
+                return Report.model_validate_json(await self._read(f"http://{host}:{contract.METRICS_PORT}/progress"))
+            path = f"/api/v1/namespaces/{namespace}/pods/{pod.name}:{contract.METRICS_PORT}/proxy/progress"
+            return Report.model_validate(await asyncio.wait_for(self._request("GET", path), PROGRESS_TIMEOUT))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ClusterError):
             return None
+
+    async def _read(self, url: str) -> bytes:
+        """What a pod says. Its owner decides what that is: we follow it nowhere else, and read no more than a report.
+
+        Raises:
+            ClusterError: it says too much.
+        """
+        data = b""
+        async with self._http.get(url, allow_redirects=False) as answer:
+            async for block in answer.content.iter_any():
+                data += block
+                if len(data) > MOST_PROGRESS_BYTES:
+                    raise ClusterError(answer.status, "TooLarge", f"{url}: more than {MOST_PROGRESS_BYTES} bytes")
+        return data
 
     @staticmethod
     def _job_path(namespace: str, name: str) -> str:

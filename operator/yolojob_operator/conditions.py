@@ -7,6 +7,9 @@ from typing import Literal
 
 from yolojob.status import Condition, ConditionType, YoloTrainingJobStatus
 
+MOST_REASON, MOST_MESSAGE = 1024, 32768
+"""Characters of a metav1.Condition; the words in it may be a trainer's, and of any length."""
+
 
 def find(status: YoloTrainingJobStatus, kind: ConditionType) -> Condition | None:
     return next((c for c in status.conditions if c.type == kind), None)
@@ -27,6 +30,7 @@ def set_condition(
     now: datetime,
 ) -> bool:
     """Set a condition; True where its status or reason is new."""
+    reason, message = reason[:MOST_REASON], message[:MOST_MESSAGE]
     old = find(status, kind)
     same = old is not None and old.status == value
     new = Condition(

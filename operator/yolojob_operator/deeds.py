@@ -136,4 +136,5 @@ def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:
 
 
 def _is_owned(found: Object, job: YoloTrainingJob) -> bool:
-    return any(o.get("uid") == job.metadata.uid for o in found["metadata"].get("ownerReferences") or ())
+    owners = found["metadata"].get("ownerReferences") or ()
+    return any(o.get("uid") == job.metadata.uid and o.get("controller") for o in owners)

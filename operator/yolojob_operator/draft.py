@@ -77,6 +77,8 @@ class Draft:
     delete_job: bool = False
     refused: bool = False
     """No pod may be created of this specification."""
+    settling: bool = False
+    """The end of the attempt has been seen, and a moment is left to the others to show theirs."""
 
     def __post_init__(self) -> None:
         self.status = (self.job.status or YoloTrainingJobStatus()).model_copy(deep=True)
@@ -149,6 +151,8 @@ class Draft:
         """The current attempt is over."""
         ledger.fix_price(self.job, self.status, self.placed, self.observed.nodes or {})
         ledger.close_record(self.status, reason, message, self.now)
+        if self.status.progress:
+            self.status.progress.eta = None
         self.condition(ConditionType.RUNNING, "False", reason, message)
 
     def remove(self, pod: PodFacts, grace_seconds: int | None = None) -> None:

@@ -35,7 +35,8 @@ def words_of(pod: PodFacts) -> tuple[str, str]:
         return report.failure.reason, f"{pod.name}{rank}: {report.failure.message}"
     lines = [line for line in pod.message.strip().splitlines() if line.strip()]
     tail = f": {' | '.join(lines[-3:])}" if lines else ""
-    return "TrainingFailed", f"{pod.name} ended with exit code {pod.exit_code}{tail}"
+    how = "failed" if pod.exit_code is None else f"ended with exit code {pod.exit_code}"
+    return "TrainingFailed", f"{pod.name} {how}{tail}"
 
 
 def first(pods_now: list[PodFacts]) -> PodFacts:

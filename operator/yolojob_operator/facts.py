@@ -38,9 +38,13 @@ class PodFacts:
 
     name: str
     uid: str
+    version: int = 0
+    """resourceVersion."""
     owner_uid: str
     index: int
     attempt: int
+    workers: int = 0
+    """Size of its gang; 0 where it does not say."""
     phase: str
     node: str = ""
     ip: str = ""
@@ -131,9 +135,11 @@ def pod_facts(body: Body) -> PodFacts:
     return PodFacts(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
+        version=_number(metadata.get("resourceVersion")),
         owner_uid=owner.get("uid", ""),
         index=_number(labels.get(contract.LABEL_WORKER)),
         attempt=_number(labels.get(contract.LABEL_ATTEMPT)),
+        workers=max(_number(labels.get(contract.LABEL_WORKERS)), 0),
         phase=phase,
         lingers=lingers,
         node=spec.get("nodeName") or "",
@@ -146,7 +152,7 @@ def pod_facts(body: Body) -> PodFacts:
         deleted=_time(metadata.get("deletionTimestamp")),
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason") or "",
-        message=terminated.get("message") or "",
+        message=terminated.get("message") or _failure(status),
         memory_limit=str(limits.get("memory", "")),
         disruption=_disruption(conditions, status, terminated),
         kueue_group=_kueue_group(metadata),
@@ -179,6 +185,18 @@ def _disruption(conditions: Mapping[str, Body], status: Body, terminated: Body) 
     if terminated.get("reason") == _UNKNOWN:
         return f"{_UNKNOWN}: {terminated.get('message', '')}".strip(": ")
     return ""
+
+
+def _failure(status: Body) -> str:
+    """Why a pod failed whose trainer never ran."""
+    if status.get("phase") != "Failed":
+        return ""
+    for container in status.get("initContainerStatuses") or ():
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            said = f": {ended['message']}" if ended.get("message") else ""
+            return f"init container {container.get('name')} ended with exit code {ended['exitCode']}{said}"
+    return f"{status.get('reason', '')}: {status.get('message', '')}".strip(": ")
 
 
 def _waiting(conditions: Mapping[str, Body], status: Body) -> str:

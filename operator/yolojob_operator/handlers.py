@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -21,6 +22,10 @@ from yolojob_operator.nodes import NodeFacts, node_facts
 from yolojob_operator.pods import Defaults, Object
 from yolojob_operator.reconciler import Reconciler
 
+log = logging.getLogger(__name__)
+
+SERVED_SECONDS = 2.0
+"""Between two looks for our kind of object."""
 WORKER_PODS: dict[str, Any] = {contract.LABEL_JOB: kopf.PRESENT}
 
 
@@ -89,6 +94,8 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     # An object that has just been seen is kept in memory for so long, for more news of it: 5 s cost 100 MB at a thousand jobs.
     settings.queueing.idle_timeout = 0.5
     settings.networking.error_backoffs = Endless()
+    # The filter of a handler is kopf's own: without this it is sent every pod of the cluster.
+    settings.watching.label_selectors["pods"] = contract.LABEL_JOB
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.posting.reporting_component = "yolojob-operator"
@@ -114,6 +121,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     if given.listen:
         runner = await server.serve(given.listen, metrics.registry, memo.reconciler.ailment)
         stack.push_async_callback(runner.cleanup)
+    await _until_served(cluster, given.namespaces)
     me = lease.identity()
     leases = [lease.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
     stack.push_async_callback(_release, leases)
@@ -121,6 +129,18 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     stack.callback(keeper.cancel)
     memo.reconciler.start()
     stack.push_async_callback(memo.reconciler.stop)
+
+
+async def _until_served(cluster: Cluster, namespaces: tuple[str, ...]) -> None:
+    """Wait until the API server knows our jobs: kopf looks for their kind once, and never again."""
+    while True:
+        try:
+            await cluster.versions(contract.KIND, namespaces)
+        except ClusterError as error:
+            log.warning("waiting for the API server, and for the CustomResourceDefinition: %s", error)
+            await asyncio.sleep(SERVED_SECONDS)
+        else:
+            return
 
 
 async def _release(leases: list[lease.Lease]) -> None:

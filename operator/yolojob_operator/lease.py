@@ -53,11 +53,18 @@ def _time(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def is_gone(error: ClusterError) -> bool:
+    """Whether nothing can be created because the namespace is not there, or about to go."""
+    return error.status == 404 or (error.status == 403 and "is being terminated" in str(error))
+
+
 class Lease:
     """The right to work on the jobs of one namespace, or of all."""
 
     def __init__(self, cluster: Cluster, namespace: str, me: str) -> None:
         self._cluster, self.namespace, self._me = cluster, namespace, me
+        self.exists = True
+        """Whether its namespace does: nobody works on the jobs of one that was deleted."""
         self._seen: Object | None = None
         self._seen_at = 0.0
         self._renewed = -float("inf")
@@ -73,7 +80,14 @@ class Lease:
         lease = await self._cluster.get_lease(self.namespace, NAME)
         if lease is None:
             spec: Object = {"holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": 0}
-            done = await self._cluster.create_lease(self._lease({}, {**spec, **self._renewal(now)}))
+            try:
+                done = await self._cluster.create_lease(self._lease({}, {**spec, **self._renewal(now)}))
+            except ClusterError as error:
+                self.exists = not is_gone(error)
+                if self.exists:
+                    raise
+                return
+            self.exists = True
         else:
             spec = lease.get("spec") or {}
             holder = str(spec.get("holderIdentity") or "")
@@ -126,7 +140,7 @@ async def _take(leases: list[Lease]) -> None:
     for lease in sorted(leases, key=lambda each: each.namespace):
         if not lacking:
             await _tend(lease)
-            lacking = not lease.held
+            lacking = lease.exists and not lease.held
         else:
             await _quietly(lease.release())
 
@@ -140,6 +154,8 @@ async def _quietly(deed: Awaitable[None]) -> None:
         await asyncio.wait_for(deed, RENEW_DEADLINE_SECONDS)
     except (ClusterError, TimeoutError) as error:
         log.warning("the lease could not be renewed: %s", error)
+    except Exception:  # whatever it is: who does not renew in time rests
+        log.exception("the lease could not be renewed")
 
 
 async def keep(leases: list[Lease], tell: Callable[[bool], None]) -> None:
@@ -147,7 +163,7 @@ async def keep(leases: list[Lease], tell: Callable[[bool], None]) -> None:
     leading = waiting = False
     while True:
         await (_renew(leases) if leading else _take(leases))
-        now = all(lease.held for lease in leases)
+        now = all(lease.held for lease in leases if lease.exists) and any(lease.exists for lease in leases)
         if now != leading:
             log.info("this operator works" if now else "this operator rests: it does not hold the lease")
             tell(now)

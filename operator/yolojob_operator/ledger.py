@@ -7,6 +7,7 @@ time is split by the trainer's report.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
@@ -23,6 +24,17 @@ DIGITS = 6
 """Of a currency's unit: a second of the cheapest machine is some 10 of the last."""
 STALE = timedelta(seconds=60)
 """The account is written at least so often while time passes; sooner only with other news."""
+TRAINERS = (
+    "rendezvous_seconds",
+    "staging_seconds",
+    "startup_seconds",
+    "validation_seconds",
+    "checkpoint_seconds",
+    "all_reduce_total_seconds",
+)
+"""What a trainer knows of `status.timing`, besides the phases of its steps; the rest is ours."""
+MOST_PHASES = 32
+"""Of a training step, in the status."""
 GATED = "Gated"
 """Reason of the Scheduled condition while a queue holds the pods back."""
 
@@ -57,7 +69,10 @@ def _book_time(
     asked = record.start_time if record is not None and record.start_time else now
     _add(timing, "queued_seconds" if status.attempt <= 1 else "restart_seconds", since, min(asked, now))
     since = max(since, asked)
-    if record is not None and since < now:
+    chief_ran = is_set(status, ConditionType.RUNNING, "True")
+    if chief_ran and not any(p.index == 0 and p.started and p.attempt == status.attempt for p in pods):
+        _add(timing, "running_seconds", since, now)  # its pod is gone, and with it the word of when it ended
+    elif record is not None and since < now:
         own = [p for p in pods if p.attempt == record.attempt and p.index < record.workers]
         chief = next((p for p in own if p.index == 0), None)
         started = chief.started if chief and chief.started else now
@@ -105,9 +120,11 @@ def close_record(status: YoloTrainingJobStatus, reason: str, message: str, now: 
 def take_over(status: YoloTrainingJobStatus, report: Report) -> None:
     """Split the running time as the trainer of the current attempt says."""
     timing, record = status.timing or Timing(), current(status)
-    said = report.timing.model_dump(exclude_none=True, exclude_defaults=True)
-    if not said or record is None:  # it has not begun to train
+    if report.timing == Timing() or record is None:  # it has not begun
         return
+    said = {name: value for name in TRAINERS if (value := getattr(report.timing, name)) is not None}
+    # Also when it is empty: what an earlier attempt has trained is carried over by a checkpoint, or lost.
+    said["training_seconds"] = dict(itertools.islice(report.timing.training_seconds.items(), MOST_PHASES))
     status.timing = timing.model_copy(update=said)
     status.timing.lost_seconds = max(record.earlier_seconds - report.carried_seconds, 0.0)
 
@@ -132,6 +149,11 @@ def fix_price(
         prices = [price_of(job.spec, n.machine if n else "", spot=n.spot if n else False) for n in machines]
     except NoPrice as none:
         status.cost = _cost(status, str(none))
+        return
+    billed = status.cost.currency if status.cost else None
+    if billed is not None and billed != prices[0].currency:
+        words = f"no price: attempts before this one are billed in {billed}, and this one's is in {prices[0].currency}"
+        status.cost = _cost(status, words)
         return
     record.per_worker_hour = sum(p.per_worker_hour for p in prices) / len(prices)
     record.currency = prices[0].currency

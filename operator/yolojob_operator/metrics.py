@@ -58,9 +58,12 @@ class JobsCollector(Collector):
             namespace, _ = names
             tally[namespace, status.phase.value] += 1
             if status.timing:
+                parts: Tally[str] = Tally()
                 for part, seconds in status.timing.parts.items():
-                    if seconds:
-                        timing.add_metric((*names, part.replace(" ", "_")), seconds)
+                    parts[part.replace(" ", "_")] += seconds  # type: ignore[assignment]
+                for part, total in parts.items():
+                    if total:
+                        timing.add_metric((*names, part), total)
             if status.cost and status.cost.so_far is not None and status.cost.currency:
                 cost.add_metric((*names, status.cost.currency), status.cost.so_far)
                 active = status.phase is Phase.RUNNING

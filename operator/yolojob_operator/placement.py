@@ -55,7 +55,15 @@ def fill(draft: Draft) -> None:
 def resize(draft: Draft) -> None:
     """End the current attempt where one of another size is due."""
     spec, record = draft.job.spec, draft.record
-    if spec.elastic is None or record is None or record.start_time is None or draft.refused:
+    for pod in draft.spares:
+        if pod.deleted or spec.elastic is None or draft.refused:
+            draft.remove(pod)
+    if record is None or record.start_time is None or draft.refused:
+        return
+    if spec.elastic is None:
+        if spec.workers.replicas != draft.size:  # changed in a suspension that nobody saw
+            reason = "ScaledUp" if spec.workers.replicas > draft.size else "ScaledDown"
+            _change(draft, spec.workers.replicas, reason, f"spec.workers.replicas is {spec.workers.replicas}")
         return
     if spec.workers.replicas < draft.size:
         _change(draft, spec.workers.replicas, "ScaledDown", f"spec.workers.replicas is {spec.workers.replicas}")
@@ -104,10 +112,14 @@ def _grow(draft: Draft) -> None:
     if draft.now < begin:
         draft.wake(begin)
         return
+    again, status.next_growth_time = status.next_growth_time is not None, None
+    if any(p.terminal for p in draft.spares) or (draft.observed.obstacle and not again):
+        _pause(draft)  # a kubelet or the API server does not want them
+        return
     for pod in draft.spares:
-        if pod.terminal or pod.index >= spec.workers.replicas:
+        if pod.index >= spec.workers.replicas:
             draft.remove(pod)
-    spares = [p for p in draft.spares if not p.terminal and p.deleted is None]
+    spares = [p for p in draft.spares if p.deleted is None]
     placed = [p for p in spares if p.node]
     more = sizes.at_most(spec, draft.size + len(placed))
     since = min((p.scheduled for p in placed if p.scheduled), default=draft.now)
@@ -117,10 +129,7 @@ def _grow(draft: Draft) -> None:
         if more is not None and more > draft.size:
             _change(draft, more, "ScaledUp", f"there is room for {more} of {spec.workers.replicas} workers")
             return
-        for pod in draft.spares:  # what they hold helps nobody
-            draft.remove(pod)
-        status.next_growth_time = draft.now + GROWTH_PAUSE
-        draft.wake(status.next_growth_time)
+        _pause(draft)  # what they hold helps nobody
     else:
         if placed:
             draft.wake(since + PATIENCE)
@@ -128,3 +137,11 @@ def _grow(draft: Draft) -> None:
         job = draft.as_attempted()
         missing = [i for i in range(draft.size, spec.workers.replicas) if i not in present]
         draft.create.extend(pods.spare(job, i, status.attempt, draft.defaults) for i in missing)
+
+
+def _pause(draft: Draft) -> None:
+    """Look for room again later."""
+    for pod in draft.spares:
+        draft.remove(pod)
+    draft.status.next_growth_time = draft.now + GROWTH_PAUSE
+    draft.wake(draft.status.next_growth_time)

@@ -20,7 +20,7 @@ from yolojob import contract
 from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
 from yolojob.status import ConditionType, YoloTrainingJobStatus
-from yolojob_operator import ledger, placement, pods, policy, summary
+from yolojob_operator import gang, ledger, placement, pods, policy, sizes, summary
 from yolojob_operator.conditions import find, is_set, set_condition
 from yolojob_operator.draft import Deletion, Draft, Event, Observed
 from yolojob_operator.endings import first, report_of, words_of
@@ -106,7 +106,7 @@ def _recognise(draft: Draft) -> None:
     """The first gang may have been made before any status was written."""
     first = [p for p in draft.observed.pods if p.attempt == 1]
     if draft.status.attempt == 0 and first:
-        draft.next_attempt(draft.job.spec.workers.replicas)
+        draft.next_attempt(max(p.workers for p in first) or draft.job.spec.workers.replicas)
         assert draft.record is not None
         draft.record.start_time = min((p.created for p in first if p.created), default=draft.now)
         draft.status.start_time = draft.record.start_time
@@ -126,10 +126,11 @@ def _decide(draft: Draft) -> None:
             draft.condition(ConditionType.ACCEPTED, "True", "Accepted", "the specification can be run")
         else:
             draft.condition(ConditionType.ACCEPTED, "False", *refusal)
-        if draft.refused and not draft.current:
+        asleep = is_set(draft.status, ConditionType.SUSPENDED, "True")
+        if draft.refused and draft.status.attempt == 0:
             for pod in draft.observed.pods:
                 draft.remove(pod)
-        elif draft.job.spec.run_policy.suspend:
+        elif draft.job.spec.run_policy.suspend and (asleep or not _is_trained(draft)):
             _suspend(draft)
         else:
             _run(draft)
@@ -157,7 +158,8 @@ def _refusal(draft: Draft) -> tuple[str, str] | None:
                 f"spec.workers.template.{path}: {wanted}: this installation does not allow it "
                 f"(workers.allow: [{privilege}] of its chart does); leave it out"
             )
-    policy_of_restarts = (spec.workers.template.get("spec") or {}).get("restartPolicy", "Never")
+    pod_spec = spec.workers.template.get("spec")
+    policy_of_restarts = pod_spec.get("restartPolicy", "Never") if isinstance(pod_spec, dict) else "Never"
     if policy_of_restarts != "Never":
         return "TemplateForbidden", (
             f"spec.workers.template.spec.restartPolicy: {policy_of_restarts}: all workers are replaced together, by "
@@ -168,6 +170,21 @@ def _refusal(draft: Draft) -> tuple[str, str] | None:
             "NodesUnknown",
             "spec.workers.gpu.required: false: whether the cluster has GPUs is for an operator to say that may see nodes, "
             "and this one is bound to namespaces; set it to true, or leave spec.workers.gpu out to train on CPUs",
+        )
+    return _malformed(draft)
+
+
+def _malformed(draft: Draft) -> tuple[str, str] | None:
+    """Why no pod can be made of a template, of which the API server keeps whatever it is given; while one is to be made."""
+    job = draft.as_attempted()
+    if not job.spec.workers.template or len(draft.current) == draft.size:
+        return None
+    try:
+        gang.pod_group(job, pods.worker(job, 0, 1, draft.defaults), {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        words = f"{type(error).__name__}: {error}"
+        return "TemplateInvalid", (
+            f"spec.workers.template: no pod can be made of it ({words}); `kubectl explain pod.spec` tells what it may hold"
         )
     return None
 
@@ -207,12 +224,14 @@ def _run(draft: Draft) -> None:
         if draft.job.spec.storage is None:
             draft.event("Warning", "NoStorage", "spec.storage is not set: checkpoints and weights go with the pods")
     _judge(draft)
-    if not draft.finished:
+    if not draft.finished and not _is_trained(draft):
         _check_deadlines(draft)
     if draft.finished:
         _clean(draft)
+        _expire(draft)
         return
-    placement.resize(draft)
+    if not draft.settling:
+        placement.resize(draft)
     for pod in draft.leftovers:
         draft.remove(pod)
     summary.follow(draft)
@@ -220,20 +239,31 @@ def _run(draft: Draft) -> None:
         placement.fill(draft)
 
 
+def _is_trained(draft: Draft) -> bool:
+    """Whether worker 0 has succeeded: all weights are saved, and nothing that happens now takes them away."""
+    return any(p.index == 0 and p.phase == "Succeeded" for p in draft.current)
+
+
+def _is_due(draft: Draft, since: datetime | None, patience: timedelta) -> bool:
+    """Whether patience since a moment on a node's clock is used up; else a plan is due then. Clocks may differ."""
+    if since is None or abs(draft.now - since) >= patience:
+        return True
+    draft.wake(since + patience)
+    return False
+
+
 def _judge(draft: Draft) -> None:
     """Whether the attempt has come to an end, and to which."""
-    gang = draft.current
-    chief = next((p for p in gang if p.index == 0), None)
-    if chief is not None and chief.phase == "Succeeded":
-        # All weights are saved. The others have nothing left to do but to end, and may do so in peace.
-        end = (chief.finished or draft.now) + FAREWELL
-        if draft.now < end and not all(p.terminal for p in gang):
-            draft.wake(end)
-        else:
+    if _is_trained(draft):
+        # The others have nothing left to do but to end, and may do so in peace.
+        chief = next(p for p in draft.current if p.index == 0)
+        if all(p.terminal for p in draft.current) or _is_due(draft, chief.finished, FAREWELL):
             _succeed(draft, chief)
+        else:
+            draft.settling = True
         return
     by_cause: dict[Cause, list[PodFacts]] = {}
-    for pod in gang:
+    for pod in draft.current:
         if pod.cause:
             by_cause.setdefault(pod.cause, []).append(pod)
     if permanent := by_cause.get(Cause.PERMANENT):
@@ -251,7 +281,7 @@ def _judge(draft: Draft) -> None:
 def _gone(draft: Draft) -> str | None:
     """A pod that is being deleted, or that is missing from a gang which ran."""
     for pod in draft.current:
-        if pod.deleted:
+        if pod.deleted and pod.phase != "Succeeded":
             return pod.name
     if is_set(draft.status, ConditionType.RUNNING, "True"):
         present = {p.index for p in draft.current}
@@ -263,18 +293,22 @@ def _gone(draft: Draft) -> str | None:
 def _wait_for_culprit(draft: Draft, survivors: list[PodFacts]) -> None:
     """Workers that only lost a peer: give the peer a moment to show why."""
     words = words_of(first(survivors))[1]
-    latest = max((p.finished or draft.now for p in survivors), default=draft.now)
+    latest = max((p.finished for p in survivors if p.finished), default=None)
     silent = next((p for p in draft.current if not p.terminal), None)
     if silent is None:
         _restart(draft, "PeerLost", words, counted=True)
-    elif draft.now - latest >= SURVIVORS_PATIENCE:
+    elif silent.started is None and not is_set(draft.status, ConditionType.RUNNING, "True"):
+        # They have waited in vain for one that has no place, or no image, yet: nobody has failed.
+        reason, why = _why_not_running(draft)
+        _restart(draft, reason, f"{words}: {why}", counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
+    elif _is_due(draft, latest, SURVIVORS_PATIENCE):
         # A process that ends, however badly, is reported by its kubelet. Whoever is gone without that has lost its node.
         where = f"{silent.name} on node {silent.node} is silent"
         # A worker that hangs looks the same. It is no node's fault that it does so again and again.
         often = draft.status.disruptions >= FEW_DISRUPTIONS
         _restart(draft, "PeerSilent", f"{where}; {words}", counted=often, grace_seconds=FAILURE_GRACE_SECONDS)
     else:
-        draft.wake(latest + SURVIVORS_PATIENCE)
+        draft.settling = True
 
 
 def _restart(draft: Draft, reason: str, message: str, *, counted: bool, grace_seconds: int | None = None) -> None:
@@ -298,7 +332,7 @@ def _restart(draft: Draft, reason: str, message: str, *, counted: bool, grace_se
         # Whoever can still agree with others saves and goes in its own time.
         draft.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else grace_seconds)
     draft.event("Warning", "Restarting", f"attempt {status.attempt} ended: {reason}: {message}")
-    size = min(draft.size, draft.job.spec.workers.replicas)
+    size = sizes.closest(draft.job.spec, draft.size)
     draft.end_attempt(reason, message)
     draft.next_attempt(size, delay)
 
@@ -348,8 +382,6 @@ def _succeed(draft: Draft, chief: PodFacts) -> None:
     if report is not None:
         summary.take_over(draft, report)
         status.result = report.result
-    if status.progress:
-        status.progress.eta = None
     draft.end_attempt("Succeeded", "the training is complete")
     draft.condition(ConditionType.SUCCEEDED, "True", "TrainingCompleted", "the training is complete")
     weights = f": {status.result.weights}" if status.result else ""
@@ -363,8 +395,6 @@ def _fail(draft: Draft, reason: str, message: str) -> None:
     draft.end_attempt(reason, message)
     draft.condition(ConditionType.FAILED, "True", reason, message)
     draft.event("Warning", "Failed", f"{reason}: {message}")
-    if draft.status.progress:
-        draft.status.progress.eta = None
     draft.status.completion_time = draft.now
 
 

@@ -140,7 +140,6 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         },
         "containers": [_container(job, index, attempt, output, mounts, defaults)],
         "volumes": volumes,
-        "tolerations": _tolerations(job),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -159,7 +158,12 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     metadata: Object = {
         "name": worker_name(job.metadata.name, index),
         "namespace": job.metadata.namespace,
-        "labels": {**labels(job), contract.LABEL_WORKER: str(index), contract.LABEL_ATTEMPT: str(attempt)},
+        "labels": {
+            **labels(job),
+            contract.LABEL_WORKER: str(index),
+            contract.LABEL_WORKERS: str(job.spec.workers.replicas),
+            contract.LABEL_ATTEMPT: str(attempt),
+        },
         "ownerReferences": [owner_reference(job)],
     }
     over = template.get("metadata") or {}
@@ -172,6 +176,10 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         "metadata": metadata,
         "spec": overlay(pod_spec, template.get("spec") or {}),
     }
+    # Ours come first, for the first that fits counts: who tolerates everything would stay on a lost node for ever.
+    asked = pod["spec"].get("tolerations") or []
+    named = {toleration.get("key") for toleration in asked}
+    pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in named), *asked]
     return dict(overlay(pod, gang.marks(job, attempt, defaults.coscheduling_scheduler)))
 
 
@@ -179,7 +187,8 @@ def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) ->
     """A pod of a worker's size that does nothing: where it finds a place, so will the worker of a larger attempt."""
     pod = worker(job, index, attempt, defaults)
     pod["metadata"]["labels"][contract.LABEL_SPARE] = "true"
-    wait = "import signal; signal.sigwait({signal.SIGTERM})"
+    # Blocked first: process 1 is not told of signals that it does nothing about.
+    wait = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {s.SIGTERM}); s.sigwait({s.SIGTERM})"
     for container in pod["spec"]["containers"]:
         if container["name"] == contract.CONTAINER:
             container |= {"command": ["python", "-c", wait], "ports": []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -34,8 +34,12 @@ RESYNC_SECONDS = 60.0
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
 MINOR_SECONDS = 2.0
 """Counts, and how far pods are on their way to run, wait so long: mostly the next news makes them old."""
-MINOR_PER_SECOND = 15
+MINOR_PER_SECOND = 8
 """With many jobs they wait longer, so that such writes do not get in the way of pods being created."""
+MINOR_MOST_SECONDS = 60.0
+PAUSE_SECONDS = 0.04
+PAUSE_PER_JOB = 0.002
+"""Between two plans of a job; the second for each job that is on its way. Its pods' news come in flocks: one plan is for all."""
 DEAF_SECONDS = 120.0
 """A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
 _ON_ITS_WAY = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RESTARTING)
@@ -68,15 +72,18 @@ class Reconciler:
         self._namespaces, self._pods_of, self._all_pods, self._nodes = namespaces, pods_of, all_pods, nodes
         self._deeds, self._reports = Deeds(cluster), Reports(cluster, self.wake)
         self._leads = asyncio.Event()
+        metrics.queue_length.set_function(lambda: len(self._queued))
         self._jobs: dict[Key, Object] = {}
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: dict[Key, float] = {}
         """Jobs in the queue, and since when."""
         self._active: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._planned: dict[Key, float] = {}
+        """When each job was planned last."""
         self._failures: dict[Key, int] = {}
         self._minor: dict[Key, float] = {}
-        """Jobs whose status waits to be written, and since when."""
+        """Jobs whose status waits to be written, and until when."""
         self._unseen: dict[Key, tuple[int, float]] = {}
         """Versions that we wrote and that the watch has not shown yet, and since when."""
         self._rejected: dict[Key, int] = {}
@@ -86,13 +93,15 @@ class Reconciler:
         self._listed = asyncio.Event()
         self._ghosts: set[str] = set()
         """uids of pods that the index has, and that are gone."""
+        self._missed: dict[str, tuple[int, float]] = {}
+        """uids of objects that a list has shown and no watch: in which version, and since when."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._work(), name=f"reconcile-{i}") for i in range(WORKERS)]
-        self._tasks.append(asyncio.create_task(self._resync(), name="resync"))
-        self._tasks.append(asyncio.create_task(self._exorcise(), name="ghosts"))
-        self._tasks.append(asyncio.create_task(self._reports.watch(self._chiefs, self._leads), name="reports"))
+        loops = {f"reconcile-{i}": self._work for i in range(WORKERS)}
+        loops |= {"resync": self._resync, "ghosts": self._exorcise}
+        loops["reports"] = lambda: self._reports.watch(self._chiefs, self._leads)
+        self._tasks = [asyncio.create_task(_for_ever(name, loop), name=name) for name, loop in loops.items()]
 
     async def stop(self) -> None:
         for timer in self._timers.values():
@@ -110,7 +119,9 @@ class Reconciler:
             self._leads.clear()
 
     def statuses(self) -> Iterator[tuple[Key, YoloTrainingJobStatus]]:
-        """The jobs that there are, for the metrics."""
+        """The jobs that this operator works on, for the metrics; one that waits for the lease has none to tell of."""
+        if not self._leads.is_set():
+            return
         for key, body in list(self._jobs.items()):
             yield key, _status(body)
 
@@ -120,9 +131,9 @@ class Reconciler:
         return f"the watch is deaf: it has not shown a change of {lag:.0f} s ago" if lag > DEAF_SECONDS else ""
 
     def watch_lag(self) -> float:
-        """Seconds since the oldest change of ours that the watch has not shown yet."""
+        """Seconds since the oldest change that the watch has not shown yet: one of ours, or one that a list has shown."""
         now = time.monotonic()
-        moments = [since for _, since in self._unseen.values()]
+        moments = [since for _, since in (*self._unseen.values(), *self._missed.values())]
         return max((now - moment for moment in (*moments, *self._deeds.unseen())), default=0.0)
 
     # --- what happens outside -------------------------------------------------------------------------------------
@@ -131,7 +142,9 @@ class Reconciler:
         """The watch shows a job; what we wrote ourselves may be newer."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         known = self._jobs.get(key)
-        if known is None or _version(body) > _version(known) or known["metadata"]["uid"] != body["metadata"]["uid"]:
+        if known is None or _version(body) > _version(known):
+            if known is not None and known["metadata"]["uid"] != body["metadata"]["uid"]:
+                self.job_gone(key, known["metadata"]["uid"])  # and another one of its name is here
             self._jobs[key] = body
         version, _ = self._unseen.get(key, (0, 0.0))
         if _version(body) >= version:
@@ -145,6 +158,7 @@ class Reconciler:
         memories: tuple[dict[Key, Any], ...] = (
             self._jobs,
             self._failures,
+            self._planned,
             self._minor,
             self._unseen,
             self._rejected,
@@ -163,8 +177,14 @@ class Reconciler:
 
     def wake(self, key: Key) -> None:
         """Make a plan for this job soon."""
-        if key in self._jobs and key not in self._queued:
-            self._queued[key] = time.monotonic()
+        if key not in self._jobs or key in self._queued:
+            return
+        now = time.monotonic()
+        self._queued[key] = now
+        pause = self._planned.get(key, 0.0) + PAUSE_SECONDS + PAUSE_PER_JOB * len(self._minor) - now
+        if pause > 0:
+            asyncio.get_running_loop().call_later(pause, self._queue.put_nowait, key)
+        else:
             self._queue.put_nowait(key)
 
     async def pods_changed(self, key: Key) -> None:
@@ -195,6 +215,7 @@ class Reconciler:
             began = time.monotonic()
             self._metrics.queue_seconds.observe(began - self._queued.pop(key, began))
             self._active.add(key)
+            self._planned[key] = began
             result = "error"
             try:
                 await self._reconcile(key)
@@ -212,7 +233,6 @@ class Reconciler:
             finally:
                 self._active.discard(key)
                 self._metrics.reconcile_seconds.labels(result).observe(time.monotonic() - began)
-                self._metrics.queue_length.set(len(self._queued))
 
     def _retry(self, key: Key, error: Exception) -> None:
         if key not in self._jobs:
@@ -220,6 +240,8 @@ class Reconciler:
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         delay = RETRY_SECONDS[min(count, len(RETRY_SECONDS) - 1)]
+        if isinstance(error, ClusterError):
+            delay = max(delay, min(error.retry_after, RETRY_SECONDS[-1]))
         level = logging.DEBUG if isinstance(error, Conflict) and not count else logging.WARNING
         log.log(level, "%s/%s: %s; again in %s s", *key, error, delay)
         self._wake_in(key, delay)
@@ -258,20 +280,35 @@ class Reconciler:
             await asyncio.sleep(1.0)  # one list brings many objects
             self._listed.clear()
             await self._leads.wait()
-            jobs = {key: body["metadata"]["uid"] for key, body in self._jobs.items()}
+            jobs = {body["metadata"]["uid"]: key for key, body in self._jobs.items()}
             pods = {facts.uid: key for key, facts in self._all_pods()}
             try:
-                living_jobs = await self._cluster.uids(contract.KIND, self._namespaces)
-                living_pods = await self._cluster.uids("Pod", self._namespaces)
+                living_jobs = await self._cluster.versions(contract.KIND, self._namespaces)
+                living_pods = await self._cluster.versions("Pod", self._namespaces)
             except ClusterError as error:
                 log.warning("what is gone could not be found out: %s", error)
                 continue
-            for key, uid in jobs.items():
-                if uid not in living_jobs:
-                    self.job_gone(key, uid)
-            self._ghosts = {uid for uid in pods if uid not in living_pods}
+            for uid in jobs.keys() - living_jobs:
+                self.job_gone(jobs[uid], uid)
+            self._ghosts = pods.keys() - living_pods
             for uid in self._ghosts:
                 self.wake(pods[uid])
+            self._compare(living_jobs | living_pods)
+
+    def _compare(self, listed: Mapping[str, int]) -> None:
+        """Note what a list has shown and no watch: a moment later that is nothing, two minutes later the watch is deaf."""
+        shown = {body["metadata"]["uid"]: _version(body) for body in self._jobs.values()}
+        shown |= {facts.uid: facts.version for _, facts in self._all_pods()}
+        now = time.monotonic()
+        missed: dict[str, tuple[int, float]] = {}
+        for uid, version in listed.items():
+            seen = shown.get(uid, -1)
+            before, since = self._missed.get(uid, (version, now))
+            if seen < before:
+                missed[uid] = (before, since)
+            elif seen < version:
+                missed[uid] = (version, now)
+        self._missed = missed
 
     def _chiefs(self) -> list[tuple[Key, PodFacts]]:
         """The jobs that run, each with the pod of its rank 0."""
@@ -308,7 +345,7 @@ class Reconciler:
         moments = [made.due] if made.due else []
         if waits := self._may_wait(key, job.status, made):
             moments.append(now + timedelta(seconds=waits))
-        elif await self._write_status(key, body, made):
+        elif await self._write_status(key, body, _dump(made.status)):
             self._metrics.changed(job, made.status)
         try:
             if await self._deeds.carry_out(key, job, made):
@@ -339,8 +376,8 @@ class Reconciler:
         if not minor or made.status == before:
             self._minor.pop(key, None)
             return 0.0
-        left = self._minor.setdefault(key, time.monotonic()) - time.monotonic()
-        left += max(MINOR_SECONDS, len(self._minor) / MINOR_PER_SECOND)
+        wait = min(MINOR_SECONDS + len(self._minor) / MINOR_PER_SECOND, MINOR_MOST_SECONDS)
+        left = self._minor.setdefault(key, time.monotonic() + wait) - time.monotonic()
         if left <= 0:
             del self._minor[key]
         return max(left, 0.0)
@@ -348,16 +385,19 @@ class Reconciler:
     def _owned(self, key: Key, body: Object) -> list[PodFacts]:
         """The job's own pods."""
         uid = body["metadata"]["uid"]
-        return self._deeds.pods(
-            key, [p for p in self._pods_of(key) if p.owner_uid == uid and p.uid not in self._ghosts]
-        )
+        there = self._deeds.pods(key, [p for p in self._pods_of(key) if p.uid not in self._ghosts])
+        return [p for p in there if p.owner_uid == uid]
 
     async def _reject(self, body: Object, invalid: InvalidManifest, now: datetime) -> None:
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        rejected = planning.rejected(_status(body), str(invalid), body["metadata"].get("generation", 0), now)
+        rejected = _dump(planning.rejected(_status(body), str(invalid), body["metadata"].get("generation", 0), now))
+        # What stands there is the job's memory. It may be of another version, and not for us to understand, or to lose.
+        status = {**rejected, **(body.get("status") or {}), "observedGeneration": rejected["observedGeneration"]}
+        told = {c["type"]: c for c in (*status["conditions"], *rejected["conditions"])}
+        status["conditions"] = list(told.values())
         word = Event(type="Warning", reason="InvalidSpec", message=str(invalid))
         try:
-            if await self._write_status(key, body, Plan(status=rejected)):
+            if await self._write_status(key, body, status):
                 await self._announce(body, word)
         except ClusterError as error:
             if error.status != 422:
@@ -367,9 +407,8 @@ class Reconciler:
                 self._rejected[key] = body["metadata"]["generation"]
                 await self._announce(body, word)
 
-    async def _write_status(self, key: Key, body: Object, made: Plan) -> bool:
+    async def _write_status(self, key: Key, body: Object, status: Object) -> bool:
         """Write the status where it is new. It is the plan's memory, so it goes before any deed."""
-        status = made.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         if status == body.get("status"):
             return False
         updated = await self._cluster.patch_status(body, status)
@@ -388,6 +427,20 @@ class Reconciler:
             await self._cluster.post_event(body, event.type, event.reason, event.message)
         except ClusterError as error:
             log.warning("an event could not be posted: %s", error)
+
+
+async def _for_ever(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a loop that must not end. Without one of them the operator would seem to be well, and do nothing."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            log.exception("%s: begun anew", name)
+            await asyncio.sleep(1.0)
+
+
+def _dump(status: YoloTrainingJobStatus) -> Object:
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _status(body: Object) -> YoloTrainingJobStatus:

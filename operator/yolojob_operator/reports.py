@@ -19,6 +19,10 @@ MOST_SECONDS = 30.0
 """The same, where it does not answer and each question is a request to the API server."""
 START_SECONDS = 5.0
 """So long after its start a trainer imports torch, and nobody answers."""
+START_OUTSIDE_SECONDS = 10.0
+"""The same where each question is a request to the API server: few are asked in vain."""
+SILENT_PER_SECOND = 2
+"""Questions there to pods that have not answered yet, of all jobs together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Reports:
         """
         self._cluster, self._news = cluster, news
         self._answers: dict[Key, Answer] = {}
+        self._next_silent = 0.0
+        """Not before this moment is another silent pod asked from outside."""
 
     def of(self, key: Key, gang: Iterable[PodFacts]) -> Report | None:
         """What a pod of this gang said last."""
@@ -72,11 +78,13 @@ class Reports:
 
     async def _ask(self, key: Key, chief: PodFacts) -> None:
         known = self._answers.get(key)
-        known = known if known and known.uid == chief.uid else Answer(chief.uid, next_time=_first_time(chief))
-        if time.monotonic() < known.next_time:
-            self._answers[key] = known
+        if known is None or known.uid != chief.uid:
+            known = self._answers[key] = Answer(chief.uid, next_time=self._first_time(chief))
+        if time.monotonic() < known.next_time or not self._may_ask(known):
             return
         report = await self._cluster.progress(key[0], chief)
+        if self._answers.get(key) is not known:
+            return  # the job was deleted meanwhile
         if report is not None:
             self._answers[key] = Answer(chief.uid, report)
             self._news(key)
@@ -84,8 +92,18 @@ class Reports:
         wait = 0.0 if self._cluster.inside else min(EVERY_SECONDS * 2**known.silences, MOST_SECONDS)
         self._answers[key] = Answer(chief.uid, known.report, known.silences + 1, time.monotonic() + wait)
 
+    def _may_ask(self, known: Answer) -> bool:
+        """Whether it is the turn of one that may be silent."""
+        if self._cluster.inside or known.report is not None:
+            return True
+        now = time.monotonic()
+        if now < self._next_silent:
+            return False
+        self._next_silent = now + 1 / SILENT_PER_SECOND
+        return True
 
-def _first_time(chief: PodFacts) -> float:
-    """When to ask a pod first, on the monotonic clock."""
-    age = (datetime.now(UTC) - chief.started).total_seconds() if chief.started else 0.0
-    return time.monotonic() + max(START_SECONDS - age, 0.0)
+    def _first_time(self, chief: PodFacts) -> float:
+        """When to ask a pod first, on the monotonic clock."""
+        age = (datetime.now(UTC) - chief.started).total_seconds() if chief.started else 0.0
+        start = START_SECONDS if self._cluster.inside else START_OUTSIDE_SECONDS
+        return time.monotonic() + max(start - age, 0.0)

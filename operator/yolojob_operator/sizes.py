@@ -22,6 +22,11 @@ def at_most(spec: YoloTrainingJobSpec, workers: int) -> int | None:
     return max((n for n in sizes(spec) if n <= workers), default=None)
 
 
+def closest(spec: YoloTrainingJobSpec, workers: int) -> int:
+    """The size nearest to so many workers, from below where there is one; a job that is not elastic has only one."""
+    return at_most(spec, workers) or min(sizes(spec), default=spec.workers.replicas)
+
+
 def next_above(spec: YoloTrainingJobSpec, workers: int) -> int | None:
     """The next larger size."""
     return min((n for n in sizes(spec) if n > workers), default=None)

@@ -78,7 +78,8 @@ def sum_up(draft: Draft) -> None:
     status.observed_generation = draft.job.metadata.generation
     status.phase = _phase(draft)
     record = draft.record
-    if spec.workers.gpu is not None and record is not None and record.device == "CPU":
+    told = draft.refused or draft.finished
+    if spec.workers.gpu is not None and record is not None and record.device == "CPU" and not told:
         gpu = spec.workers.gpu
         types = f" of type {', '.join(gpu.types)}" if gpu.types else ""
         draft.condition(

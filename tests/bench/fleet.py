@@ -26,6 +26,8 @@ JOBS = "/apis/yolojob.dev/v1alpha1/namespaces/{}/yolotrainingjobs"
 PODS = "/api/v1/namespaces/{}/pods"
 CONNECTIONS = 16
 """Requests at once: each connection is two processes of the relay into the cluster."""
+RETRY_SECONDS = 0.2
+RETRY_SECONDS = 0.2
 HZ = os.sysconf("SC_CLK_TCK")
 
 
@@ -115,6 +117,8 @@ class Fleet:
         self._slots = asyncio.Semaphore(CONNECTIONS)
         self.phases: dict[str, str] = {}
         self.on_pod: Callable[[str, dict[str, Any]], None] = lambda kind, body: None
+        self._watches: list[asyncio.Task[None]] = []
+        self._watching = 0
 
     async def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
@@ -131,18 +135,26 @@ class Fleet:
         assert status == 201, answer
 
     async def watch(self, path: str, see: Callable[[str, dict[str, Any]], None]) -> None:
-        _, listed = await self.request("GET", path)
+        """Watch until cancelled."""
+        status, listed = await self.request("GET", path)
+        while status == 429:  # of a kind that is new to it, the API server has no watch cache yet
+            await asyncio.sleep(RETRY_SECONDS)
+            status, listed = await self.request("GET", path)
         version = listed["metadata"]["resourceVersion"]
-        url = f"{self._api.configuration.host}{path}?watch=1&resourceVersion={version}"
         session = self._api.rest_client.pool_manager
-        async with session.get(
-            url, ssl=self._api.rest_client.ssl_context, timeout=None, read_bufsize=1 << 24
-        ) as stream:
-            async for line in stream.content:
-                event = json.loads(line)
-                see(event["type"], event["object"])
-                async with self.changed:
-                    self.changed.notify_all()
+        self._watching += 1
+        while True:  # the API server ends the watch of a reader that is too slow for it
+            url = f"{self._api.configuration.host}{path}?watch=1&resourceVersion={version}"
+            async with session.get(
+                url, ssl=self._api.rest_client.ssl_context, timeout=None, read_bufsize=1 << 24, raise_for_status=True
+            ) as stream:
+                async for line in stream.content:
+                    event = json.loads(line)
+                    assert event["type"] != "ERROR", event
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    see(event["type"], event["object"])
+                    async with self.changed:
+                        self.changed.notify_all()
 
     def see_job(self, kind: str, body: dict[str, Any]) -> None:
         course = self.courses.get(body["metadata"]["name"])
@@ -169,10 +181,26 @@ class Fleet:
             async with self.changed:
                 await self.changed.wait_for(ready)
 
-        try:
-            await asyncio.wait_for(wait(), seconds)
-        except TimeoutError:
-            raise AssertionError(f"not after {seconds:.0f} s: {what}") from None
+        waiting = asyncio.create_task(wait())
+        done, _ = await asyncio.wait([waiting, *self._watches], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        assert done, f"not after {seconds:.0f} s: {what}"
+        for task in done:
+            task.result()  # a watch that broke says why
+
+    async def look(self) -> None:
+        """Begin to watch."""
+        for path, see in ((JOBS, self.see_job), (PODS, self.see_pod)):
+            self._watches.append(asyncio.create_task(self.watch(path.format(self.namespace), see)))
+        end = time.monotonic() + 30
+        while self._watching < len(self._watches):
+            assert time.monotonic() < end, "nothing can be watched"
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -182,17 +210,11 @@ async def fleet(kubeconfig: Path, namespace: str) -> AsyncIterator[Fleet]:
     configuration.connection_pool_maxsize = CONNECTIONS + 8
     async with client.ApiClient(configuration) as api:
         made = Fleet(api, namespace)
-        watches = [
-            asyncio.create_task(made.watch(JOBS.format(namespace), made.see_job)),
-            asyncio.create_task(made.watch(PODS.format(namespace), made.see_pod)),
-        ]
         try:
-            await asyncio.sleep(0.5)  # the watches are on
+            await made.look()
             yield made
         finally:
-            for watch in watches:
-                watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            await made.close()
 
 
 def spread(values: list[float]) -> str:

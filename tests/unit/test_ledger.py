@@ -269,3 +269,49 @@ def test_a_recorded_moment_is_never_counted_twice() -> None:
         story.at(70, *gang(1, 0))
     assert story.status is not None
     assert story.status.history[-1].pod_seconds == 65 + 64
+
+
+def test_what_an_attempt_without_a_step_has_taken_over_is_not_counted_again() -> None:
+    """Attempt 1 trains 80 s and saves nothing; attempt 2 ends before its first step."""
+    story = Story()
+    story.at(0)
+    story.at(90, *gang(1, 0), report=said(80.0))
+    story.at(100, pod(0, "Failed", started=after(5), finished=after(100)), *gang(1, 0)[1:])
+    story.at(103)
+    story.at(115, *gang(2, 103), report=Report(timing=Timing(startup_seconds=2.0)))
+    assert story.timing.training_seconds == {}
+    assert sum(story.timing.parts.values()) == (after(115) - CREATED).total_seconds()
+
+
+def test_a_report_does_not_write_the_operators_part_of_the_account() -> None:
+    story = Story()
+    story.at(0)
+    lie = Timing(queued_seconds=1000.0, running_seconds=3.0, updated_at=after(9999), startup_seconds=1.0)
+    story.at(30, *gang(1, 0), report=Report(timing=lie))
+    assert (story.timing.queued_seconds, story.timing.running_seconds) == (10, 25)
+    many = Timing(training_seconds={f"phase{i}": 0.1 for i in range(100)})
+    story.at(95, *gang(1, 0), report=Report(timing=many))
+    assert len(story.timing.training_seconds) == 32, "as many as the API server takes"
+
+
+def test_a_first_worker_that_vanished_has_run_until_then() -> None:
+    story = Story()
+    story.at(0)
+    story.at(30, *gang(1, 0), report=said(20.0))
+    story.at(80, *gang(1, 0)[1:])
+    assert (story.timing.scheduling_seconds, story.timing.running_seconds) == (2, 75)
+    assert sum(story.timing.parts.values()) == 90
+
+
+def test_two_currencies_are_not_added_up() -> None:
+    story = Story(pricing={"perWorkerHour": 3.6, "currency": "USD"})
+    story.at(0)
+    story.at(30, *gang(1, 0))
+    story.at(100, pod(0, "Failed", started=after(5), finished=after(100)), *gang(1, 0)[1:])
+    before = story.status.cost.so_far  # type: ignore[union-attr]
+    story.spec = {"pricing": {"perWorkerHour": 1.0, "currency": "EUR"}}
+    story.at(103)
+    story.at(200, *gang(2, 103))
+    cost = story.status.cost  # type: ignore[union-attr]
+    assert (cost.currency, cost.so_far) == ("USD", before)
+    assert "EUR" in cost.message

@@ -9,7 +9,7 @@ import pytest
 from plans import DEFAULTS, NOW, after, conditions, job, make, pod, reasons
 from support import minimal
 from yolojob_operator import gang, pods
-from yolojob_operator.draft import Obstacle
+from yolojob_operator.draft import FORCE_AFTER, Obstacle
 from yolojob_operator.facts import PodFacts
 from yolojob_operator.nodes import NodeFacts
 from yolojob_operator.placement import GROWTH_PAUSE, PATIENCE, SHORT_LIFE
@@ -146,6 +146,30 @@ class TestGrow:
         made = make(elastic(self.small()), *gang_of(2, 2), pod(2, "Failed", attempt=2), now=after(100))
         assert made.status.attempt == 2
         assert [d.name for d in made.delete] == ["digits-worker-2"]
+        assert made.due == after(100) + GROWTH_PAUSE, "a kubelet that refuses it is not asked again and again"
+
+    def test_a_quota_that_refuses_spares_is_not_asked_again_and_again(self) -> None:
+        refused = Obstacle(reason="QuotaExceeded", message="exceeded quota")
+        first = make(elastic(self.small()), *gang_of(2, 2), now=after(100))
+        assert len(workers(first)) == 2
+        made = make(elastic(first.status), *gang_of(2, 2), now=after(101), obstacle=refused)
+        assert workers(made) == []
+        assert made.due == after(101) + GROWTH_PAUSE
+        again = make(elastic(made.status), *gang_of(2, 2), now=after(101) + GROWTH_PAUSE, obstacle=refused)
+        assert len(workers(again)) == 2, "and after a while it is"
+
+    def test_a_spare_on_a_lost_node_is_forced_and_replaced(self) -> None:
+        status = self.small()
+        lost = pod(2, attempt=2, deleted=after(100), scheduled=after(90))
+        assert make(elastic(status), *gang_of(2, 2), lost, now=after(101)).due is not None
+        made = make(elastic(status), *gang_of(2, 2), lost, now=after(100) + FORCE_AFTER)
+        assert [(d.name, d.grace_seconds) for d in made.delete] == [("digits-worker-2", 0)]
+
+    def test_without_elastic_nobody_looks_for_room(self) -> None:
+        found = (*gang_of(2, 2), *(pod(i, attempt=2) for i in (2, 3)))
+        made = make(job(self.small(), workers={"replicas": 4}), *found, now=after(100))
+        assert {d.name for d in made.delete} >= {"digits-worker-2", "digits-worker-3"}
+        assert made.status.history[-1].workers == 4, "and it has the size that is asked for"
 
 
 class TestScale:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import NOW, conditions, failed, job, make, pod, reasons, running
+from plans import NOW, after, conditions, failed, job, make, pod, reasons, running
 from yolojob_operator.draft import FORCE_AFTER, FORCE_AFTER_READY, Obstacle
 from yolojob_operator.facts import PodFacts
 from yolojob_operator.nodes import NodeFacts
@@ -403,3 +404,116 @@ def test_the_first_gang_is_recognised_though_no_status_was_written() -> None:
     assert made.status.start_time == NOW - timedelta(seconds=3), "activeDeadlineSeconds counts from the first pods"
     assert made.status.timing is not None
     assert (made.status.timing.queued_seconds, made.status.timing.scheduling_seconds) == (7, 3)
+
+
+FORBIDDEN = {"workers": {"replicas": 2, "template": {"spec": {"hostNetwork": True}}}}
+
+
+class TestRefusedMeanwhile:
+    """Its like would be refused now, and the job has begun."""
+
+    def test_its_pods_vanish(self) -> None:
+        made = make(job(running().status, **FORBIDDEN))
+        assert (made.status.phase, made.status.disruptions) == (Phase.RESTARTING, 1)
+        assert make(job(made.status, **FORBIDDEN)).create == ()
+
+    def test_deadlines_are_kept(self) -> None:
+        spec = {**FORBIDDEN, "runPolicy": {"activeDeadlineSeconds": 60}}
+        lost = make(job(running().status, **spec)).status
+        assert make(job(lost, **spec), now=after(30)).due == after(60)
+        assert conditions(make(job(lost, **spec), now=after(60)))["Failed"] == ("True", "DeadlineExceeded")
+
+    def test_it_can_be_suspended(self) -> None:
+        made = make(job(running().status, **FORBIDDEN, runPolicy={"suspend": True}))
+        assert made.status.phase == Phase.SUSPENDED
+
+    def test_the_device_is_no_second_verdict(self) -> None:
+        gpu = {"types": ["T4"], "required": False}
+        spec = {"workers": {"replicas": 2, "gpu": gpu}}
+        status = make(job(make(job(**spec), nodes={}).status, **spec), pod(0), pod(1), nodes={}).status
+        assert next(c.reason for c in status.conditions if c.type == "Accepted") == "NoGpu"
+        refused = {"workers": {**FORBIDDEN["workers"], "gpu": gpu}}
+        for moment in (10, 20):
+            made = make(job(status, **refused), pod(0), pod(1), now=after(moment), nodes={})
+            assert conditions(made)["Accepted"] == ("False", "TemplateForbidden")
+            status = made.status
+        assert next(c.last_transition_time for c in status.conditions if c.type == "Accepted") == after(10)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"spec": {"containers": ["trainer"]}},
+        {"spec": {"containers": [{"name": "trainer", "env": ["A=B"]}]}},
+        {"spec": {"volumes": [None]}},
+        {"spec": ["x"]},
+        {"metadata": {"labels": "x"}},
+        {"metadata": {"annotations": ["x"]}},
+    ],
+)
+@pytest.mark.parametrize("gang", ["none", "volcano"])
+def test_a_template_that_is_none_is_said(template: dict[str, Any], gang: str) -> None:
+    made = make(job(workers={"replicas": 2, "template": template}, scheduling={"gang": gang}))
+    assert conditions(made)["Accepted"] == ("False", "TemplateInvalid")
+    assert made.create == ()
+
+
+class TestTrained:
+    """Worker 0 has succeeded, and the others have a moment left to end."""
+
+    DONE = pod(0, "Succeeded"), pod(1)
+
+    @pytest.mark.parametrize("policy", [{"activeDeadlineSeconds": 2}, {"suspend": True}])
+    def test_nothing_takes_it_away(self, policy: dict[str, Any]) -> None:
+        waiting = make(job(running().status, runPolicy=policy), *self.DONE, now=after(3))
+        assert waiting.due == NOW + FAREWELL
+        assert (waiting.status.attempt, waiting.delete) == (1, ())
+        made = make(job(waiting.status, runPolicy=policy), *self.DONE, now=NOW + FAREWELL)
+        assert made.status.phase == Phase.SUCCEEDED
+
+    def test_its_ttl_is_due_at_once(self) -> None:
+        ttl = {"ttlSecondsAfterFinished": 7}
+        made = make(job(running().status, runPolicy=ttl), pod(0, "Succeeded"), pod(1, "Succeeded"))
+        assert made.due == after(7)
+        none = make(job(running().status, runPolicy={"ttlSecondsAfterFinished": 0}), *self.DONE, now=after(9))
+        assert none.delete_job
+
+    @pytest.mark.parametrize("finished", [after(3600), None])
+    def test_a_nodes_clock_does_not_hold_it_up(self, finished: datetime | None) -> None:
+        assert make(running(), pod(0, "Succeeded", finished=finished), pod(1)).status.phase == Phase.SUCCEEDED
+
+
+def test_replicas_that_changed_in_a_suspension_that_nobody_saw() -> None:
+    status = running().status
+    wider = {"workers": {"replicas": 4}}
+    made = make(job(status, **wider), pod(0), pod(1))
+    assert made.status.history[-1].workers == 4
+    assert (made.status.restarts, made.status.disruptions) == (0, 0)
+    lost = make(job(status, **wider), failed(0, 1), pod(1))
+    assert lost.status.history[-1].workers == 4
+
+
+def test_the_first_gang_is_of_the_size_that_it_was_made_with() -> None:
+    """Scaled before the first status was written: whoever runs already waits for as many as there were then."""
+    bounds = {"elastic": {"minReplicas": 1, "maxReplicas": 4}, "train": {"batch": 16}}
+    there = [pod(i, workers=4) for i in range(4)]
+    made = make(job(None, workers={"replicas": 2}, **bounds), *there)
+    assert [r.workers for r in made.status.history] == [4, 2]
+    assert {d.name for d in made.delete} == {p.name for p in there}
+
+
+def test_waiting_in_vain_for_one_that_has_no_place_is_no_failure() -> None:
+    status = make(job()).status
+    unplaced = pod(1, "Pending", node="", started=None, scheduled=None, waiting="Unschedulable: 0/3 nodes")
+    for attempt in range(1, 6):
+        there = failed(0, ExitCode.PEER_LOST, attempt=attempt), dataclasses.replace(unplaced, attempt=attempt)
+        status = make(job(status), *there, now=after(600 * attempt)).status
+    assert (status.restarts, status.disruptions, status.phase) == (0, 5, Phase.RESTARTING)
+    assert "0/3 nodes" in (status.history[-2].message or "")
+
+
+def test_words_of_any_length_fit_a_condition() -> None:
+    failure = Failure(rank=0, reason="X" * 2000, message="y" * 40_000, exit_code=2)
+    words = Report(state=State.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
+    made = make(running(), failed(0, ExitCode.BAD_INPUT, message=words), pod(1))
+    assert made.status.phase == Phase.FAILED

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support import minimal
+from support import eventually, minimal
 from yolojob_operator import pods
 from yolojob_operator.facts import Cause, pod_facts
 
@@ -216,3 +222,51 @@ def test_a_kubelet_that_does_not_take_a_pod_is_a_disruption(reason: str) -> None
 def test_an_end_that_no_kubelet_saw_is_a_disruption() -> None:
     facts = ended({"phase": "Failed"}, exitCode=137, reason="ContainerStatusUnknown", message="could not be located")
     assert facts.cause is Cause.DISRUPTION
+
+
+def test_who_tolerates_everything_leaves_a_lost_node_all_the_same() -> None:
+    """The first toleration that fits counts, so ours stand before those of a template; unless that names ours."""
+    everything = {"operator": "Exists"}
+    tolerations = worker(workers={"template": {"spec": {"tolerations": [everything]}}})["spec"]["tolerations"]
+    assert [t.get("tolerationSeconds") for t in tolerations] == [15, 15, None]
+    own = {
+        "key": "node.kubernetes.io/unreachable",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": 99,
+    }
+    tolerations = worker(workers={"template": {"spec": {"tolerations": [own]}}})["spec"]["tolerations"]
+    assert [t["tolerationSeconds"] for t in tolerations] == [15, 99]
+
+
+def test_why_a_pod_failed_whose_trainer_never_ran() -> None:
+    ended = {"terminated": {"exitCode": 2, "message": "no such bucket"}}
+    status = {"phase": "Failed", "initContainerStatuses": [{"name": "fetch", "state": ended}]}
+    facts = pod_facts({"metadata": {"name": "p"}, "status": status})
+    assert facts.message == "init container fetch ended with exit code 2: no such bucket"
+    assert facts.cause is Cause.FAILURE
+    status = {"phase": "Failed", "reason": "DeadlineExceeded", "message": "too long"}
+    assert pod_facts({"metadata": {"name": "p"}, "status": status}).message == "DeadlineExceeded: too long"
+
+
+def test_a_spare_ends_when_it_is_told_to() -> None:
+    """As process 1 of a namespace of its own, which hears no signal that it does not care for."""
+    document = minimal(workers={"replicas": 2})
+    document["metadata"] |= {"namespace": "default", "uid": "job-uid"}
+    spare = pods.spare(YoloTrainingJob.model_validate(document), 1, 1, DEFAULTS)
+    python, *arguments = spare["spec"]["containers"][0]["command"]
+    assert python == "python"
+    process = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", sys.executable, *arguments])
+    try:
+        child = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        inner = int(eventually(lambda: child.read_text().split(), "it runs")[0])
+
+        def ended() -> bool:
+            with suppress(ProcessLookupError):
+                os.kill(inner, signal.SIGTERM)
+            return process.poll() is not None
+
+        eventually(ended, "it ends", seconds=10)
+        assert process.returncode == 0
+    finally:
+        process.kill()

@@ -9,6 +9,7 @@ import pytest
 from support import minimal
 from yolojob_operator import reconciler as module
 from yolojob_operator.deeds import REMEMBERED_SECONDS, Deeds
+from yolojob_operator.facts import PodFacts
 from yolojob_operator.metrics import Metrics
 from yolojob_operator.plan import Plan
 from yolojob_operator.pods import Defaults
@@ -94,6 +95,7 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
         )  # type: ignore[arg-type]
         made.job_seen(body(1))
         await made._reconcile(KEY)
+        made.lead(True)
         made.job_gone(KEY, "of a namesake that was deleted before")
         assert list(made.statuses()), "this one is still there"
         made.job_gone(KEY, body(1)["metadata"]["uid"])
@@ -123,6 +125,102 @@ def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
         await made.stop()
 
     asyncio.run(live())
+
+
+def reconciler(server: Server, seen: list[tuple[tuple[str, str], PodFacts]] | None = None) -> Reconciler:
+    metrics = Metrics(lambda: [])
+    return Reconciler(server, Defaults(image="x"), metrics, (), lambda key: [], lambda: seen or [], lambda: None)  # type: ignore[arg-type]
+
+
+class TestDeaf:
+    """A list shows what no watch has shown. For a moment that is nothing."""
+
+    @staticmethod
+    def later(made: Reconciler, clock: list[float], *listed: dict[str, int]) -> str:
+        for each in listed:
+            made._compare(each)
+            clock[0] += 70
+        return made.ailment()
+
+    def test_a_job_that_is_never_shown(self, clock: list[float]) -> None:
+        made = reconciler(Server())
+        assert self.later(made, clock, {"unseen": 7}) == ""
+        assert "deaf" in self.later(made, clock, {"unseen": 7})
+
+    def test_a_pod_whose_change_is_never_shown(self, clock: list[float]) -> None:
+        old = PodFacts(name="p", uid="pod", version=5, owner_uid="job-uid", index=0, attempt=1, phase="Running")
+        made = reconciler(Server(), [(KEY, old)])
+        assert self.later(made, clock, {"pod": 5}, {"pod": 5}, {"pod": 5}) == "", "there was no change"
+        assert "deaf" in self.later(made, clock, {"pod": 6}, {"pod": 9}), "however often it changes since"
+
+    def test_one_that_is_shown_a_little_later(self, clock: list[float]) -> None:
+        seen: list[tuple[tuple[str, str], PodFacts]] = []
+        made = reconciler(Server(), seen)
+        made._compare({"pod": 5})
+        seen.append((KEY, PodFacts(name="p", uid="pod", version=5, owner_uid="u", index=0, attempt=1, phase="Running")))
+        made._all_pods = lambda: seen  # type: ignore[method-assign]
+        assert self.later(made, clock, {"pod": 6}, {}) == "", "and one that went is missed by nobody"
+
+
+def test_another_job_of_the_same_name_inherits_nothing(clock: list[float]) -> None:
+    async def live() -> None:
+        made = reconciler(Server())
+        made.job_seen(body(1))
+        await made._reconcile(KEY)
+        assert list(made._deeds.unseen())
+        other = body(9)
+        other["metadata"]["uid"] = "another"
+        made.job_seen(other)
+        assert list(made._deeds.unseen()) == []
+        made.job_seen(body(2))
+        assert made._jobs[KEY]["metadata"]["uid"] == "another", "late news of the first is not news of the second"
+        await made.stop()
+
+    asyncio.run(live())
+
+
+def test_the_memory_of_a_broken_job_is_kept(clock: list[float]) -> None:
+    """Its spec cannot be read, nor its status; a version of us that can will find there what was."""
+    server = Server()
+    written: list[dict[str, Any]] = []
+
+    async def live() -> None:
+        made = reconciler(server)
+        broken = body(1)
+        broken["spec"]["train"] = {"epochs": "many"}
+        condition = {"type": "Later", "status": "True", "reason": "New", "lastTransitionTime": "2026-01-01T12:00:00Z"}
+        broken["status"] = {"phase": "Dreaming", "attempt": 3, "restarts": 2, "conditions": [condition]}
+
+        async def patch_status(body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+            written.append(status)
+            return await Server.patch_status(server, body, status)
+
+        server.patch_status = patch_status  # type: ignore[method-assign]
+        made.job_seen(broken)
+        await made._reconcile(KEY)
+        await made.stop()
+
+    asyncio.run(live())
+    assert (written[0]["phase"], written[0]["attempt"], written[0]["restarts"]) == ("Dreaming", 3, 2)
+    assert [c["type"] for c in written[0]["conditions"]] == ["Later", "Accepted"]
+
+
+def test_a_loop_that_fails_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    async def loop() -> None:
+        begun.append(1)
+        if len(begun) < 3:
+            raise ValueError("of no kind that anybody thought of")
+        raise asyncio.CancelledError
+
+    async def at_once(_: float) -> None:
+        """No pause."""
+
+    monkeypatch.setattr(module.asyncio, "sleep", at_once)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(module._for_ever("it", loop))
+    assert len(begun) == 3
 
 
 class TestExpected:

@@ -41,6 +41,7 @@ _LOST_PEER_WORDS = (
     "broken pipe",
     "socket timeout",
     "timed out waiting",
+    "waiting for clients",
     "wait timeout",
     "nccl communicator was aborted",
     "remote process exited",
