@@ -6,12 +6,14 @@ Needs `pip install 'yolojob[client]'` and a kubeconfig, or a pod's own service a
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -21,6 +23,8 @@ from yolojob.contract import worker_name
 from yolojob.errors import UserError
 from yolojob.job import YoloTrainingJob
 from yolojob.status import Report
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -32,6 +36,8 @@ WATCH_SECONDS = 240
 """A watch is begun anew after so long; the API server ends it within five to ten minutes anyway."""
 PATIENCE, PAUSE = 60.0, 1.0
 """Seconds for which a watch tries to come back, and between two tries."""
+MOST_LINES = 10_000
+"""Lines of logs that wait for a reader who is slow."""
 TIMEOUT = (10, 60)
 """Seconds for connecting, and for an answer."""
 
@@ -89,7 +95,13 @@ class Client:
     def list(self) -> list[YoloTrainingJob]:
         """All jobs of the namespace, by name."""
         found = self._call(lambda: self._objects.list_namespaced_custom_object(*self._where, **_IN_TIME))
-        return [YoloTrainingJob.model_validate(item) for item in found["items"]]
+        jobs = []
+        for item in found["items"]:
+            try:
+                jobs.append(_read(item))
+            except ClusterError as error:
+                log.warning("%s", error)  # one odd job does not hide the others
+        return jobs
 
     def watch(self, name: str | None = None, seconds: float | None = None) -> Iterator[tuple[Change, YoloTrainingJob]]:
         """Every change from now on, beginning with what is there, for ever or for so many seconds.
@@ -121,7 +133,7 @@ class Client:
                     broken = None
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
-                        yield event["type"], YoloTrainingJob.model_validate(event["object"])
+                        yield event["type"], _read(event["object"])
             except _Expired:
                 version = None  # too long ago: begin anew with what is there
                 if name:
@@ -131,6 +143,8 @@ class Client:
                 if time.monotonic() - broken > PATIENCE:
                     raise ClusterError(str(error)) from None
                 time.sleep(PAUSE)
+            else:
+                broken = None  # it was well until it ended by itself
 
     def wait(self, name: str, seconds: float | None = None) -> YoloTrainingJob:
         """Wait until a job has succeeded or failed.
@@ -147,28 +161,42 @@ class Client:
                 return job
         raise TimeoutError(f"{name} has not ended within {seconds:.0f} s")
 
-    def logs(self, name: str, worker: int | None = None, *, follow: bool = False) -> Iterator[tuple[int, str]]:
+    def logs(
+        self, name: str, worker: int | None = None, *, follow: bool = False, tail: int | None = None
+    ) -> Iterator[tuple[int, str]]:
         """(worker, line) of one worker, or of all as they come.
+
+        Args:
+            name: the job.
+            worker: its number; all of them unless given.
+            follow: wait for the pods to start, and go on as lines come, until the pods end.
+            tail: begin with so many of each worker's last lines; with its first one unless given.
 
         Raises:
             NotFound: there is no such job, or it has no such worker.
+            ClusterError: a log could not be read; told when the others have ended.
         """
         job = self.get(name)
-        workers = range(job.spec.workers.replicas) if worker is None else [worker]
-        pods = {i: worker_name(name, i) for i in workers}
-        there = [i for i, pod in pods.items() if self._exists(pod)]
-        if not there:
+        replicas = job.spec.workers.replicas
+        if worker is not None and not 0 <= worker < replicas:
+            raise NotFound(f"{name} has no worker {worker}: there are {replicas}, from 0 to {replicas - 1}")
+        pods = {i: pod for i, pod in self._workers(job).items() if worker in (None, i)}
+        if not pods:
             raise NotFound(f"{name} has no pods now: they are made when it runs, and deleted by spec.runPolicy")
-        lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
-        for i in there:
-            threading.Thread(target=self._read, args=(i, pods[i], follow, lines), daemon=True).start()
-        left = len(there)
+        lines: queue.Queue[tuple[int, str | ClusterError | None]] = queue.Queue(MOST_LINES)
+        for i, pod in pods.items():
+            threading.Thread(target=self._read_log, args=(i, pod, follow, tail, lines), daemon=True).start()
+        left, error = len(pods), None
         while left:
-            i, text = lines.get()
-            if text is None:
+            i, said = lines.get()
+            if said is None:
                 left -= 1
+            elif isinstance(said, str):
+                yield i, said
             else:
-                yield i, text
+                error = said
+        if error is not None:
+            raise error
 
     def report(self, name: str) -> Report | None:
         """The last words of a job's first worker; none while it has not ended, and when its pod is gone."""
@@ -247,12 +275,17 @@ class Client:
             lambda: self._objects.patch_namespaced_custom_object(*self._where, name, body, **_IN_TIME), name
         )
 
-    def _exists(self, pod: str) -> bool:
-        try:
-            self._pod(pod)
-        except NotFound:
-            return False
-        return True
+    def _workers(self, job: YoloTrainingJob) -> dict[int, str]:
+        """Names of a job's pods that train, by worker."""
+        selector = f"{contract.LABEL_JOB}={job.metadata.name},!{contract.LABEL_SPARE}"
+        answer = self._call(
+            lambda: self._core.list_namespaced_pod(
+                self.namespace, label_selector=selector, _preload_content=False, **_IN_TIME
+            )
+        )
+        metadata = [item["metadata"] for item in json.loads(answer.data)["items"]]
+        own = (m for m in metadata if any(o["uid"] == job.metadata.uid for o in m.get("ownerReferences") or ()))
+        return dict(sorted((int(m["labels"][contract.LABEL_WORKER]), m["name"]) for m in own))
 
     def _pod(self, name: str) -> Json:
         answer = self._call(
@@ -260,11 +293,31 @@ class Client:
         )
         return dict(json.loads(answer.data))
 
-    def _read(self, worker: int, pod: str, follow: bool, lines: queue.Queue[tuple[int, str | None]]) -> None:
+    def _open_log(self, pod: str, follow: bool, tail: int | None) -> Any:
+        """A pod's log as it comes. Who follows it waits for its start."""
+        from kubernetes.client import ApiException
+
+        begin = {} if tail is None else {"tail_lines": tail}
+        while True:
+            try:
+                return self._core.read_namespaced_pod_log(
+                    pod, self.namespace, container=contract.CONTAINER, follow=follow, _preload_content=False, **begin
+                )
+            except ApiException as error:
+                if not (follow and error.status == 400 and "waiting to start" in _words(error)):
+                    raise
+                time.sleep(PAUSE)
+
+    def _read_log(
+        self,
+        worker: int,
+        pod: str,
+        follow: bool,
+        tail: int | None,
+        lines: queue.Queue[tuple[int, str | ClusterError | None]],
+    ) -> None:
         try:
-            answer = self._core.read_namespaced_pod_log(
-                pod, self.namespace, container=contract.CONTAINER, follow=follow, _preload_content=False
-            )
+            answer = self._open_log(pod, follow, tail)
             rest = b""
             for block in answer.stream(4096):
                 *whole, rest = (rest + block).split(b"\n")
@@ -273,12 +326,12 @@ class Client:
             if rest:
                 lines.put((worker, rest.decode(errors="replace")))
         except Exception as error:  # noqa: BLE001 - of the client's many, each means the same here
-            lines.put((worker, f"(no log: {_words(error)})"))
+            lines.put((worker, ClusterError(f"worker {worker}: no log: {_words(error)}")))
         finally:
             lines.put((worker, None))
 
     def _job(self, call: Callable[[], Json], name: str = "") -> YoloTrainingJob:
-        return YoloTrainingJob.model_validate(self._call(call, name))
+        return _read(self._call(call, name))
 
     def _call(self, call: Callable[[], T], name: str = "") -> T:
         """`call`, with the client's many errors in our words."""
@@ -299,12 +352,12 @@ def contexts() -> list[str]:
     except ImportError:
         return []
     try:
-        found, _ = config.list_kube_config_contexts(os.environ.get("KUBECONFIG") or None)
-    except config.ConfigException:
+        return sorted(_contexts(config, os.environ.get("KUBECONFIG") or None)[0])
+    except Exception:  # noqa: BLE001 - a file of whatever kind
         return []
-    return [str(context["name"]) for context in found]
 
 
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _IN_TIME: Any = {"_request_timeout": TIMEOUT}
 
 
@@ -316,24 +369,62 @@ class _Expired(Exception):
     """The watch begins with a version that the API server has forgotten."""
 
 
+def _read(item: Json) -> YoloTrainingJob:
+    """A job as the API server has it.
+
+    Raises:
+        ClusterError: it was stored by a version of us that knows more, or before its rules were made.
+    """
+    try:
+        return YoloTrainingJob.model_validate(item)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise ClusterError(
+            f"{item.get('metadata', {}).get('name')} cannot be read: {path}: {first['msg']}; "
+            f"`kubectl get ytj --output yaml` shows it as it is"
+        ) from None
+
+
 def _configure(config: Any, configuration: Any, context: str | None) -> str:
     """Load a kubeconfig, or a pod's own identity; the namespace that it names."""
     # As it is now: the library has read it when it was imported.
     file = os.environ.get("KUBECONFIG") or None
     try:
-        contexts, current = config.list_kube_config_contexts(file)
-    except config.ConfigException as error:
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            raise ClusterError(f"no cluster: {error}. Set KUBECONFIG, or make a cluster: docs/install.md") from None
-        return "default"
-    names = {c["name"]: c for c in contexts}
-    if context is not None and context not in names:
-        raise ClusterError(f"no context {context!r} in the kubeconfig; there is {', '.join(sorted(names)) or 'none'}")
-    config.load_kube_config(file, context=context, client_configuration=configuration)
-    chosen = names[context] if context else current
-    return str(chosen["context"].get("namespace") or "default")
+        names, current = _contexts(config, file)
+        wanted = context or current
+        if wanted is None or wanted not in names:
+            there = ", ".join(sorted(names)) or "none"
+            which = "it names no current context" if wanted is None else f"no context {wanted!r} in it"
+            raise ClusterError(f"kubeconfig: {which}; there is {there}. Choose one with --context")
+        config.load_kube_config(file, context=wanted, client_configuration=configuration)
+    except ClusterError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of the libraries that read it, each has its own
+        # A pod's own cluster is meant only where nobody names another.
+        if context is None and file is None:
+            try:
+                config.load_incluster_config(client_configuration=configuration)
+            except config.ConfigException:
+                pass
+            else:
+                return _POD_NAMESPACE.read_text().strip() if _POD_NAMESPACE.exists() else "default"
+        words = str(error) or type(error).__name__
+        raise ClusterError(f"no cluster: {words}. Set KUBECONFIG, or make a cluster: docs/install.md") from None
+    return str(names[wanted].get("namespace") or "default")
+
+
+def _contexts(config: Any, file: str | None) -> tuple[dict[str, Json], str | None]:
+    """(contexts by name, name of the current one) of the kubeconfig's files together.
+
+    Raises:
+        ConfigException: there is none.
+    """
+    merged = config.kube_config.KubeConfigMerger(file or config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION).config
+    if merged is None:
+        raise config.ConfigException("there is no kubeconfig")
+    found = [node.value for node in merged.value["contexts"]]
+    return {c["name"]: c.get("context") or {} for c in found}, merged.value.get("current-context")
 
 
 def _answers(stream: Iterator[Json]) -> Iterator[Json]:

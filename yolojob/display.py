@@ -26,6 +26,8 @@ from yolojob.status import (
     YoloTrainingJobStatus,
 )
 
+PIPE_WIDTH = 1000
+"""Columns where there is no terminal: programs read lines, whole."""
 COLOURS = {
     "queued": "bright_black",
     "image pull": "grey50",
@@ -172,6 +174,12 @@ class View:
             words = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step")
             words = words or f"{report.state.value.lower()}{staged}"
             self._console.print(f"{self._name}: {words}", highlight=False, soft_wrap=True)
+
+
+def console() -> Console:
+    """For what others have written: brackets in it are no markup, and a pipe cuts nothing off."""
+    made = Console(markup=False, emoji=False)
+    return made if made.is_terminal else Console(markup=False, emoji=False, width=PIPE_WIDTH)
 
 
 def jobs(found: list[YoloTrainingJob], console: Console) -> None:

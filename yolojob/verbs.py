@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from yolojob import display, manifest
-from yolojob.client import Client, ClusterError
+from yolojob.client import Client, ClusterError, contexts
 from yolojob.contract import ExitCode
 from yolojob.errors import UserError
 from yolojob.job import YoloTrainingJob
@@ -23,8 +23,25 @@ from yolojob.status import Phase
 
 app = typer.Typer()
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The job's metadata.name.")]
-Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig; its current one unless given.")]
+
+def _names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Jobs whose names begin so, for the shell's completion."""
+    try:
+        found = Client(ctx.params.get("context"), ctx.params.get("namespace")).list()
+    except UserError:
+        return []
+    return [job.metadata.name for job in found if job.metadata.name.startswith(incomplete)]
+
+
+def _contexts(incomplete: str) -> list[str]:
+    return [name for name in contexts() if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The job's metadata.name.", autocompletion=_names)]
+Context = Annotated[
+    str | None,
+    typer.Option(help="Context of the kubeconfig; its current one unless given.", autocompletion=_contexts),
+]
 Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="The context's own unless given.")]
 
 
@@ -83,7 +100,8 @@ def submit(
 @app.command()
 def get(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One job; all of the namespace unless given.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One job; all of the namespace unless given.", autocompletion=_names),
     ] = None,
     output: As = Output.TEXT,
     context: Context = None,
@@ -96,7 +114,7 @@ def get(
         if not jobs and output is Output.TEXT:
             typer.echo(f"No jobs in namespace {client.namespace}.", err=True)
             return
-        _print(jobs, output, Console(), one=name is not None)
+        _print(jobs, output, display.console(), one=name is not None)
 
 
 @app.command()
@@ -104,7 +122,7 @@ def describe(name: Name, context: Context = None, namespace: Namespace = None) -
     """Tell a job's story: conditions, events, where the time went."""
     with told():
         client = Client(context, namespace)
-        display.story(client.get(name), client.events(name), Console())
+        display.story(client.get(name), client.events(name), display.console())
 
 
 @app.command()
@@ -115,7 +133,7 @@ def watch(name: Name, context: Context = None, namespace: Namespace = None) -> N
 
 
 def _watch(client: Client, name: str) -> None:
-    console = Console()
+    console = display.console()
     job = client.get(name)
     live = Live(display.job_panel(job), console=console, refresh_per_second=4) if console.is_terminal else None
     shown = ""
@@ -142,14 +160,19 @@ def _watch(client: Client, name: str) -> None:
 @app.command()
 def logs(
     name: Name,
-    worker: Annotated[int | None, typer.Option("--worker", help="One worker; all of them unless given.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
+    worker: Annotated[int | None, typer.Option("--worker", min=0, help="One worker; all of them unless given.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for the workers to start, and go on as lines come.")
+    ] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", min=0, help="Only so many of each worker's last lines, to begin with.")
+    ] = None,
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
     """Print what the workers say; of several, each line with its worker's number."""
     with told():
-        for index, line in Client(context, namespace).logs(name, worker, follow=follow):
+        for index, line in Client(context, namespace).logs(name, worker, follow=follow, tail=tail):
             typer.echo(line if worker is not None else f"[{index}] {line}")
 
 
