@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,16 +34,26 @@ WORKERS = 32
 RESYNC_SECONDS = 60.0
 RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
 MINOR_SECONDS = 2.0
-"""Counts, and how far pods are on their way to run, wait so long: mostly the next news makes them old."""
-MINOR_PER_SECOND = 8
-"""With many jobs they wait longer, so that such writes do not get in the way of pods being created."""
+MINOR_PER_SECOND = 10
 MINOR_MOST_SECONDS = 60.0
+"""Counts, and how far pods are on their way to run, are written when nothing newer has come for a while: mostly the next news
+makes them old. The more jobs are on their way, the longer that is, and no longer than the last of these."""
 PAUSE_SECONDS = 0.04
 PAUSE_PER_JOB = 0.002
 """Between two plans of a job; the second for each job that is on its way. Its pods' news come in flocks: one plan is for all."""
 DEAF_SECONDS = 120.0
 """A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
 _ON_ITS_WAY = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RESTARTING)
+
+
+@dataclass(frozen=True, slots=True)
+class Minor:
+    """News that may wait to be written."""
+
+    news: object
+    first: float
+    """When the first came that is not written yet."""
+    latest: float
 
 
 class Reconciler:
@@ -82,8 +93,8 @@ class Reconciler:
         self._planned: dict[Key, float] = {}
         """When each job was planned last."""
         self._failures: dict[Key, int] = {}
-        self._minor: dict[Key, float] = {}
-        """Jobs whose status waits to be written, and until when."""
+        self._minor: dict[Key, Minor] = {}
+        """Jobs whose status waits to be written."""
         self._unseen: dict[Key, tuple[int, float]] = {}
         """Versions that we wrote and that the watch has not shown yet, and since when."""
         self._rejected: dict[Key, int] = {}
@@ -376,8 +387,12 @@ class Reconciler:
         if not minor or made.status == before:
             self._minor.pop(key, None)
             return 0.0
-        wait = min(MINOR_SECONDS + len(self._minor) / MINOR_PER_SECOND, MINOR_MOST_SECONDS)
-        left = self._minor.setdefault(key, time.monotonic() + wait) - time.monotonic()
+        now, news = time.monotonic(), (made.status.phase, made.status.workers, made.status.conditions)
+        known = self._minor.get(key)
+        if known is None or known.news != news:
+            known = self._minor[key] = Minor(news, known.first if known else now, now)
+        quiet = MINOR_SECONDS + (len(self._minor) - 1) / MINOR_PER_SECOND
+        left = min(known.latest + quiet, known.first + MINOR_MOST_SECONDS) - now
         if left <= 0:
             del self._minor[key]
         return max(left, 0.0)

@@ -19,7 +19,7 @@ MOST_SECONDS = 30.0
 """The same, where it does not answer and each question is a request to the API server."""
 START_SECONDS = 5.0
 """So long after its start a trainer imports torch, and nobody answers."""
-START_OUTSIDE_SECONDS = 10.0
+START_OUTSIDE_SECONDS = 15.0
 """The same where each question is a request to the API server: few are asked in vain."""
 SILENT_PER_SECOND = 2
 """Questions there to pods that have not answered yet, of all jobs together."""
