@@ -123,7 +123,7 @@ class Metrics:
         self.requests = counter(
             "api_requests_total", "Requests to the API server; code 0 is no answer", ("verb", "resource", "code")
         )
-        self.watch_lag_seconds = gauge("watch_lag_seconds", "Age of our oldest change that the watch has not shown yet")
+        self.watch_lag_seconds = gauge("watch_lag_seconds", "Age of the oldest change that no watch has shown yet")
         self.leader = gauge("leader", "1 while this operator is the one that works")
         self.restarts = counter("restarts_total", "Attempts that ended before the job did", ("namespace", "cause"))
         self.time_to_running = histogram(

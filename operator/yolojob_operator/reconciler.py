@@ -387,7 +387,9 @@ class Reconciler:
         if not minor or made.status == before:
             self._minor.pop(key, None)
             return 0.0
-        now, news = time.monotonic(), (made.status.phase, made.status.workers, made.status.conditions)
+        # What was never written is said anew in each plan, with new times.
+        words = [(c.type, c.status, c.reason, c.message) for c in made.status.conditions]
+        now, news = time.monotonic(), (made.status.phase, made.status.workers, words)
         known = self._minor.get(key)
         if known is None or known.news != news:
             known = self._minor[key] = Minor(news, known.first if known else now, now)

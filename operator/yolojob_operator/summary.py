@@ -78,8 +78,7 @@ def sum_up(draft: Draft) -> None:
     status.observed_generation = draft.job.metadata.generation
     status.phase = _phase(draft)
     record = draft.record
-    told = draft.refused or draft.finished
-    if spec.workers.gpu is not None and record is not None and record.device == "CPU" and not told:
+    if spec.workers.gpu is not None and record is not None and record.device == "CPU" and not draft.refused:
         gpu = spec.workers.gpu
         types = f" of type {', '.join(gpu.types)}" if gpu.types else ""
         draft.condition(

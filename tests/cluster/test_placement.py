@@ -151,6 +151,32 @@ def test_an_evicted_worker_is_a_disruption(kube: Kube) -> None:
     assert (status["restarts"], status["disruptions"]) == (0, 1)
 
 
+def test_preempted_by_the_scheduler(kube: Kube) -> None:
+    """Somebody more important takes a node: not counted, and the gang waits until all of it has a place again."""
+    urgent = f"urgent-{kube.namespace}"
+    kube.apply(
+        {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": urgent}, "value": 1000}
+    )
+    try:
+        made = job("modest", replicas=4, train={"batch": 64})
+        made["spec"]["workers"]["gpu"] = {"count": 8, "types": ["A100"]}
+        kube.create(made)
+        phase(kube, "modest", "Running")
+        taker = blocker("taker")
+        taker["spec"]["priorityClassName"] = urgent
+        kube.create(taker)
+        eventually(lambda: kube.status("modest")["attempt"] == 2, "another attempt")
+        status = kube.status("modest")
+        assert status["history"][0]["reason"] == "PreemptionByScheduler"
+        assert (status["restarts"], status["disruptions"]) == (0, 1)
+        eventually(lambda: kube.condition("modest", "Scheduled").get("reason") == "Unschedulable", "it waits")
+        kube.run("delete", "pod", "taker")
+        phase(kube, "modest", "Running", seconds=60)
+    finally:
+        kube.run("delete", "pod", "taker", "--ignore-not-found")
+        kube.run("delete", "priorityclass", urgent)
+
+
 def crds(name: str) -> Path:
     folder = os.environ.get("YOLOJOB_TEST_CRDS")
     if folder is None:

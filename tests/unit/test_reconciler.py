@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, tzinfo
 from typing import Any, ClassVar
 
 import pytest
@@ -71,6 +72,7 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
         await made._reconcile(KEY)
         assert server.writes == 0, "the spec alone says what the first gang is"
         assert made.ailment() == ""
+        await made._reconcile(KEY)
         clock[0] += module.MINOR_SECONDS
         await made._reconcile(KEY)
         assert server.writes == 1
@@ -81,6 +83,37 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
         made.job_seen({**seen, "status": {}})
         made._deeds.forget(KEY)  # as if the pods had been shown, too
         assert made.ailment() == ""
+        await made.stop()
+
+    asyncio.run(live())
+
+
+def test_minor_news_is_written_when_it_is_quiet_about_a_job(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each plan says its words anew, with new times; that is no news."""
+    server = Server()
+
+    class Wall(datetime):
+        """The wall clock goes on with the other, and with it the times of conditions."""
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.fromtimestamp(1_767_268_800 + clock[0], tz)
+
+    monkeypatch.setattr(module, "datetime", Wall)
+
+    async def live() -> None:
+        made = reconciler(server)
+        made.job_seen(body(1))
+        await made._reconcile(KEY)  # its pods are created: that is news for the next plan
+        for _ in range(2):
+            clock[0] += module.MINOR_SECONDS * 0.75
+            await made._reconcile(KEY)
+            assert server.writes == 0
+        clock[0] += module.MINOR_SECONDS * 0.5
+        await made._reconcile(KEY)
+        assert server.writes == 1
         await made.stop()
 
     asyncio.run(live())
