@@ -109,7 +109,7 @@ class Client:
         A connection that breaks is made anew, for as long as the API server is away no longer than PATIENCE.
 
         Raises:
-            NotFound: the named job was deleted while nobody could tell.
+            NotFound: there is no job of that name, or it was deleted while nobody could tell.
             ClusterError: the API server refuses, or does not come back.
         """
         from kubernetes import watch
@@ -120,24 +120,26 @@ class Client:
         version: str | None = None
         while deadline is None or time.monotonic() < deadline:
             left = WATCH_SECONDS if deadline is None else max(min(deadline - time.monotonic(), WATCH_SECONDS), 1)
-            stream = watch.Watch().stream(
-                self._objects.list_namespaced_custom_object,
-                *self._where,
-                timeout_seconds=int(left),
-                resource_version=version,
-                _request_timeout=(TIMEOUT[0], left + TIMEOUT[1]),
-                **selector,
+            news = (
+                self._now(name)
+                if name and version is None  # of one that is gone, no watch would tell
+                else watch.Watch().stream(
+                    self._objects.list_namespaced_custom_object,
+                    *self._where,
+                    timeout_seconds=int(left),
+                    resource_version=version,
+                    _request_timeout=(TIMEOUT[0], left + TIMEOUT[1]),
+                    **selector,
+                )
             )
             try:
-                for event in _answers(stream):
+                for event in _answers(news, name or "", self.namespace):
                     broken = None
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         yield event["type"], _read(event["object"])
             except _Expired:
                 version = None  # too long ago: begin anew with what is there
-                if name:
-                    self.get(name)
             except _Broken as error:
                 broken = broken or time.monotonic()
                 if time.monotonic() - broken > PATIENCE:
@@ -153,7 +155,6 @@ class Client:
             NotFound: there is none of this name, or it was deleted.
             TimeoutError: it has not ended within so many seconds.
         """
-        self.get(name)
         for change, job in self.watch(name, seconds):
             if change == "DELETED":
                 raise NotFound(f"{name} was deleted")
@@ -270,6 +271,13 @@ class Client:
     def _where(self) -> tuple[str, str, str, str]:
         return contract.GROUP, contract.VERSION, self.namespace, contract.PLURAL
 
+    def _now(self, name: str) -> Iterator[Json]:
+        """How a job is, as a watch tells it first."""
+        yield {
+            "type": "ADDED",
+            "object": self._objects.get_namespaced_custom_object(*self._where, name, **_IN_TIME),
+        }
+
     def _patch(self, name: str, body: Json) -> YoloTrainingJob:
         return self._job(
             lambda: self._objects.patch_namespaced_custom_object(*self._where, name, body, **_IN_TIME), name
@@ -301,7 +309,14 @@ class Client:
         while True:
             try:
                 return self._core.read_namespaced_pod_log(
-                    pod, self.namespace, container=contract.CONTAINER, follow=follow, _preload_content=False, **begin
+                    pod,
+                    self.namespace,
+                    container=contract.CONTAINER,
+                    follow=follow,
+                    _preload_content=False,
+                    # Who follows waits for words as long as it takes.
+                    _request_timeout=(TIMEOUT[0], None if follow else TIMEOUT[1]),
+                    **begin,
                 )
             except ApiException as error:
                 if not (follow and error.status == 400 and "waiting to start" in _words(error)):
@@ -427,7 +442,7 @@ def _contexts(config: Any, file: str | None) -> tuple[dict[str, Json], str | Non
     return {c["name"]: c.get("context") or {} for c in found}, merged.value.get("current-context")
 
 
-def _answers(stream: Iterator[Json]) -> Iterator[Json]:
+def _answers(stream: Iterator[Json], name: str, namespace: str) -> Iterator[Json]:
     """A watch's events; its errors in our words."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -439,9 +454,9 @@ def _answers(stream: Iterator[Json]) -> Iterator[Json]:
             raise _Expired from None
         if error.status == 429 or error.status >= 500:
             raise _Broken(_words(error)) from error
-        raise _translated(error, "", "") from error
+        raise _translated(error, name, namespace) from error
     except HTTPError as error:
-        raise _Broken(str(_translated(error, "", ""))) from error
+        raise _Broken(str(_translated(error, name, namespace))) from error
 
 
 def _translated(error: Exception, name: str, namespace: str) -> Exception:

@@ -21,6 +21,8 @@ LABEL_WORKERS = f"{GROUP}/workers"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_SPARE = f"{GROUP}/spare"
 """A pod that only looks for room, for a larger attempt of an elastic job."""
+ANNOTATION_GENERATION = f"{GROUP}/generation"
+"""The job's metadata.generation when a pod was made."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "yolojob"
 

@@ -46,6 +46,7 @@ _MAX_KEYS, _MAX_KEY_LENGTH = 32, 253
 COLUMNS = (
     ("Phase", "string", ".status.phase", "Where the job stands"),
     ("Workers", "integer", ".status.workers.ready", "Workers that are ready"),
+    ("Restarts", "integer", ".status.restarts", "Attempts that failed"),
     ("Epoch", "integer", ".status.progress.epoch", "Epochs completed"),
     ("mAP50", "number", ".status.progress.map50", "mAP at IoU 0.50 of the newest validation"),
     ("Img/s", "number", ".status.progress.imagesPerSecond", "Images trained per second"),

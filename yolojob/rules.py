@@ -114,6 +114,16 @@ TRANSITIONS = (
         "can be changed only with spec.elastic, or while the job is suspended",
     ),
     (
+        "scheduling.queue",
+        "self.scheduling.queue == oldSelf.scheduling.queue || (self.runPolicy.suspend && oldSelf.runPolicy.suspend)",
+        "can be changed only while the job is suspended: its pods stand in the queue that they were made for",
+    ),
+    (
+        "scheduling.gang",
+        "self.scheduling.gang == oldSelf.scheduling.gang || (self.runPolicy.suspend && oldSelf.runPolicy.suspend)",
+        "can be changed only while the job is suspended",
+    ),
+    (
         "storage",
         "has(self.storage) == has(oldSelf.storage)",
         "cannot be added or removed: it is part of what the job is; create another job",

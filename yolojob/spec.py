@@ -10,8 +10,10 @@ from yolojob.base import Model
 from yolojob.settings import TrainSettings
 from yolojob.types import AutoOrCount, AutoOrQuantity, DatasetUri, Quantity, StorageUri, WeightsUri
 
-Seconds = Annotated[int, Field(ge=0)]
-PositiveSeconds = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1
+"""The largest whole number that stands for a time or a count, as in Kubernetes' own objects; 68 years."""
+Seconds = Annotated[int, Field(ge=0, le=MOST)]
+PositiveSeconds = Annotated[int, Field(ge=1, le=MOST)]
 
 # A file name inside a data set or a weights folder: relative, and not out of it.
 FILE_PATTERN = r"^([^./][^/]*|\.[^./][^/]*)(/([^./][^/]*|\.[^./][^/]*))*$"
@@ -139,7 +141,7 @@ class Storage(Model):
 class Checkpoint(Model):
     """When the state is saved, and how often it is kept."""
 
-    every_epochs: Annotated[int, Field(ge=1)] = 1
+    every_epochs: Annotated[int, Field(ge=1, le=MOST)] = 1
     """Save after every Nth epoch."""
     every_seconds: PositiveSeconds = 300
     """Save within an epoch when the last save is this long ago."""
@@ -163,7 +165,7 @@ class RunPolicy(Model):
 
     suspend: bool = False
     """Stop the pods, keep the checkpoint."""
-    backoff_limit: Annotated[int, Field(ge=0)] = 3
+    backoff_limit: Annotated[int, Field(ge=0, le=MOST)] = 3
     """Restarts after failures before the job fails. Preemption, eviction and lost nodes do not count."""
     active_deadline_seconds: PositiveSeconds | None = None
     """Fail when the job has been active for so long."""

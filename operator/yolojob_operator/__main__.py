@@ -16,7 +16,10 @@ from yolojob import __version__
 from yolojob_operator.pods import Defaults
 from yolojob_operator.policy import Privilege
 
+log = logging.getLogger(__name__)
 app = typer.Typer(pretty_exceptions_enable=False)
+PAUSE_SECONDS = 2.0
+"""Before another beginning."""
 GC_THRESHOLDS = (10_000, 10, 10)
 """Objects of a watch's events live long and hold no cycles: Python's own (700, 10, 10) cost a fifth of the CPU time."""
 
@@ -83,15 +86,30 @@ def main(
     )
     if not namespace:
         handlers.watch_nodes()
-    asyncio.run(
-        kopf.operator(
-            memo=memo,
-            # kopf's own guess asks for the user's name, and a pod's user may have none.
-            identity=cast("Any", socket.gethostname()),
-            clusterwide=not namespace,
-            namespaces=namespace or [],
-        )
-    )
+    asyncio.run(_operate(memo, namespace or []))
+
+
+async def _operate(memo: kopf.Memo, namespaces: list[str]) -> None:
+    """Run until we are told to end. What kopf takes for the end of itself is the beginning of the next round.
+
+    It ends with the first error in a watch other than 410, and with a 401 that passes.
+    """
+    while True:
+        try:
+            await kopf.operator(
+                memo=memo,
+                # kopf's own guess asks for the user's name, and a pod's user may have none.
+                identity=cast("Any", socket.gethostname()),
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+            )
+        except Exception as error:
+            if not hasattr(memo, "reconciler"):
+                raise  # it could not begin
+            log.error("begun anew: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(PAUSE_SECONDS)
+        else:
+            return
 
 
 def _volume_source(text: str | None) -> dict[str, Any] | None:

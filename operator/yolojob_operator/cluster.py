@@ -52,7 +52,13 @@ Observe = Callable[[str, str, int, float], None]
 """Told of every request: method, resource, status (0: no answer), seconds."""
 
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
-_PLURALS = {"Pod": "pods", "Service": "services", "PodGroup": "podgroups", contract.KIND: contract.PLURAL}
+_PLURALS = {
+    "Node": "nodes",
+    "Pod": "pods",
+    "Service": "services",
+    "PodGroup": "podgroups",
+    contract.KIND: contract.PLURAL,
+}
 
 
 def _collection(item: Object) -> str:
@@ -179,25 +185,36 @@ class Cluster:
         return await self._request("GET", f"{_collection(item)}/{item['metadata']['name']}")
 
     async def versions(self, kind: str, namespaces: Iterable[str]) -> dict[str, int]:
-        """resourceVersion by uid of all pods that carry a job's label, or of all jobs.
+        """resourceVersion by uid of all pods that carry a job's label, of all jobs, or of all nodes.
 
         Args:
-            kind: Pod, or a job's.
-            namespaces: where to look; everywhere, where there are none.
+            kind: Pod, Node, or a job's.
+            namespaces: where to look; everywhere, where there are none. One that we may not see was deleted, and our rights
+                with it: nothing is there.
 
         Raises:
-            ClusterError: no answer, or the kind is unknown (404).
+            ClusterError: no answer, the kind is unknown (404), or none of the namespaces may be seen (403).
         """
-        root = "/api/v1" if kind == "Pod" else f"/apis/{contract.API_VERSION}"
+        root = f"/apis/{contract.API_VERSION}" if kind == contract.KIND else "/api/v1"
         query = f"?labelSelector={contract.LABEL_JOB}" if kind == "Pod" else ""
         found: dict[str, int] = {}
-        for where in [f"/namespaces/{name}" for name in namespaces] or [""]:
+        refused: list[ClusterError] = []
+        places = [f"/namespaces/{name}" for name in namespaces] or [""]
+        for where in places:
             path = f"{root}{where}/{_PLURALS[kind]}{query}"
-            listed = await self._request("GET", path, accept=LIST_METADATA_ONLY)
+            try:
+                listed = await self._request("GET", path, accept=LIST_METADATA_ONLY)
+            except ClusterError as error:
+                if error.status != 403:
+                    raise
+                refused.append(error)
+                continue
             if listed is None:
                 raise ClusterError(404, "NotFound", f"GET {path}: the API server does not know {_PLURALS[kind]}")
             for item in listed.get("items") or ():
                 found[item["metadata"]["uid"]] = int(item["metadata"]["resourceVersion"])
+        if len(refused) == len(places):
+            raise refused[0]
         return found
 
     async def update_spec(self, item: Object, found: Object) -> None:
@@ -240,6 +257,17 @@ class Cluster:
             await self._request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", options)
         except Conflict:
             return  # another pod has the name by now: this one is gone
+
+    async def delete_if(self, item: Object, owned: Callable[[Object], bool]) -> None:
+        """Delete the object of this kind and name where it is ours."""
+        found = await self.get(item)
+        if found is None or not owned(found):
+            return
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": found["metadata"]["uid"]}}
+        try:
+            await self._request("DELETE", f"{_collection(item)}/{item['metadata']['name']}", options)
+        except Conflict:
+            return  # another one has the name by now
 
     async def delete_workload(self, namespace: str, name: str) -> None:
         """Delete a Workload of Kueue's; that of an older Kueue, too."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from yolojob.job import YoloTrainingJob
 from yolojob_operator.cluster import Cluster, ClusterError
@@ -14,8 +15,11 @@ from yolojob_operator.facts import Key, PodFacts, pod_facts
 from yolojob_operator.plan import Plan
 from yolojob_operator.pods import Object
 
+T = TypeVar("T")
 EXPECTED_SECONDS = 30.0
 """For so long a pod that we created counts as there, though the watch has not shown it yet."""
+TROUBLES = 3
+"""So many creations in a row that end in an error of the API server's are a thing to be told."""
 REMEMBERED_SECONDS = 90.0
 """For so long it is remembered. While its job wants it, it is created again before that, and found to exist."""
 
@@ -38,10 +42,20 @@ class Deeds:
         self._cluster = cluster
         self._expected: dict[Key, dict[str, Expected]] = {}
         self._obstacles: dict[Key, Obstacle] = {}
+        self._troubles: dict[Key, int] = {}
+        self._disbanded: set[Key] = set()
+        """Jobs whose PodGroup is gone."""
 
     def forget(self, key: Key) -> None:
-        self._expected.pop(key, None)
-        self._obstacles.pop(key, None)
+        for memory in (self._expected, self._obstacles, self._troubles):
+            memory.pop(key, None)
+        self._disbanded.discard(key)
+
+    def shown(self, key: Key, uid: str) -> None:
+        """The watch has shown this pod, or its end."""
+        expected = self._expected.get(key, {})
+        for name in [name for name, each in expected.items() if each.facts.uid == uid]:
+            del expected[name]
 
     def obstacle(self, key: Key) -> Obstacle | None:
         """What stood in the way last time."""
@@ -63,45 +77,80 @@ class Deeds:
         there = (e.facts for e in expected.values() if e.known >= now - EXPECTED_SECONDS)
         return [*seen, *(facts for facts in there if facts.name not in names)]
 
-    async def carry_out(self, key: Key, job: YoloTrainingJob, made: Plan) -> bool:
+    async def carry_out(self, key: Key, job: YoloTrainingJob, made: Plan, may: Callable[[], bool]) -> bool:
         """Do what is planned; whether something else stands in the way now, so that it is to be planned anew.
+
+        Args:
+            key: the job's.
+            job: as it was when the plan was made.
+            made: the plan.
+            may: whether the job is still ours; asked before each step.
 
         Raises:
             ClusterError: a request failed and may be tried again.
         """
-        namespace = key[0]
-        # It is about to show whether it is still there.
-        before = self._obstacles.pop(key, None) if made.create else None
-        # Without its group a pod would wait for ever, and without the service it would not find its peers.
-        await all_of(self._create(key, job, item) for item in made.create if item["kind"] != "Pod")
-        if key not in self._obstacles:
-            await all_of(self._create(key, job, item) for item in made.create if item["kind"] == "Pod")
-        await all_of(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
-        await all_of(self._cluster.delete_workload(namespace, name) for name in made.release)
-        if made.delete_job and job.metadata.uid:
+        namespace, anew = key[0], False
+        if made.create and may():
+            obstacle = await self._create_all(key, job, made.create, may)
+            before = self._obstacles.pop(key, None)
+            if obstacle is not None and may():
+                self._obstacles[key] = obstacle
+            # Its words may name another pod each time.
+            anew = (obstacle and obstacle.reason) != (before and before.reason)
+        if may():
+            await all_of(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
+            await all_of(self._cluster.delete_workload(namespace, name) for name in made.release)
+        if made.disband and key not in self._disbanded and may():
+            await all_of(self._cluster.delete_if(group, lambda it: _is_owned(it, job)) for group in made.disband)
+            self._disbanded.add(key)
+        if made.delete_job and job.metadata.uid and may():
             await self._cluster.delete_job(namespace, job.metadata.name, job.metadata.uid)
-        return bool(made.create) and self._obstacles.get(key) != before
+        return anew
+
+    async def _create_all(
+        self, key: Key, job: YoloTrainingJob, items: Iterable[Object], may: Callable[[], bool]
+    ) -> Obstacle | None:
+        """Create these; what stands in the way of the first that could not be."""
+        # Without its group a pod would wait for ever, and without the service it would not find its peers.
+        others, pods = [i for i in items if i["kind"] != "Pod"], [i for i in items if i["kind"] == "Pod"]
+        try:
+            obstacle = await self._create_some(key, job, others)
+            if obstacle is None and may():
+                obstacle = await self._create_some(key, job, pods)
+        except ClusterError as error:
+            if error.status < 500:
+                raise
+            self._troubles[key] = self._troubles.get(key, 0) + 1
+            if self._troubles[key] < TROUBLES:
+                raise
+            return Obstacle(reason="FailedCreate", message=str(error))
+        self._troubles.pop(key, None)
+        return obstacle
+
+    async def _create_some(self, key: Key, job: YoloTrainingJob, items: Iterable[Object]) -> Obstacle | None:
+        found = await all_of(self._create(key, job, item) for item in items)
+        return next((obstacle for obstacle in found if obstacle is not None), None)
 
     async def release_orphans(self, key: Key, left: Iterable[PodFacts]) -> None:
         """Let go of pods whose job is gone: the garbage collector has deleted them, and Kueue would keep them all the same."""
         groups = {p.kueue_group for p in left if p.deleted and p.kueue_group}
         await all_of(self._cluster.delete_workload(key[0], name) for name in groups)
 
-    async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> None:
+    async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> Obstacle | None:
+        if item["kind"] == "PodGroup":
+            self._disbanded.discard(key)
         try:
             created = await self._cluster.create(item)
         except ClusterError as error:
             if obstacle := _obstacle(item, error):
-                self._obstacles[key] = obstacle
-                return
+                return obstacle
             raise
         if created is None:
             found = await self._cluster.get(item)
             if found is not None and not _is_owned(found, job):
                 kind, name = item["kind"].lower(), item["metadata"]["name"]
                 words = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
-                self._obstacles[key] = Obstacle(reason="NameConflict", message=words)
-                return
+                return Obstacle(reason="NameConflict", message=words)
             if found is not None and item["kind"] == "PodGroup":
                 await self._cluster.update_spec(item, found)
             created = found
@@ -111,13 +160,17 @@ class Deeds:
             old = expected.get(facts.name)
             since = old.since if old and old.facts.uid == facts.uid else now
             expected[facts.name] = Expected(facts, since, now)
+        return None
 
 
-async def all_of(deeds: Iterable[Awaitable[None]]) -> None:
+async def all_of(deeds: Iterable[Awaitable[T]]) -> list[T]:
     """Do all of these at once. Where some fail, the others are still done, and the first error is told."""
+    done: list[T] = []
     for outcome in await asyncio.gather(*deeds, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
+        done.append(outcome)
+    return done
 
 
 def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:

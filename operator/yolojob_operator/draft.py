@@ -9,8 +9,8 @@ from typing import Literal
 
 from yolojob.job import YoloTrainingJob
 from yolojob.status import Attempt, ConditionType, Report, YoloTrainingJobStatus
-from yolojob_operator import ledger, pods
-from yolojob_operator.conditions import is_finished, set_condition
+from yolojob_operator import gang, ledger, pods
+from yolojob_operator.conditions import find, is_finished, set_condition
 from yolojob_operator.facts import PodFacts
 from yolojob_operator.nodes import NodeFacts, any_offers
 
@@ -72,6 +72,7 @@ class Draft:
     create: list[pods.Object] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
     release: set[str] = field(default_factory=set)
+    disbanded: list[pods.Object] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     due: datetime | None = None
     delete_job: bool = False
@@ -143,6 +144,7 @@ class Draft:
         self.status.attempt += 1
         self.status.next_attempt_time = self.now + delay if delay else None
         self.status.next_growth_time = None
+        self.unschedule("Restarting", f"the pods of attempt {self.status.attempt} are not made yet")
         ledger.open_record(self.status, workers, "GPU" if on_gpus else "CPU")
         if gpu is not None and not on_gpus:
             self.event("Warning", "NoGpu", f"attempt {self.status.attempt} runs on CPUs: no node has such GPUs")
@@ -154,6 +156,16 @@ class Draft:
         if self.status.progress:
             self.status.progress.eta = None
         self.condition(ConditionType.RUNNING, "False", reason, message)
+
+    def unschedule(self, reason: str, message: str) -> None:
+        """No pod has a node any more, if any had."""
+        if find(self.status, ConditionType.SCHEDULED) is not None:
+            self.condition(ConditionType.SCHEDULED, "False", reason, message)
+
+    def disband(self) -> None:
+        """The job's PodGroup reserves room in its queue, whether it has pods or not."""
+        if group := gang.reference(self.job):
+            self.disbanded.append(group)
 
     def remove(self, pod: PodFacts, grace_seconds: int | None = None) -> None:
         """Delete a pod; where its node does not let go of it, delete it from the API."""

@@ -70,6 +70,8 @@ class PodFacts:
     waiting: str = ""
     """Why it does not start: "Unschedulable: 0/3 nodes are available…", "ImagePullBackOff: …"."""
 
+    generation: int = 0
+    """Of the job, when the pod was made; 0 where it does not say."""
     lingers: bool = False
     """Its trainer has ended, and another container goes on: the pod's own phase is still Running."""
 
@@ -102,6 +104,7 @@ _DISRUPTED_REASONS = (
     "Preempting",
     "NodeAffinity",
     "UnexpectedAdmissionError",
+    "TopologyAffinityError",
     "OutOf",
 )
 """How `status.reason` begins of pods that the kubelet or the node life-cycle controller ended, or did not admit: OutOfcpu,
@@ -132,6 +135,9 @@ def pod_facts(body: Body) -> PodFacts:
     lingers = phase == "Running" and bool(terminated) and any("running" in (c.get("state") or {}) for c in containers)
     if lingers:
         phase = "Failed" if terminated.get("exitCode") else "Succeeded"
+    disruption = _disruption(conditions, status, terminated)
+    if phase == "Failed" and terminated.get("exitCode") == 0 and not (disruption or status.get("reason")):
+        phase = "Succeeded"  # the training has; a sidecar has not
     return PodFacts(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -140,6 +146,7 @@ def pod_facts(body: Body) -> PodFacts:
         index=_number(labels.get(contract.LABEL_WORKER)),
         attempt=_number(labels.get(contract.LABEL_ATTEMPT)),
         workers=max(_number(labels.get(contract.LABEL_WORKERS)), 0),
+        generation=max(_number((metadata.get("annotations") or {}).get(contract.ANNOTATION_GENERATION)), 0),
         phase=phase,
         lingers=lingers,
         node=spec.get("nodeName") or "",
@@ -154,7 +161,7 @@ def pod_facts(body: Body) -> PodFacts:
         exit_reason=terminated.get("reason") or "",
         message=terminated.get("message") or _failure(status),
         memory_limit=str(limits.get("memory", "")),
-        disruption=_disruption(conditions, status, terminated),
+        disruption=disruption,
         kueue_group=_kueue_group(metadata),
         gated=bool(spec.get("schedulingGates")),
         waiting=_waiting(conditions, status),

@@ -54,6 +54,15 @@ def marks(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
     return {}
 
 
+def reference(job: YoloTrainingJob) -> Object | None:
+    """Kind and name of the job's PodGroup; none for schedulers that need none."""
+    scheduling = job.spec.scheduling
+    if scheduling.gang not in API_VERSIONS:
+        return None
+    metadata = {"name": job.metadata.name, "namespace": job.metadata.namespace}
+    return {"apiVersion": API_VERSIONS[scheduling.gang], "kind": "PodGroup", "metadata": metadata}
+
+
 def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None:
     """The PodGroup; none for schedulers that need none.
 
@@ -62,8 +71,8 @@ def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None
         pod: one of its worker pods, for what it asks for.
         owner: owner reference to the job.
     """
-    scheduling = job.spec.scheduling
-    if scheduling.gang not in API_VERSIONS:
+    scheduling, group = job.spec.scheduling, reference(job)
+    if group is None:
         return None
     # A job that can do with fewer workers is placed as soon as so many find room.
     least = job.spec.elastic.min_replicas if job.spec.elastic else job.spec.workers.replicas
@@ -75,17 +84,8 @@ def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None
             spec["priorityClassName"] = scheduling.priority_class_name
     elif seconds := job.spec.run_policy.pre_running_deadline_seconds:
         spec["scheduleTimeoutSeconds"] = seconds
-    return {
-        "apiVersion": API_VERSIONS[scheduling.gang],
-        "kind": "PodGroup",
-        "metadata": {
-            "name": job.metadata.name,
-            "namespace": job.metadata.namespace,
-            "labels": {contract.LABEL_JOB: job.metadata.name, contract.LABEL_MANAGED_BY: contract.MANAGER},
-            "ownerReferences": [owner],
-        },
-        "spec": spec,
-    }
+    labels = {contract.LABEL_JOB: job.metadata.name, contract.LABEL_MANAGED_BY: contract.MANAGER}
+    return {**group, "metadata": {**group["metadata"], "labels": labels, "ownerReferences": [owner]}, "spec": spec}
 
 
 def _total(pod: Object, count: int) -> dict[str, str]:

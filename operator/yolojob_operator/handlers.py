@@ -73,7 +73,8 @@ class Nodes(Mapping[str, NodeFacts]):
         self._index = index
 
     def __getitem__(self, name: str) -> NodeFacts:
-        return next(iter(self._index[name]))
+        # Of one that was deleted while no watch was open, and that came back, the index has both.
+        return max(self._index[name], key=lambda facts: facts.version)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
@@ -156,7 +157,9 @@ async def cleanup(memo: Any, **_: Any) -> None:
     await memo.stack.aclose()
 
 
-@kopf.index("pods", id="pods", labels=WORKER_PODS)
+# Groups are named, or kopf would look into all of them: it waits for one that does not answer, such as that of a metrics
+# server which is away.
+@kopf.index("", "v1", "pods", id="pods", labels=WORKER_PODS)
 async def index_pod(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[Key, PodFacts]:
     return {(namespace, labels[contract.LABEL_JOB]): pod_facts(body)}
 
@@ -164,17 +167,17 @@ async def index_pod(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[Ke
 def watch_nodes() -> None:
     """Watch the nodes, too: only an operator of the whole cluster may see them."""
 
-    @kopf.index("nodes", id="nodes")
+    @kopf.index("", "v1", "nodes", id="nodes")
     async def index_node(name: Any, body: Any, **_: Any) -> dict[str, NodeFacts]:
         return {name: node_facts(body)}
 
 
-@kopf.on.event("pods", labels=WORKER_PODS)
-async def pod_event(*, type: Any, namespace: Any, labels: Any, memo: Any, **kwargs: Any) -> None:
+@kopf.on.event("", "v1", "pods", labels=WORKER_PODS)
+async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
     if type is None:
         memo.reconciler.listed()
-    await memo.reconciler.pods_changed((namespace, labels[contract.LABEL_JOB]))
+    await memo.reconciler.pods_changed((namespace, labels[contract.LABEL_JOB]), body["metadata"]["uid"])
 
 
 @kopf.on.event(contract.GROUP, contract.VERSION, contract.PLURAL)

@@ -70,14 +70,28 @@ class Lease:
         self._renewed = -float("inf")
 
     @property
+    def until(self) -> float:
+        """Up to which moment of the monotonic clock we hold it, unless it is renewed before."""
+        return self._renewed + RENEW_DEADLINE_SECONDS
+
+    @property
     def held(self) -> bool:
-        return time.monotonic() - self._renewed < RENEW_DEADLINE_SECONDS
+        return time.monotonic() < self.until
 
     async def tend(self) -> None:
         """Renew the lease, or take it where it is free."""
         now = datetime.now(UTC)
         began = time.monotonic()
-        lease = await self._cluster.get_lease(self.namespace, NAME)
+        try:
+            lease = await self._cluster.get_lease(self.namespace, NAME)
+        except ClusterError as error:
+            if error.status != 403:
+                raise
+            # A namespace that was deleted took our rights with it.
+            if self.exists:
+                log.warning("%s: nobody works on the jobs of this namespace: %s", self.namespace, error)
+            self.exists = False
+            return
         if lease is None:
             spec: Object = {"holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": 0}
             try:
@@ -129,9 +143,18 @@ class Lease:
         }
 
 
+def _until(leases: list[Lease]) -> float:
+    """Up to which moment of the monotonic clock we hold all that there are; in the past where there are none."""
+    return min((lease.until for lease in leases if lease.exists), default=-float("inf"))
+
+
 async def _renew(leases: list[Lease]) -> None:
-    """All at once: one that answers late must not let the others run out."""
-    await asyncio.gather(*(_tend(lease) for lease in leases))
+    """All at once: one that answers late must not let the others run out; and no longer than they are ours."""
+    tending = [asyncio.create_task(_tend(lease)) for lease in leases]
+    _, late = await asyncio.wait(tending, timeout=max(_until(leases) - time.monotonic(), 0.0))
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
 
 
 async def _take(leases: list[Lease]) -> None:
@@ -158,16 +181,17 @@ async def _quietly(deed: Awaitable[None]) -> None:
         log.exception("the lease could not be renewed")
 
 
-async def keep(leases: list[Lease], tell: Callable[[bool], None]) -> None:
-    """Hold all of these, for ever; tell whenever we begin or cease to."""
+async def keep(leases: list[Lease], tell: Callable[[float], None]) -> None:
+    """Hold all of these, for ever; tell up to which moment of the monotonic clock we do, 0 when we do not."""
     leading = waiting = False
     while True:
         await (_renew(leases) if leading else _take(leases))
-        now = all(lease.held for lease in leases if lease.exists) and any(lease.exists for lease in leases)
+        left = _until(leases) - time.monotonic()
+        now = left > 0
+        tell(_until(leases) if now else 0.0)
         if now != leading:
             log.info("this operator works" if now else "this operator rests: it does not hold the lease")
-            tell(now)
-        elif not now and not waiting:
+        elif not now and not waiting and any(lease.exists for lease in leases):
             log.warning("another operator holds the lease %s; this one waits", NAME)
         leading, waiting = now, not now
-        await asyncio.sleep(RENEW_SECONDS if leading else RETRY_SECONDS)
+        await asyncio.sleep(min(RENEW_SECONDS, left / 2) if leading else RETRY_SECONDS)

@@ -32,10 +32,25 @@ CAUSES = {
     "PodDeleted": "pod_deleted",
     "ScaledDown": "resized",
     "ScaledUp": "resized",
+    "SpecChanged": "edited",
     "Suspended": "suspended",
+    "PreemptionByScheduler": "preempted",
+    "Preempting": "preempted",
+    "Preempted": "preempted",
+    "WorkloadEvictedDueToPreempted": "preempted",
+    "EvictionByEvictionAPI": "evicted",
+    "Evicted": "evicted",
+    "TerminationByKubelet": "evicted",
+    "DeletionByTaintManager": "node_lost",
+    "DeletionByPodGC": "node_lost",
+    "NodeLost": "node_lost",
+    "NodeShutdown": "node_shutdown",
+    "Shutdown": "node_shutdown",
+    "Terminated": "node_shutdown",
 }
-"""Label of a restart by the reason that its attempt ended. Other reasons are words of the trainer or of a platform, of which
-there may be any number: they are "failure" or "disruption"."""
+"""Label of a restart by the reason that its attempt ended: ours, a pod condition's (kubernetes.io/docs/concepts/workloads/pods/
+disruptions), or a kubelet's. Other reasons are words of the trainer or of a platform, of which there may be any number: they
+are "failure" or "disruption"."""
 
 
 Jobs = Callable[[], Iterable[tuple[tuple[str, str], YoloTrainingJobStatus]]]
@@ -153,11 +168,14 @@ class Metrics:
         if namespace not in self._namespaces:
             self._begin(namespace)
         known = {r.attempt: r for r in before.history}
+        ran = any(r.running_time for r in before.history) or before.attempt > len(before.history)
         for record in now.history:
             old = known.get(record.attempt)
             if record.end_time and not (old and old.end_time) and not is_finished(now):
                 self.restarts.labels(namespace, _cause(record.reason or "", before, now)).inc()
-            if record.attempt == 1 and record.running_time and not (old and old.running_time) and created:
+            first = record.running_time is not None and not ran
+            if first and record.running_time and created:
+                ran = True
                 waited = (record.running_time - created).total_seconds()
                 self.time_to_running.labels(namespace).observe(max(waited, 0.0))
         if is_finished(now) and not is_finished(before) and created and now.completion_time:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from yolojob import gpus
@@ -31,6 +32,11 @@ class NodeFacts:
     """Extended resources (nvidia.com/gpu) that it can give to pods."""
     ready: bool = False
     """Its kubelet is heard of."""
+    since: datetime | None = None
+    """Since when it is, or is not."""
+    uid: str = ""
+    version: int = 0
+    """resourceVersion."""
 
     @property
     def machine(self) -> str:
@@ -53,11 +59,17 @@ def node_facts(body: Mapping[str, Any]) -> NodeFacts:
     metadata, status = body["metadata"], body.get("status") or {}
     labels = metadata.get("labels") or {}
     allocatable = status.get("allocatable") or {}
+    ready: Mapping[str, Any] = next((c for c in status.get("conditions") or () if c["type"] == "Ready"), {})
+    since = ready.get("lastTransitionTime")
+    version = str(metadata.get("resourceVersion", ""))
     return NodeFacts(
         name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        version=int(version) if version.isdigit() else 0,
         labels={name: value for name, value in labels.items() if name in _KEPT},
         devices={name: int(parse_quantity(n)) for name, n in allocatable.items() if "/" in name},
-        ready=any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ()),
+        ready=ready.get("status") == "True",
+        since=datetime.fromisoformat(since) if since else None,
     )
 
 

@@ -33,6 +33,11 @@ def fill(draft: Draft) -> None:
     missing = [i for i in range(draft.size) if i not in present]
     if record is None or not missing:
         return
+    if any(p.generation not in (0, draft.job.metadata.generation) for p in draft.current):
+        # An edit changes no attempt that has begun: all of its pods are made of one specification.
+        size = sizes.closest(draft.job.spec, draft.size)
+        _change(draft, size, "SpecChanged", "the specification was edited before all workers were there")
+        return
     if draft.observed.obstacle:
         draft.condition(
             ConditionType.SCHEDULED, "False", draft.observed.obstacle.reason, draft.observed.obstacle.message
@@ -80,7 +85,8 @@ def _change(draft: Draft, workers: int, reason: str, message: str) -> None:
     """Go on with so many workers, from a checkpoint."""
     for pod in (*draft.current, *draft.spares):
         draft.remove(pod)  # with the pod's own grace: the ranks agree and save
-    draft.event("Normal", reason, f"attempt {draft.status.attempt}: {draft.size} → {workers} workers: {message}")
+    size = f"{draft.size} → {workers} workers" if workers != draft.size else f"{workers} worker(s) anew"
+    draft.event("Normal", reason, f"attempt {draft.status.attempt}: {size}: {message}")
     draft.end_attempt(reason, message)
     draft.next_attempt(workers)
 

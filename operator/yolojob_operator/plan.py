@@ -34,6 +34,9 @@ FEW_DISRUPTIONS = 3
 """After these, an attempt that a disruption ends sooner than SHORT_LIFE is followed by a wait, or preemption could spin."""
 SURVIVORS_PATIENCE = timedelta(seconds=3)
 """Time for the culprit to be seen, once the others have reported that they lost it."""
+LOST_AFTER = timedelta(seconds=60)
+"""A worker whose node has been silent for so long is lost, also where Kubernetes leaves its pods alone: it evicts none from a
+zone in which most nodes are silent."""
 FAREWELL = timedelta(seconds=5)
 """Time for the other workers to end by themselves, once worker 0 has succeeded."""
 FAILURE_GRACE_SECONDS = 5
@@ -49,6 +52,8 @@ class Plan:
     delete: tuple[Deletion, ...] = ()
     release: tuple[str, ...] = ()
     """Kueue's Workloads that keep pods which are to go."""
+    disband: tuple[pods.Object, ...] = ()
+    """PodGroups that are not needed any more; once they are gone, nothing is left to do about them."""
     delete_job: bool = False
     due: datetime | None = None
     """Make a plan again at this moment, even if nothing happens until then."""
@@ -63,7 +68,7 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: pods
     """What should be, given what is."""
     draft = Draft(job, observed, now, defaults)
     before = job.status or YoloTrainingJobStatus()
-    if is_ours(job):
+    if is_ours(job.metadata.deletion_timestamp, job.spec.run_policy.managed_by):
         _recognise(draft)
         ledger.book(job, draft.status, observed.pods, now)
         _decide(draft)
@@ -78,15 +83,21 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: pods
         create=tuple(draft.create),
         delete=tuple(draft.delete),
         release=tuple(sorted(draft.release)),
+        disband=tuple(draft.disbanded),
         delete_job=draft.delete_job,
         due=draft.due,
         events=tuple(draft.events),
     )
 
 
-def is_ours(job: YoloTrainingJob) -> bool:
-    """Whether this operator looks after the job: it is not being deleted, and no other controller does."""
-    return job.metadata.deletion_timestamp is None and job.spec.run_policy.managed_by in (None, contract.MANAGER)
+def is_ours(deletion: object, manager: object) -> bool:
+    """Whether this operator looks after a job.
+
+    Args:
+        deletion: its metadata.deletionTimestamp; set while it is being deleted.
+        manager: its spec.runPolicy.managedBy.
+    """
+    return deletion is None and manager in (None, contract.MANAGER)
 
 
 def _without_account(status: YoloTrainingJobStatus) -> YoloTrainingJobStatus:
@@ -196,17 +207,26 @@ def _suspend(draft: Draft) -> None:
     status = draft.status
     for pod in draft.observed.pods:
         draft.remove(pod)
+    draft.disband()
     if draft.condition(ConditionType.SUSPENDED, "True", "Suspended", "spec.runPolicy.suspend is true"):
-        draft.event("Normal", "Suspended", "the job is suspended; its checkpoint stays")
+        stays = "; its checkpoint stays" if status.attempt and draft.job.spec.storage else ""
+        draft.event("Normal", "Suspended", f"the job is suspended{stays}")
         if draft.record and draft.record.end_time is None:
             draft.end_attempt("Suspended", "the job is suspended")
+        draft.unschedule("Suspended", "a suspended job has no pods")
     status.start_time = None
     status.next_attempt_time = None
 
 
 def _resume(draft: Draft) -> None:
     draft.condition(ConditionType.SUSPENDED, "False", "Resumed", "the job goes on")
-    draft.event("Normal", "Resumed", "the job goes on from its newest checkpoint")
+    if draft.status.attempt == 0:
+        words = "the job begins"
+    elif draft.job.spec.storage is None:
+        words = "the job begins anew: spec.storage is not set"
+    else:
+        words = "the job goes on from its newest checkpoint"
+    draft.event("Normal", "Resumed", words)
     draft.next_attempt(draft.job.spec.workers.replicas)
 
 
@@ -214,15 +234,17 @@ def _resume(draft: Draft) -> None:
 
 
 def _run(draft: Draft) -> None:
-    status = draft.status
+    status, begins = draft.status, draft.status.attempt == 0
     if is_set(status, ConditionType.SUSPENDED, "True"):
         _resume(draft)
-    if status.start_time is None:
+    if any(p.gated for p in draft.current):
+        status.start_time = None  # it is not active while a queue holds it
+    elif status.start_time is None:
         status.start_time = draft.now
     if status.attempt == 0:
         draft.next_attempt(draft.job.spec.workers.replicas)
-        if draft.job.spec.storage is None:
-            draft.event("Warning", "NoStorage", "spec.storage is not set: checkpoints and weights go with the pods")
+    if begins and draft.job.spec.storage is None:
+        draft.event("Warning", "NoStorage", "spec.storage is not set: checkpoints and weights go with the pods")
     _judge(draft)
     if not draft.finished and not _is_trained(draft):
         _check_deadlines(draft)
@@ -276,6 +298,24 @@ def _judge(draft: Draft) -> None:
         _restart(draft, "PodDeleted", f"{gone} was deleted", counted=False)
     elif survivors := by_cause.get(Cause.SURVIVOR):
         _wait_for_culprit(draft, survivors)
+    elif lost := _lost(draft):
+        _restart(draft, "NodeLost", lost, counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
+
+
+def _lost(draft: Draft) -> str | None:
+    """A worker whose node has been silent for long, or is no more."""
+    nodes = draft.observed.nodes
+    if nodes is None:
+        return None
+    for pod in draft.placed:
+        node = nodes.get(pod.node)
+        if pod.terminal or pod.scheduled is None or (node is not None and node.ready):
+            continue
+        since = max(pod.scheduled, node.since) if node is not None and node.since else pod.scheduled
+        if draft.now >= since + LOST_AFTER:
+            return f"node {pod.node} of {pod.name} is {'not ready' if node else 'no more'}"
+        draft.wake(since + LOST_AFTER)
+    return None
 
 
 def _gone(draft: Draft) -> str | None:
@@ -399,6 +439,7 @@ def _fail(draft: Draft, reason: str, message: str) -> None:
 
 
 def _clean(draft: Draft) -> None:
+    draft.disband()
     policy = draft.job.spec.run_policy.clean_pod_policy
     for pod in draft.observed.pods:
         old = pod.attempt != draft.status.attempt or pod in draft.spares

@@ -168,6 +168,8 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     }
     over = template.get("metadata") or {}
     metadata["annotations"] = dict(over.get("annotations") or {})
+    if job.metadata.generation:
+        metadata["annotations"][contract.ANNOTATION_GENERATION] = str(job.metadata.generation)
     # The job's own labels win: pods are found by them.
     metadata["labels"] = {**(over.get("labels") or {}), **metadata["labels"]}
     pod: Object = {

@@ -81,18 +81,26 @@ class Reconciler:
         """
         self._cluster, self._defaults, self._metrics = cluster, defaults, metrics
         self._namespaces, self._pods_of, self._all_pods, self._nodes = namespaces, pods_of, all_pods, nodes
-        self._deeds, self._reports = Deeds(cluster), Reports(cluster, self.wake)
         self._leads = asyncio.Event()
+        self._leads_from = self._leads_until = 0.0
+        """Since when, and up to which moment, this operator is the one that works; monotonic clock."""
+        metrics.leader.set_function(self._may_work)
         metrics.queue_length.set_function(lambda: len(self._queued))
         self._jobs: dict[Key, Object] = {}
+        self._deeds, self._reports = Deeds(cluster), Reports(cluster, self.wake, self._jobs.__contains__)
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: dict[Key, float] = {}
-        """Jobs in the queue, and since when."""
+        """Jobs in the queue, or about to come there, and since when."""
+        self._pauses: dict[Key, asyncio.TimerHandle] = {}
+        """Those that are about to come."""
         self._active: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
+        """When each job is due at the latest."""
         self._planned: dict[Key, float] = {}
         """When each job was planned last."""
         self._failures: dict[Key, int] = {}
+        self._read: dict[Key, tuple[int, YoloTrainingJobStatus]] = {}
+        """What was read of each job's status for the metrics, and in which version."""
         self._minor: dict[Key, Minor] = {}
         """Jobs whose status waits to be written."""
         self._unseen: dict[Key, tuple[int, float]] = {}
@@ -103,7 +111,7 @@ class Reconciler:
         """Finished jobs at which nothing is left to be done."""
         self._listed = asyncio.Event()
         self._ghosts: set[str] = set()
-        """uids of pods that the index has, and that are gone."""
+        """uids of pods and nodes that the indices have, and that are gone."""
         self._missed: dict[str, tuple[int, float]] = {}
         """uids of objects that a list has shown and no watch: in which version, and since when."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -111,30 +119,45 @@ class Reconciler:
     def start(self) -> None:
         loops = {f"reconcile-{i}": self._work for i in range(WORKERS)}
         loops |= {"resync": self._resync, "ghosts": self._exorcise}
-        loops["reports"] = lambda: self._reports.watch(self._chiefs, self._leads)
+        loops["reports"] = lambda: self._reports.watch(self._chiefs, self._turn)
         self._tasks = [asyncio.create_task(_for_ever(name, loop), name=name) for name, loop in loops.items()]
 
     async def stop(self) -> None:
-        for timer in self._timers.values():
+        for timer in (*self._timers.values(), *self._pauses.values()):
             timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def lead(self, leads: bool) -> None:
-        """Whether this operator is the one that works."""
-        self._metrics.leader.set(leads)
-        if leads:
+    def lead(self, until: float) -> None:
+        """Up to which moment of the monotonic clock this operator is the one that works; 0: it is not."""
+        if until and not self._may_work():
+            self._leads_from = time.monotonic()
+        self._leads_until = until
+        if self._may_work():
             self._leads.set()
         else:
             self._leads.clear()
 
+    def _may_work(self) -> bool:
+        return time.monotonic() < self._leads_until
+
+    async def _turn(self) -> None:
+        """Wait until this operator is the one that works."""
+        while not self._may_work():
+            self._leads.clear()
+            await self._leads.wait()
+
     def statuses(self) -> Iterator[tuple[Key, YoloTrainingJobStatus]]:
         """The jobs that this operator works on, for the metrics; one that waits for the lease has none to tell of."""
-        if not self._leads.is_set():
+        if not self._may_work():
             return
         for key, body in list(self._jobs.items()):
-            yield key, _status(body)
+            version, status = self._read.get(key, (0, None))
+            if status is None or version != _version(body):
+                status = _status(body)
+                self._read[key] = (_version(body), status)
+            yield key, status
 
     def ailment(self) -> str:
         """What is wrong with this operator; nothing while it is well."""
@@ -142,25 +165,42 @@ class Reconciler:
         return f"the watch is deaf: it has not shown a change of {lag:.0f} s ago" if lag > DEAF_SECONDS else ""
 
     def watch_lag(self) -> float:
-        """Seconds since the oldest change that the watch has not shown yet: one of ours, or one that a list has shown."""
-        now = time.monotonic()
+        """Seconds since the oldest change that the watch has not shown yet: one of ours, or one that a list has shown.
+
+        Who does not work, perhaps because the API server is away, can tell nothing; whoever begins to, begins to count.
+        """
+        if not self._may_work():
+            return 0.0
+        if self._missed:
+            shown = self._shown()
+            self._missed = {uid: m for uid, m in self._missed.items() if shown.get(uid, -1) < m[0]}
         moments = [since for _, since in (*self._unseen.values(), *self._missed.values())]
-        return max((now - moment for moment in (*moments, *self._deeds.unseen())), default=0.0)
+        oldest = min((*moments, *self._deeds.unseen()), default=None)
+        return 0.0 if oldest is None else time.monotonic() - max(oldest, self._leads_from)
 
     # --- what happens outside -------------------------------------------------------------------------------------
 
     def job_seen(self, body: Object) -> None:
         """The watch shows a job; what we wrote ourselves may be newer."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        known = self._jobs.get(key)
-        if known is None or _version(body) > _version(known):
-            if known is not None and known["metadata"]["uid"] != body["metadata"]["uid"]:
-                self.job_gone(key, known["metadata"]["uid"])  # and another one of its name is here
-            self._jobs[key] = body
+        self._learn(key, body)
         version, _ = self._unseen.get(key, (0, 0.0))
         if _version(body) >= version:
             self._unseen.pop(key, None)
         self.wake(key)
+
+    def _learn(self, key: Key, body: Object) -> None:
+        """Remember how a job is, if that is news."""
+        known = self._jobs.get(key)
+        if known is not None and _version(body) <= _version(known):
+            return
+        if known is not None and known["metadata"]["uid"] != body["metadata"]["uid"]:
+            self.job_gone(key, known["metadata"]["uid"])  # and another one of its name is here
+        self._jobs[key] = body
+
+    def _is_here(self, key: Key, body: Object) -> bool:
+        """Whether this very job is still there, and not another one of its name."""
+        return key in self._jobs and self._jobs[key]["metadata"]["uid"] == body["metadata"]["uid"]
 
     def job_gone(self, key: Key, uid: str) -> None:
         """A job is no more; of its name there may be another one by now."""
@@ -170,6 +210,7 @@ class Reconciler:
             self._jobs,
             self._failures,
             self._planned,
+            self._read,
             self._minor,
             self._unseen,
             self._rejected,
@@ -194,37 +235,59 @@ class Reconciler:
         self._queued[key] = now
         pause = self._planned.get(key, 0.0) + PAUSE_SECONDS + PAUSE_PER_JOB * len(self._minor) - now
         if pause > 0:
-            asyncio.get_running_loop().call_later(pause, self._queue.put_nowait, key)
+            self._pauses[key] = asyncio.get_running_loop().call_later(pause, self._enqueue, key)
         else:
             self._queue.put_nowait(key)
 
-    async def pods_changed(self, key: Key) -> None:
+    def _enqueue(self, key: Key) -> None:
+        self._pauses.pop(key, None)
+        self._queue.put_nowait(key)
+
+    def _due(self, key: Key) -> None:
+        """The moment has come that a plan asked for: it does not wait for more news."""
+        self._timers.pop(key, None)
+        if pause := self._pauses.get(key):
+            pause.cancel()
+            self._enqueue(key)
+        elif key in self._jobs and key not in self._queued:
+            self._queued[key] = time.monotonic()
+            self._queue.put_nowait(key)
+
+    async def pods_changed(self, key: Key, uid: str) -> None:
         """The watch shows a pod of this job."""
+        self._deeds.shown(key, uid)
         if key in self._jobs:
             self.wake(key)
-        elif self._leads.is_set():
+        elif self._may_work():
             try:
                 await self._deeds.release_orphans(key, self._pods_of(key))
             except ClusterError as error:
                 log.warning("%s/%s: a workload could not be deleted: %s", *key, error)
 
     def _wake_in(self, key: Key, seconds: float) -> None:
-        if timer := self._timers.pop(key, None):
+        """Make a plan after so long, if none is due before."""
+        loop = asyncio.get_running_loop()
+        when = loop.time() + max(seconds, 0.0)
+        if timer := self._timers.get(key):
+            if timer.when() <= when:
+                return
             timer.cancel()
-        self._timers[key] = asyncio.get_running_loop().call_later(max(seconds, 0.0), self.wake, key)
+        self._timers[key] = loop.call_at(when, self._due, key)
 
     # --- the loops ------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         while True:
             key = await self._queue.get()
-            await self._leads.wait()
+            await self._turn()
             if key in self._active:  # one plan at a time for a job; it stays queued for when that is done
                 self._queue.put_nowait(key)
                 await asyncio.sleep(0.01)
                 continue
             began = time.monotonic()
             self._metrics.queue_seconds.observe(began - self._queued.pop(key, began))
+            if key not in self._jobs:
+                continue
             self._active.add(key)
             self._planned[key] = began
             result = "error"
@@ -266,12 +329,11 @@ class Reconciler:
             fresh = await self._cluster.get(body)
         except ClusterError:
             return
-        known = self._jobs.get(key)
         if fresh is None:
             self.job_gone(key, body["metadata"]["uid"])
-        elif known is not None and _version(fresh) > _version(known):
+        elif key in self._jobs:
             fresh["metadata"].pop("managedFields", None)
-            self._jobs[key] = fresh
+            self._learn(key, fresh)
 
     async def _resync(self) -> None:
         """Look at every job now and then, spread over the time."""
@@ -290,27 +352,28 @@ class Reconciler:
                 await asyncio.wait_for(self._listed.wait(), RESYNC_SECONDS)
             await asyncio.sleep(1.0)  # one list brings many objects
             self._listed.clear()
-            await self._leads.wait()
+            await self._turn()
             jobs = {body["metadata"]["uid"]: key for key, body in self._jobs.items()}
             pods = {facts.uid: key for key, facts in self._all_pods()}
+            nodes = None if (known := self._nodes()) is None else {facts.uid for facts in known.values()}
             try:
                 living_jobs = await self._cluster.versions(contract.KIND, self._namespaces)
                 living_pods = await self._cluster.versions("Pod", self._namespaces)
+                living_nodes = {} if nodes is None else await self._cluster.versions("Node", ())
             except ClusterError as error:
                 log.warning("what is gone could not be found out: %s", error)
                 continue
             for uid in jobs.keys() - living_jobs:
                 self.job_gone(jobs[uid], uid)
-            self._ghosts = pods.keys() - living_pods
-            for uid in self._ghosts:
+            gone = pods.keys() - living_pods
+            for uid in gone:
                 self.wake(pods[uid])
-            self._compare(living_jobs | living_pods)
+            self._ghosts = gone | ((nodes or set()) - living_nodes.keys())
+            self._compare(living_jobs | living_pods | living_nodes)
 
     def _compare(self, listed: Mapping[str, int]) -> None:
         """Note what a list has shown and no watch: a moment later that is nothing, two minutes later the watch is deaf."""
-        shown = {body["metadata"]["uid"]: _version(body) for body in self._jobs.values()}
-        shown |= {facts.uid: facts.version for _, facts in self._all_pods()}
-        now = time.monotonic()
+        shown, now = self._shown(), time.monotonic()
         missed: dict[str, tuple[int, float]] = {}
         for uid, version in listed.items():
             seen = shown.get(uid, -1)
@@ -320,6 +383,18 @@ class Reconciler:
             elif seen < version:
                 missed[uid] = (version, now)
         self._missed = missed
+
+    def _shown(self) -> dict[str, int]:
+        """resourceVersion by uid of all that the watches have shown."""
+        shown = {body["metadata"]["uid"]: _version(body) for body in self._jobs.values()}
+        shown |= {facts.uid: facts.version for _, facts in self._all_pods()}
+        return shown | {facts.uid: facts.version for facts in (self._nodes() or {}).values()}
+
+    def _living_nodes(self) -> Mapping[str, NodeFacts] | None:
+        nodes = self._nodes()
+        if nodes is None or not self._ghosts:
+            return nodes
+        return {name: facts for name, facts in nodes.items() if facts.uid not in self._ghosts}
 
     def _chiefs(self) -> list[tuple[Key, PodFacts]]:
         """The jobs that run, each with the pod of its rank 0."""
@@ -338,6 +413,8 @@ class Reconciler:
         if body is None:
             return
         now = datetime.now(UTC)
+        if not _is_ours(body):
+            return
         try:
             job = parse(body)
         except InvalidManifest as invalid:
@@ -346,31 +423,33 @@ class Reconciler:
         owned = self._owned(key, body)
         observed = Observed(
             pods=tuple(owned),
-            nodes=self._nodes(),
+            nodes=self._living_nodes(),
             report=self._reports.of(key, [p for p in owned if job.status and p.attempt == job.status.attempt]),
             obstacle=self._deeds.obstacle(key),
         )
-        if not planning.is_ours(job):
-            return
         made = planning.plan(job, observed, now, self._defaults)
-        moments = [made.due] if made.due else []
-        if waits := self._may_wait(key, job.status, made):
-            moments.append(now + timedelta(seconds=waits))
-        elif await self._write_status(key, body, _dump(made.status)):
+        waits = self._may_wait(key, job.status, made)
+        moments = [*([made.due] if made.due else []), *([now + timedelta(seconds=waits)] if waits else [])]
+        # Before any request: what fails is tried again in its own time, and a deadline does not wait for that.
+        if timer := self._timers.pop(key, None):
+            timer.cancel()
+        if moments:
+            self._wake_in(key, (min(moments) - datetime.now(UTC)).total_seconds())
+        if not waits and await self._write_status(key, body, _dump(made.status)):
             self._metrics.changed(job, made.status)
+        if not self._is_here(key, body):
+            return
         try:
-            if await self._deeds.carry_out(key, job, made):
+            if await self._deeds.carry_out(key, job, made, lambda: self._may_work() and self._is_here(key, body)):
                 self.wake(key)
         finally:  # the status that these events tell of is written: they are not planned again
             await asyncio.gather(*(self._announce(body, event) for event in made.events))
-        if key not in self._jobs:  # deleted meanwhile
+        if not self._is_here(key, body):  # deleted meanwhile
             self._deeds.forget(key)
-        if is_finished(made.status) and not made.has_deeds and not moments:
+        elif is_finished(made.status) and not made.has_deeds and not moments:
             self._settled.add(key)
         else:
             self._settled.discard(key)
-        if moments and key in self._jobs:
-            self._wake_in(key, (min(moments) - datetime.now(UTC)).total_seconds())
 
     def _may_wait(self, key: Key, written: YoloTrainingJobStatus | None, made: Plan) -> float:
         """Seconds for which the status need not be written yet; 0: now."""
@@ -431,7 +510,7 @@ class Reconciler:
         updated = await self._cluster.patch_status(body, status)
         if updated is None:
             self.job_gone(key, body["metadata"]["uid"])
-        elif key in self._jobs and _version(updated) > _version(self._jobs[key]):
+        elif self._is_here(key, body) and _version(updated) > _version(self._jobs[key]):
             updated["metadata"].pop("managedFields", None)
             self._jobs[key] = updated
             self._unseen[key] = (_version(updated), time.monotonic())
@@ -465,6 +544,13 @@ def _status(body: Object) -> YoloTrainingJobStatus:
         return YoloTrainingJobStatus.model_validate(body.get("status") or {})
     except ValidationError:
         return YoloTrainingJobStatus()
+
+
+def _is_ours(body: Object) -> bool:
+    """Whether the job is ours to look after. Its spec may be broken."""
+    policy = body["spec"].get("runPolicy") if isinstance(body.get("spec"), dict) else None
+    manager = policy.get("managedBy") if isinstance(policy, dict) else None
+    return planning.is_ours(body["metadata"].get("deletionTimestamp"), manager)
 
 
 def _version(body: Object) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -40,13 +40,14 @@ class Answer:
 class Reports:
     """The newest report of every job."""
 
-    def __init__(self, cluster: Cluster, news: Callable[[Key], None]) -> None:
+    def __init__(self, cluster: Cluster, news: Callable[[Key], None], knows: Callable[[Key], bool]) -> None:
         """
         Args:
             cluster: the way to the pods.
             news: told of a job with a new report.
+            knows: whether there is such a job.
         """
-        self._cluster, self._news = cluster, news
+        self._cluster, self._news, self._knows = cluster, news, knows
         self._answers: dict[Key, Answer] = {}
         self._next_silent = 0.0
         """Not before this moment is another silent pod asked from outside."""
@@ -59,15 +60,17 @@ class Reports:
     def forget(self, key: Key) -> None:
         self._answers.pop(key, None)
 
-    async def watch(self, chiefs: Callable[[], list[tuple[Key, PodFacts]]], may: asyncio.Event) -> None:
+    async def watch(
+        self, chiefs: Callable[[], list[tuple[Key, PodFacts]]], turn: Callable[[], Awaitable[None]]
+    ) -> None:
         """Ask for ever.
 
         Args:
             chiefs: the jobs that run, each with the pod of its rank 0.
-            may: whether to ask.
+            turn: returns when it is on us to ask.
         """
         while True:
-            await may.wait()
+            await turn()
             began = time.monotonic()
             questions = []
             for key, chief in chiefs():
@@ -77,6 +80,8 @@ class Reports:
             await asyncio.sleep(max(EVERY_SECONDS - (time.monotonic() - began), 0.1))
 
     async def _ask(self, key: Key, chief: PodFacts) -> None:
+        if not self._knows(key):
+            return  # it was deleted since this round began
         known = self._answers.get(key)
         if known is None or known.uid != chief.uid:
             known = self._answers[key] = Answer(chief.uid, next_time=self._first_time(chief))

@@ -25,7 +25,7 @@ def follow(draft: Draft) -> None:
         waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and p.node), "")
         if waiting:
             draft.condition(ConditionType.RUNNING, "False", "Waiting", waiting)
-        elif find(draft.status, ConditionType.RUNNING) is None:
+        elif (told := find(draft.status, ConditionType.RUNNING)) is None or told.reason == "Waiting":
             draft.condition(ConditionType.RUNNING, "False", "Starting", "the workers are starting")
 
 

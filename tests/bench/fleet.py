@@ -27,7 +27,6 @@ PODS = "/api/v1/namespaces/{}/pods"
 CONNECTIONS = 16
 """Requests at once: each connection is two processes of the relay into the cluster."""
 RETRY_SECONDS = 0.2
-RETRY_SECONDS = 0.2
 HZ = os.sysconf("SC_CLK_TCK")
 
 

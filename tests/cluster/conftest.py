@@ -37,10 +37,14 @@ def kube(api: Kube) -> Iterator[Kube]:
 class Operator:
     """The operator's process."""
 
-    def __init__(self, kube: Kube, log: Path, *, clusterwide: bool = False, kubeconfig: Path | None = None) -> None:
+    def __init__(
+        self, kube: Kube, log: Path, *, clusterwide: bool = False, kubeconfig: Path | None = None, also: str = ""
+    ) -> None:
+        """`also` is one more namespace to watch."""
         self.log, self.port = log, _free_port()
         self._environment = kube.environment | ({"KUBECONFIG": str(kubeconfig)} if kubeconfig else {})
-        self._scope = [] if clusterwide else ["--namespace", kube.namespace]
+        watched = [] if clusterwide else [kube.namespace, *([also] if also else [])]
+        self._scope = [word for namespace in watched for word in ("--namespace", namespace)]
         self.start()
 
     def start(self) -> None:
@@ -53,6 +57,10 @@ class Operator:
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def ask(self, path: str) -> tuple[int, str]:
         """(status, answer) of its HTTP server; status 0 while it does not answer."""

@@ -20,7 +20,7 @@ import yaml
 from aiohttp import web
 from kubernetes.aio import client, config
 
-WORDS = {409: "Conflict", 429: "TooManyRequests", 500: "InternalError"}
+WORDS = {401: "Unauthorized", 409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError"}
 _PASSED_ON = ("Accept", "Content-Type", "User-Agent")
 
 
@@ -39,8 +39,8 @@ class Faults:
     """Seconds before each request."""
     deaf: bool = False
     """Watches stay open, but nothing comes through them."""
-    expired: bool = False
-    """Every watch is told that its version is too old (410)."""
+    broken: int = 0
+    """Every watch is told of this error: 410 is that its version is too old."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was done, by kind of fault."""
 
@@ -110,10 +110,10 @@ class Proxy:
             faults.counts[str(code)] += 1
             body = {"kind": "Status", "code": code, "reason": WORDS[code], "message": "as the test wants it"}
             return web.json_response(body, status=code, headers={"Retry-After": "1"} if code == 429 else {})
-        if "watch" in request.query and faults.expired:
-            faults.counts["410"] += 1
-            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
-            return web.Response(text=json.dumps({"type": "ERROR", "object": gone}) + "\n")
+        if "watch" in request.query and faults.broken:
+            faults.counts[f"watch {faults.broken}"] += 1
+            status = {"kind": "Status", "code": faults.broken, "reason": WORDS[faults.broken], "message": "as it is"}
+            return web.Response(text=json.dumps({"type": "ERROR", "object": status}) + "\n")
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         url = self._api.configuration.host + request.path_qs
         data = await request.read() or None

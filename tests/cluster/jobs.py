@@ -38,3 +38,13 @@ def phase(kube: Kube, name: str, wanted: str, seconds: float = 30) -> dict[str, 
 
 def attempts(kube: Kube, name: str) -> set[str]:
     return {p["metadata"]["labels"]["yolojob.dev/attempt"] for p in kube.pods(name)}
+
+
+def edit(kube: Kube, name: str, **spec: Any) -> None:
+    """Change a job's spec."""
+    kube.run("patch", "yolotrainingjob", name, "--type=merge", "--patch", json.dumps({"spec": spec}))
+
+
+def suspend(kube: Kube, name: str, on: bool) -> None:
+    """Suspend a job, or let it go on."""
+    edit(kube, name, runPolicy={"suspend": on})

@@ -133,6 +133,9 @@ def test_names(kube: Kube, name: str) -> None:
         ({"storage": {"uri": "pvc://other"}}, "spec.storage"),
         ({"workers": {"replicas": 4}}, "spec.workers.replicas"),
         ({"runPolicy": {"managedBy": "somebody"}}, "spec.runPolicy.managedBy"),
+        ({"pricing": {"currency": "EUR"}}, "spec.pricing.currency"),
+        ({"scheduling": {"gang": "kueue", "queue": "other"}}, "spec.scheduling.queue"),
+        ({"scheduling": {"gang": "kueue"}}, "spec.scheduling.gang"),
     ],
 )
 def test_what_a_job_is_cannot_be_edited(kube: Kube, patch: dict[str, Any], path: str) -> None:
@@ -148,6 +151,7 @@ def test_what_may_be_edited(kube: Kube) -> None:
     for patch in (
         {"workers": {"replicas": 4}},
         {"workers": {"template": {"metadata": {"labels": {"a": "b"}}}}},
+        {"scheduling": {"gang": "kueue", "queue": "other"}},
         {"runPolicy": {"suspend": False, "ttlSecondsAfterFinished": 5}},
     ):
         kube.run("patch", "yolotrainingjob", "digits", "--type=merge", "--patch", json.dumps({"spec": patch}))

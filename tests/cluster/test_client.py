@@ -82,9 +82,9 @@ def test_waiting_outlives_an_api_server_that_goes_away(
         faulty.faults.away = True
         faulty.cut()
         eventually(lambda: faulty.faults.counts["away"] >= 2, "it tries to come back")
-        faulty.faults.away, faulty.faults.expired = False, True
+        faulty.faults.away, faulty.faults.broken = False, 410
         eventually(lambda: faulty.faults.counts["410"], "it is told that it is too late")
-        faulty.faults.expired = False
+        faulty.faults.broken = 0
         waiting.join(90)
         assert [j.status.phase for j in ended] == [Phase.SUCCEEDED]
 
@@ -180,6 +180,46 @@ def test_the_verbs(kube: Kube, tmp_path: Path) -> None:
     refused = command(kube, "submit", str(path))
     assert refused.returncode == 2
     assert "error: " in refused.stderr
+
+
+def test_the_verbs_that_change_a_job_of_another_context(kube: Kube, tmp_path: Path) -> None:
+    """The current context is somebody's else; `--context` names ours, with its own namespace."""
+    config = yaml.safe_load(Path(kube.environment["KUBECONFIG"]).read_text())
+    there = config["contexts"][0]["context"]
+    config["contexts"] = [
+        {"name": "ours", "context": {**there, "namespace": kube.namespace}},
+        {"name": "theirs", "context": {**there, "namespace": "kube-public"}},
+    ]
+    config["current-context"] = "theirs"
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump(config))
+    there_is = tmp_path / "job.yaml"
+    there_is.write_text(yaml.safe_dump(job("abroad", None, train={"batch": 12}).to_json()))
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "yolojob.cli", *arguments],
+            env={**kube.environment, "KUBECONFIG": str(path), **more},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert f"namespace {kube.namespace}" in run("submit", str(there_is), "--context", "ours").stdout
+    assert run("suspend", "abroad").returncode == 2, "there is none in the current context"
+    assert run("suspend", "abroad", "--context", "ours").stdout == "abroad: suspended\n"
+    assert kube.get("ytj", "abroad")["spec"]["runPolicy"]["suspend"] is True
+    assert run("scale", "abroad", "--replicas", "3", "--context", "ours").stdout == "abroad: scaled to 3\n"
+    assert kube.get("ytj", "abroad")["spec"]["workers"]["replicas"] == 3
+    assert run("resume", "abroad", "--context", "ours").stdout == "abroad: resumed\n"
+    assert kube.get("ytj", "abroad")["spec"]["runPolicy"]["suspend"] is False
+    eventually(lambda: len(kube.pods("abroad")) == 3, "its pods are there")
+    log = run("logs", "abroad", "--worker", "1", "--context", "ours")
+    assert (log.returncode, "error: worker 1: no log: " in log.stderr) == (2, True), "a simulated pod has none"
+    bash = {"_TYPER_COMPLETE_ARGS": "yolojob get --context ours ab", "_YOLOJOB_COMPLETE": "complete_zsh"}
+    assert "abroad" in run(**bash).stdout
+    bash["_TYPER_COMPLETE_ARGS"] = "yolojob get --context th"
+    assert "theirs" in run(**bash).stdout
 
 
 def test_the_operator_is_needed_for_none_of_it(operator: Operator, client: Client) -> None:

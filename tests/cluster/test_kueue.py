@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Operator
-from jobs import attempts, job, phase
+from jobs import attempts, job, phase, suspend
 from kube import Kube, devcluster
 from support import eventually
 
@@ -119,10 +119,33 @@ def test_a_suspended_job_gives_its_place_to_others(kube: Kube) -> None:
     phase(kube, "paused", "Running")
     kube.create(queued(kube, "next", 0, "2s"))
     phase(kube, "next", "Queued")
-    kube.run("patch", "ytj", "paused", "--type=merge", "--patch", '{"spec":{"runPolicy":{"suspend":true}}}')
+    suspend(kube, "paused", True)
     phase(kube, "next", "Succeeded", seconds=40)
-    kube.run("patch", "ytj", "paused", "--type=merge", "--patch", '{"spec":{"runPolicy":{"suspend":false}}}')
+    suspend(kube, "paused", False)
     phase(kube, "paused", "Running", seconds=40)
+
+
+def test_deadlines_and_suspension_while_it_is_held(kube: Kube) -> None:
+    """Held, a job is not active; how long it may be held is for preRunningDeadlineSeconds to say, and that says why."""
+    kube.create(queued(kube, "holder"))
+    phase(kube, "holder", "Running")
+    kube.create(queued(kube, "patient", 0, "2s", runPolicy={"activeDeadlineSeconds": 4}))
+    kube.create(queued(kube, "hasty", runPolicy={"preRunningDeadlineSeconds": 6}))
+    phase(kube, "patient", "Queued")
+    phase(kube, "hasty", "Failed")
+    failed = kube.condition("hasty", "Failed")
+    assert failed["reason"] == "Gated"
+    assert "spec.runPolicy.preRunningDeadlineSeconds" in failed["message"]
+    status = phase(kube, "patient", "Queued", seconds=1)
+    assert "startTime" not in status
+    suspend(kube, "patient", True)
+    phase(kube, "patient", "Suspended")
+    eventually(lambda: not kube.pods("patient"), "its pods are gone, though Kueue would keep them")
+    suspend(kube, "patient", False)
+    phase(kube, "patient", "Queued")
+    kube.run("delete", "yolotrainingjob", "holder")
+    status = phase(kube, "patient", "Succeeded", seconds=40)
+    assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 0)
 
 
 def test_a_deleted_job_leaves_the_queue(kube: Kube) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from datetime import datetime
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from conftest import Operator
-from jobs import attempts, job, phase
+from jobs import attempts, job, phase, suspend
 from kube import Kube
 from support import eventually, minimal
 
@@ -46,6 +48,25 @@ def test_failures_use_the_limit_up(kube: Kube) -> None:
     assert "exit code 1" in failed["message"]
 
 
+def test_the_wait_between_attempts_grows(kube: Kube) -> None:
+    """The first restart is at once, the second after 10 s, the third after 20 s."""
+    kube.create(job("patient", 1, runPolicy={"backoffLimit": 3}))
+    made: dict[str, datetime] = {}
+
+    def ended() -> bool:
+        for pod in kube.pods("patient"):
+            attempt = pod["metadata"]["labels"]["yolojob.dev/attempt"]
+            made.setdefault(attempt, datetime.fromisoformat(pod["metadata"]["creationTimestamp"]))
+        return kube.status("patient").get("phase") == "Failed"
+
+    eventually(ended, "it has failed", seconds=90)
+    times = [made[attempt] for attempt in sorted(made)]
+    assert len(times) == 4, "each attempt was seen"
+    waits = [(later - earlier).total_seconds() for earlier, later in itertools.pairwise(times)]
+    for wait, wanted in zip(waits, (1, 11, 21), strict=True):  # each lives for a second
+        assert wanted - 1 <= wait <= wanted + 4, waits  # creation times are whole seconds
+
+
 def test_bad_input_is_not_tried_again(kube: Kube) -> None:
     failure = {"rank": 0, "reason": "DatasetNotFound", "message": "there is no folder", "exitCode": 2}
     kube.create(job("wrong", 2, message=json.dumps({"state": "Failed", "failure": failure})))
@@ -70,13 +91,58 @@ def test_a_deleted_pod_replaces_the_gang(kube: Kube) -> None:
 def test_suspend_and_resume(kube: Kube) -> None:
     kube.create(job("sleepy"))
     phase(kube, "sleepy", "Running")
-    for suspend, wanted, pods in ((True, "Suspended", 0), (False, "Running", 2)):
-        patch = json.dumps({"spec": {"runPolicy": {"suspend": suspend}}})
-        kube.run("patch", "yolotrainingjob", "sleepy", "--type=merge", "--patch", patch)
+    for on, wanted, pods in ((True, "Suspended", 0), (False, "Running", 2)):
+        suspend(kube, "sleepy", on)
         phase(kube, "sleepy", wanted)
         eventually(lambda pods=pods: len(kube.pods("sleepy")) == pods, f"{pods} pods")  # type: ignore[misc]
     status = kube.status("sleepy")
     assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 0)
+
+
+def test_suspended_before_it_runs(kube: Kube) -> None:
+    """While it has no place, and between two attempts."""
+    lost = job("homeless")
+    lost["spec"]["workers"]["template"]["spec"]["nodeSelector"] = {"nowhere": "at-all"}
+    kube.create(lost)
+    eventually(lambda: kube.condition("homeless", "Scheduled").get("reason") == "Unschedulable", "it has no place")
+    kube.create(job("clumsy", 1))
+    eventually(lambda: kube.status("clumsy").get("nextAttemptTime"), "it waits for its third attempt")
+    for name in ("homeless", "clumsy"):
+        suspend(kube, name, True)
+        status = phase(kube, name, "Suspended")
+        eventually(lambda n=name: not kube.pods(n), "its pods are gone")  # type: ignore[misc]
+        assert "nextAttemptTime" not in status
+        assert kube.condition(name, "Scheduled")["status"] == "False"
+    assert kube.status("clumsy")["restarts"] == 2
+
+
+def test_conditions_and_events_tell_the_story_once(kube: Kube) -> None:
+    """An attempt that fails, a suspension, a resumption, and the end."""
+    kube.create(job("story", 1, "3s", runPolicy={"backoffLimit": 1}))
+    phase(kube, "story", "Running")
+    eventually(lambda: kube.status("story").get("attempt") == 2, "it is tried again")
+    phase(kube, "story", "Running")
+    before = {c["type"]: c for c in kube.status("story")["conditions"]}
+    suspend(kube, "story", True)
+    phase(kube, "story", "Suspended")
+    suspend(kube, "story", False)
+    phase(kube, "story", "Running")
+    phase(kube, "story", "Failed")
+    found = kube.get("ytj", "story")
+    now = datetime.now(UTC)
+    created = datetime.fromisoformat(found["metadata"]["creationTimestamp"])
+    for condition in found["status"]["conditions"]:
+        assert condition["observedGeneration"] == found["metadata"]["generation"] == 3, condition
+        assert created <= datetime.fromisoformat(condition["lastTransitionTime"]) <= now + timedelta(seconds=1)
+        assert condition["reason"]
+        assert condition["message"]
+    after = {c["type"]: c for c in found["status"]["conditions"]}
+    assert after["Accepted"]["lastTransitionTime"] == before["Accepted"]["lastTransitionTime"], "it has not changed"
+    assert after["Running"]["lastTransitionTime"] > before["Running"]["lastTransitionTime"]
+    told = kube.get("events", "--field-selector=involvedObject.name=story")["items"]
+    counts = Counter(e["reason"] for e in told)
+    assert counts == {"Restarting": 1, "Running": 2, "Suspended": 1, "Resumed": 1, "Failed": 1}, counts
+    assert all(e["count"] == 1 for e in told)
 
 
 def test_deadline_and_ttl_fire_on_time_though_nothing_happens(kube: Kube) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import job, phase
+from jobs import edit, job, phase, suspend
 from kube import Kube
 from support import ROOT, eventually
 
@@ -123,6 +123,21 @@ def test_an_elastic_job_follows_the_room(kube: Kube, crowded: None) -> None:
     assert not kube.get(*spares)["items"]
 
 
+def test_fewer_places_than_it_can_do_with(kube: Kube, crowded: None) -> None:
+    """Two find a place, four are the least: it waits, says so, and past its deadline gives back what it held."""
+    scarce = elastic("scarce")
+    scarce["spec"]["elastic"]["minReplicas"] = 4
+    scarce["spec"]["runPolicy"] = {"preRunningDeadlineSeconds": 25}
+    kube.create(scarce)
+    eventually(lambda: len(nodes_of(kube, "scarce")) == 2, "two have a place")
+    status = phase(kube, "scarce", "Failed", seconds=60)
+    assert [r["workers"] for r in status["history"]] == [4]
+    failed = kube.condition("scarce", "Failed")
+    assert failed["reason"] == "Unschedulable"
+    assert "nodes are available" in failed["message"], "the scheduler's own words"
+    eventually(lambda: not kube.pods("scarce"), "the places are free")
+
+
 def test_kubectl_scale(kube: Kube) -> None:
     kube.create(elastic("scaled"))
     phase(kube, "scaled", "Running")
@@ -205,9 +220,17 @@ def test_a_pod_group_is_what_its_schema_wants(kube: Kube, scheduler: str, group:
         assert found["spec"]["minMember"] == 2
         assert found["spec"]["minResources"] == {"cpu": "3", "memory": str(4 << 30)}
         assert found["spec"].get("queue") == queue.get("queue")
+        assert found["spec"].get("scheduleTimeoutSeconds") == (600 if scheduler == "coscheduling" else None)
         assert found["metadata"]["ownerReferences"][0]["kind"] == "YoloTrainingJob"
         assert {p["spec"]["schedulerName"] for p in kube.pods("gang")} <= {"volcano", "scheduler-plugins-scheduler"}
-        assert kube.condition("gang", "Scheduled")["status"] == "False", "that scheduler is not here"
+        eventually(lambda: kube.condition("gang", "Scheduled").get("status") == "False", "that scheduler is not here")
+        suspend(kube, "gang", True)
+        eventually(lambda: not kube.get(f"podgroups.{group}", "gang"), "nothing keeps room in the queue")
+        suspend(kube, "gang", False)
+        eventually(lambda: kube.get(f"podgroups.{group}", "gang"), "it is there again")
+        edit(kube, "gang", runPolicy={"activeDeadlineSeconds": 1})
+        phase(kube, "gang", "Failed")
+        eventually(lambda: not kube.get(f"podgroups.{group}", "gang"), "nor does one that has failed")
     finally:
         kube.run("delete", "yolotrainingjob", "gang")
         kube.run("delete", "crd", f"podgroups.{group}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from conftest import Operator
 from devcluster.control_plane import AUDIT_LOG
-from jobs import job, phase
+from jobs import job, phase, suspend
 from kube import Kube
 from rendered_chart import render
 from support import eventually
@@ -29,6 +30,16 @@ def rbac(kube: Kube, *values: str) -> list[dict[str, Any]]:
     return [d for d in yaml.safe_load_all(text) if d and d["kind"] in kinds]
 
 
+def identity(kube: Kube, account: str, folder: Path) -> Path:
+    """A kubeconfig of a service account."""
+    token = kube.run("create", "token", account).stdout.strip()
+    config = yaml.safe_load(kube.kubeconfig.read_text())
+    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
 @pytest.fixture(params=["clusterwide", "namespaced"])
 def installed(
     request: pytest.FixtureRequest, kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -44,11 +55,7 @@ def installed(
     )
     kube.run("apply", "--filename", "-", input=yaml.safe_dump_all(documents))
     account = next(d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount")
-    token = kube.run("create", "token", account).stdout.strip()
-    config = yaml.safe_load(kube.kubeconfig.read_text())
-    config["users"] = [{"name": config["users"][0]["name"], "user": {"token": token}}]
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
+    path = identity(kube, account, tmp_path)
     granted = {
         (verb, resource)
         for role in roles
@@ -102,6 +109,8 @@ def everything(kube: Kube) -> None:
     eventually(lambda: len(kube.pods("gang")) == 2, "its pods")
     kube.run("delete", "pod", "gang-worker-0")
     eventually(lambda: kube.status("gang").get("attempt") == 2, "its group is used again")
+    suspend(kube, "gang", True)
+    eventually(lambda: not kube.get("podgroups.scheduling.x-k8s.io", "gang"), "its group is gone")
     kube.create(job("kept", scheduling={"gang": "kueue"}))
     phase(kube, "kept", "Running")
     finalizer = {"metadata": {"finalizers": ["kueue.x-k8s.io/managed"]}}
@@ -137,3 +146,33 @@ def test_nothing_is_denied_and_nothing_granted_in_vain(kube: Kube, installed: tu
     kube.run("delete", "service", "named")
     kube.run("delete", "yolotrainingjobs", "--all")
     kube.run("delete", "crd", "podgroups.scheduling.x-k8s.io")
+
+
+def test_a_watched_namespace_may_go(kube: Kube, tmp_path: Path) -> None:
+    """Our rights in it go first, and with them the lease; the jobs of the others are looked after, now and after a restart."""
+    other = f"{kube.namespace}-other"
+    kube.run("create", "namespace", other)
+    documents = rbac(kube, "--set", f"watchNamespaces={{{kube.namespace},{other}}}")
+    there = [d for d in documents if d["metadata"].get("namespace") == other]
+    here = [d for d in documents if d not in there]
+    assert there
+    kube.apply(*here)
+    Kube(kube.kubeconfig, other).apply(*there)
+    account = next(d["metadata"]["name"] for d in documents if d["kind"] == "ServiceAccount")
+    operator = Operator(kube, tmp_path / "log", kubeconfig=identity(kube, account, tmp_path), also=other)
+    try:
+        eventually(lambda: operator.leads, "it leads")
+        kube.run("delete", "namespace", other)
+        for name in ("now", "later"):
+            # Longer than a lease that cannot be renewed is ours.
+            began = time.monotonic()
+            eventually(lambda t=began: time.monotonic() > t + 12, "a lease has run out", seconds=15)  # type: ignore[misc]
+            kube.create(job(name, 0))
+            phase(kube, name, "Succeeded")
+            assert operator.leads
+            operator.stop()
+            operator.start()
+    finally:
+        operator.stop()
+        kube.run("delete", "yolotrainingjobs", "--all")
+        kube.run("delete", "--filename", "-", input=yaml.safe_dump_all(here))

@@ -83,12 +83,59 @@ class TestRefusals:
     def test_an_expired_watch(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
         """Every watch is refused with 410 for a while, so what happens meanwhile is only seen by listing anew."""
         _, faulty = through
-        faulty.faults.expired = True
+        faulty.faults.broken = 410
         faulty.cut()
         kube.create(job("expired", 0, "2s"))
-        eventually(lambda: faulty.faults.counts["410"] >= 3, "watches were refused")
-        faulty.faults.expired = False
+        eventually(lambda: faulty.faults.counts["watch 410"] >= 3, "watches were refused")
+        faulty.faults.broken = 0
         assert phase(kube, "expired", "Succeeded", seconds=60)["attempt"] == 1
+
+    @pytest.mark.parametrize("fault", ["watch", "login"])
+    def test_what_kopf_would_end_for(self, kube: Kube, through: tuple[Operator, Proxy], fault: str) -> None:
+        """An error within a watch that is not 410, and a 401 that passes: the same process goes on."""
+        operator, faulty = through
+        name = f"beyond-{fault}"
+        kube.create(job(name, 0, "6s"))
+        phase(kube, name, "Running")
+        process = operator.pid
+        if fault == "watch":
+            faulty.faults.broken = 500
+            faulty.cut()
+            eventually(lambda: faulty.faults.counts["watch 500"] >= 2, "watches were told of an error")
+        else:
+            faulty.faults.refusals, faulty.faults.share, faulty.faults.reads = (401,), 1.0, True
+            faulty.cut()
+            eventually(lambda: faulty.faults.counts["401"] >= 4, "nobody knew us")
+        faulty.faults.broken, faulty.faults.refusals, faulty.faults.reads = 0, (), False
+        status = phase(kube, name, "Succeeded", seconds=60)
+        assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
+        assert operator.alive
+        assert operator.pid == process
+        eventually(lambda: operator.leads, "it works", seconds=30)
+
+    def test_an_aggregated_api_that_is_away(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
+        """A metrics server that is down is no reason not to begin."""
+        operator, _ = through
+        group = "metrics.away.example.com"
+        service = {"name": "nobody", "namespace": kube.namespace}
+        spec = {
+            "group": group,
+            "version": "v1",
+            "groupPriorityMinimum": 100,
+            "versionPriority": 100,
+            "service": service,
+        }
+        api = {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": f"v1.{group}"}}
+        kube.apply({**api, "spec": {**spec, "insecureSkipTLSVerify": True}})
+        try:
+            refused = kube.run("get", "--raw", f"/apis/{group}/v1", check=False)
+            assert "unable to handle the request" in refused.stderr, refused.stderr
+            operator.kill()
+            operator.start()
+            kube.create(job("undisturbed", 0))
+            phase(kube, "undisturbed", "Succeeded", seconds=40)
+        finally:
+            kube.run("delete", "apiservice", f"v1.{group}")
 
     def test_what_went_while_watches_were_expired(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
         """A pod and a job are deleted while nobody can watch; a list has no word for what is not there."""
@@ -97,13 +144,13 @@ class TestRefusals:
         kube.create(job("forgotten"))
         for name in ("bereft", "forgotten"):
             phase(kube, name, "Running")
-        faulty.faults.expired = True
+        faulty.faults.broken = 410
         faulty.cut()
-        eventually(lambda: faulty.faults.counts["410"] >= 3, "watches were refused")
+        eventually(lambda: faulty.faults.counts["watch 410"] >= 3, "watches were refused")
         kube.run("delete", "pod", "bereft-worker-1", "--grace-period=0", "--force")
         kube.run("delete", "yolotrainingjob", "forgotten")
         eventually(lambda: not kube.pods("forgotten"), "its pods are gone")
-        faulty.faults.expired = False
+        faulty.faults.broken = 0
         eventually(lambda: kube.status("bereft").get("attempt") == 2, "the gang is replaced", seconds=90)
         assert phase(kube, "bereft", "Running")["disruptions"] == 1
         eventually(lambda: "forgotten" not in operator.ask("/metrics")[1], "it is forgotten")
@@ -138,6 +185,25 @@ class TestRefusals:
         faulty.faults.away = False
         for name, wanted in (("through", "Succeeded"), ("late", "Failed"), ("meanwhile", "Succeeded")):
             status = phase(kube, name, wanted, seconds=40)
+            assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
+
+    def test_a_minute_of_an_api_server_that_answers_nothing_but_errors(
+        self, kube: Kube, through: tuple[Operator, Proxy]
+    ) -> None:
+        """Lists, watches and the lease are refused, too; longer than kopf's own patience."""
+        operator, faulty = through
+        kube.create(job("refused", 0, "20s"))
+        phase(kube, "refused", "Running")
+        faulty.faults.refusals, faulty.faults.share, faulty.faults.reads = (500,), 1.0, True
+        faulty.cut()
+        kube.create(job("unheard", 0, "1s"))
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() - began > 70, "longer than that", seconds=80, every=1.0)
+        assert operator.alive
+        assert not operator.leads
+        faulty.faults.refusals, faulty.faults.reads = (), False
+        for name in ("refused", "unheard"):
+            status = phase(kube, name, "Succeeded", seconds=60)
             assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
 
 

@@ -250,6 +250,42 @@ def kill_trainer(pod: str) -> None:
     raise AssertionError(f"no process of {pod} found")
 
 
+def test_a_gang_of_fixed_size_leaves_a_dead_node(kube: Kube) -> None:
+    """Power cut: no kubelet lets go of the pod, so it is deleted from the API, and the whole gang finds places elsewhere."""
+    if not kube.is_devcluster:
+        pytest.skip("pulls a node's plug, which only the test cluster has")
+    job = documents("fixed")[0]
+    del job["spec"]["storage"]
+    # It trains nothing and speaks to nobody: what happens is what Kubernetes and the operator see by themselves.
+    idle = {"name": "trainer", "command": ["sleep", "600"]}
+    job["spec"]["workers"]["template"] = {"spec": {"containers": [idle], "terminationGracePeriodSeconds": 5}}
+    kube.apply(job)
+
+    def gang() -> dict[str, dict[str, Any]]:
+        return {p["metadata"]["name"]: p for p in kube.pods("fixed")}
+
+    def runs(attempt: int) -> bool:
+        status = kube.status("fixed")
+        return (status.get("attempt"), status.get("phase")) == (attempt, "Running")
+
+    eventually(lambda: runs(1), "it runs", seconds=120, every=0.5)
+    first = gang()
+    nodes = {name: pod["spec"]["nodeName"] for name, pod in first.items()}
+    assert len(set(nodes.values())) == 2, nodes
+    lost = nodes["fixed-worker-1"]
+    node = int(lost.rpartition("-")[2])
+    devcluster("kill-node", str(node))
+    try:
+        eventually(lambda: runs(2), "it runs elsewhere", seconds=240, every=0.5)
+        status, second = kube.status("fixed"), gang()
+    finally:
+        devcluster("start-node", str(node))
+    assert {p["spec"]["nodeName"] for p in second.values()} == {nodes["fixed-worker-0"]}
+    assert not {p["metadata"]["uid"] for p in first.values()} & {p["metadata"]["uid"] for p in second.values()}
+    assert (status["restarts"], status["disruptions"]) == (0, 1), status
+    assert status["history"][0]["workers"] == status["history"][1]["workers"] == 2
+
+
 def test_bad_input_fails_at_once_and_says_why(kube: Kube) -> None:
     """A model that does not exist: one attempt, exit code 2, the rank's own words in the condition."""
     job = documents("unknown-model")[0]

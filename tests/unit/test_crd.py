@@ -16,7 +16,7 @@ def test_it_is_small_enough_for_plain_apply() -> None:
 
 
 def test_columns() -> None:
-    assert [c[0] for c in COLUMNS] == ["Phase", "Workers", "Epoch", "mAP50", "Img/s", "ETA", "Cost", "Age"]
+    assert [c[0] for c in COLUMNS] == ["Phase", "Workers", "Restarts", "Epoch", "mAP50", "Img/s", "ETA", "Cost", "Age"]
 
 
 def test_every_field_of_the_spec_is_described() -> None:

@@ -302,3 +302,20 @@ class TestGangs:
 def test_patience_outlasts_the_scheduler() -> None:
     """The waits of the rules above, in the order in which they must be."""
     assert timedelta() < PATIENCE < SHORT_LIFE < GROWTH_PAUSE
+
+
+@pytest.mark.parametrize(("scheduler", "groups"), [("volcano", 1), ("coscheduling", 1), ("kueue", 0), ("none", 0)])
+def test_a_group_without_pods_reserves_no_room(scheduler: str, groups: int) -> None:
+    """Suspended, or at its end: its scheduler would keep room in the queue for it."""
+    spec: dict[str, Any] = {"scheduling": {"gang": scheduler}}
+    status = make(job(**spec)).status
+    status = make(job(status, **spec), pod(0), pod(1)).status
+    assert make(job(status, **spec), pod(0), pod(1)).disband == ()
+    for made in (
+        make(job(status, **spec, runPolicy={"suspend": True}), pod(0), pod(1)),
+        make(job(status, **spec, runPolicy={"activeDeadlineSeconds": 1}), pod(0), pod(1), now=after(5)),
+        make(job(status, **spec), pod(0, "Succeeded"), pod(1, "Succeeded")),
+    ):
+        assert len(made.disband) == groups
+        assert all(g["kind"] == "PodGroup" and g["metadata"]["name"] == "digits" for g in made.disband)
+        assert not made.has_deeds or made.delete or made.events, "it is no deed by itself"

@@ -517,3 +517,141 @@ def test_words_of_any_length_fit_a_condition() -> None:
     words = Report(state=State.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
     made = make(running(), failed(0, ExitCode.BAD_INPUT, message=words), pod(1))
     assert made.status.phase == Phase.FAILED
+
+
+class TestSilentNodes:
+    """Kubernetes evicts nobody from a zone in which most nodes are silent. Then it is on us."""
+
+    @staticmethod
+    def nodes(**facts: Any) -> dict[str, NodeFacts]:
+        return {"node-0": NodeFacts(name="node-0", **facts)}
+
+    def test_one_that_stays_silent_ends_the_attempt(self) -> None:
+        silent = self.nodes(ready=False, since=NOW)
+        waits = make(running(), pod(0), pod(1), now=after(59), nodes=silent)
+        assert (waits.status.attempt, waits.due) == (1, after(60))
+        made = make(running(), pod(0), pod(1), now=after(60), nodes=silent)
+        assert (made.status.attempt, made.status.disruptions, made.status.restarts) == (2, 1, 0)
+        assert made.status.history[0].reason == "NodeLost"
+        assert "node node-0 of digits-worker-0 is not ready" in (made.status.history[0].message or "")
+        assert {d.name for d in made.delete} == {"digits-worker-0", "digits-worker-1"}
+
+    def test_one_that_is_no_more(self) -> None:
+        made = make(running(), pod(0), pod(1), now=after(60), nodes={})
+        assert "no more" in (made.status.history[0].message or "")
+        assert make(running(), pod(0), pod(1), now=after(50), nodes={}).status.attempt == 1, "we may be late to see it"
+
+    def test_others_are_left_alone(self) -> None:
+        for nodes in (self.nodes(ready=True, since=NOW), None):
+            made = make(running(), pod(0), pod(1), now=after(3600), nodes=nodes)
+            assert (made.status.attempt, made.due) == (1, None)
+
+
+def test_a_queue_stops_the_clock_of_the_active_deadline() -> None:
+    spec: dict[str, Any] = {"scheduling": {"gang": "kueue"}, "runPolicy": {"activeDeadlineSeconds": 60}}
+    status = make(job(**spec)).status
+    gated = [pod(i, "Pending", node="", started=None, scheduled=None, gated=True) for i in range(2)]
+    held = make(job(status, **spec), *gated, now=after(61))
+    assert (held.status.phase, held.status.start_time, held.due) == (Phase.QUEUED, None, None)
+    admitted = make(job(held.status, **spec), pod(0), pod(1), now=after(100))
+    assert (admitted.status.start_time, admitted.due) == (after(100), after(160))
+    over = make(job(admitted.status, **spec), pod(0), pod(1), now=after(160))
+    assert conditions(over)["Failed"] == ("True", "DeadlineExceeded")
+
+
+def test_an_edit_changes_no_attempt_that_has_begun() -> None:
+    """Worker 1 is still to be made when the job is edited: the pods of one gang are made of one specification."""
+    status = make(job()).status
+    edited = job(status)
+    edited.metadata.generation = 2
+    made = make(edited, pod(0, generation=1))
+    assert (made.status.attempt, made.status.disruptions, made.create) == (2, 0, ())
+    assert [d.name for d in made.delete] == ["digits-worker-0"]
+    assert made.status.history[0].reason == "SpecChanged"
+    edited.status = made.status
+    anew = make(edited)
+    assert {p["metadata"]["annotations"]["yolojob.dev/generation"] for p in anew.create if p["kind"] == "Pod"} == {"2"}
+    whole = make(edited, pod(0, attempt=2, generation=1), pod(1, attempt=2, generation=1))
+    assert whole.status.attempt == 2, "a gang that is complete stays as it is"
+
+
+def test_who_has_no_pods_is_not_scheduled() -> None:
+    asleep = make(job(running().status, runPolicy={"suspend": True}), pod(0), pod(1))
+    assert conditions(asleep)["Scheduled"] == ("False", "Suspended")
+    again = make(job(running().status), failed(0, 1), pod(1))
+    assert conditions(again)["Scheduled"] == ("False", "Restarting")
+    never = make(job(runPolicy={"suspend": True}))
+    assert "Scheduled" not in conditions(never)
+
+
+def test_an_obstacle_that_is_gone_is_not_said_any_more() -> None:
+    status = make(job()).status
+    stuck = make(
+        job(status), pod(0, "Pending", started=None, waiting="ImagePullBackOff: no"), pod(1, "Pending", node="")
+    )
+    assert conditions(stuck)["Running"] == ("False", "Waiting")
+    freed = make(job(stuck.status), pod(0), pod(1, "Pending", node="", waiting="Unschedulable: 0/3"))
+    assert conditions(freed)["Running"] == ("False", "Starting")
+
+
+def test_the_words_of_a_suspension_are_true() -> None:
+    asleep = make(job(runPolicy={"suspend": True}, storage=None))
+    assert [e.message for e in asleep.events] == ["the job is suspended"]
+    awake = make(job(asleep.status, storage=None))
+    assert [(e.reason, e.message.partition(":")[0]) for e in awake.events] == [
+        ("Resumed", "the job begins"),
+        ("NoStorage", "spec.storage is not set"),
+    ]
+    asleep = make(job(running().status, runPolicy={"suspend": True}), pod(0), pod(1))
+    assert [e.message for e in asleep.events] == ["the job is suspended; its checkpoint stays"]
+    awake = make(job(asleep.status))
+    assert [e.message for e in awake.events] == ["the job goes on from its newest checkpoint"]
+    lost = make(job(asleep.status, storage=None))
+    assert "begins anew" in lost.events[0].message
+
+
+@pytest.mark.parametrize("policy", ["activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"])
+def test_the_longest_times_can_be_reckoned_with(policy: str) -> None:
+    made = make(job(running(runPolicy={policy: 2**31 - 1}).status, runPolicy={policy: 2**31 - 1}), pod(0), pod(1))
+    assert made.status.phase == Phase.RUNNING
+    done = make(job(made.status, runPolicy={policy: 2**31 - 1}), pod(0, "Succeeded"), pod(1, "Succeeded"))
+    assert done.status.phase == Phase.SUCCEEDED
+    with pytest.raises(ValueError, match="less than or equal to 2147483647"):
+        job(runPolicy={policy: 2**31})
+
+
+@pytest.mark.parametrize("moment", ["asked for", "pending", "backing off", "with spares"])
+def test_suspended_at_any_moment(moment: str) -> None:
+    """Nothing is created, all that is there goes, and it can be resumed."""
+    elastic: dict[str, Any] = {}
+    there: list[PodFacts] = []
+    status = make(job()).status
+    if moment == "pending":
+        there = [pod(0, "Pending", node="", started=None, waiting="Unschedulable: 0/3")]
+        status = make(job(status), *there).status
+    elif moment == "backing off":
+        for attempt in (1, 2):
+            status = make(job(status), failed(0, 1, attempt=attempt), pod(1, attempt=attempt)).status
+        assert status.next_attempt_time == after(10)
+    elif moment == "with spares":
+        elastic = {"elastic": {"minReplicas": 1, "maxReplicas": 3}, "train": {"batch": 12}, "workers": {"replicas": 3}}
+        status = make(
+            job(
+                running(
+                    **elastic,
+                ).status,
+                **elastic,
+            ),
+            pod(0),
+            pod(1),
+            pod(2),
+        ).status
+        there = [pod(0), pod(1), pod(2), pod(3, "Pending", node="")]
+    asleep = make(job(status, **elastic, runPolicy={"suspend": True}), *there)
+    assert asleep.status.phase == Phase.SUSPENDED
+    assert asleep.create == ()
+    assert {d.name for d in asleep.delete} == {p.name for p in there}
+    assert asleep.status.next_attempt_time is None
+    awake = make(job(asleep.status, **elastic))
+    assert sum(o["kind"] == "Pod" for o in awake.create) == (3 if elastic else 2)
+    assert awake.status.restarts == status.restarts

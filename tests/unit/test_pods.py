@@ -148,9 +148,11 @@ def ended(code: int, **status: Any) -> dict[str, Any]:
         (ended(76), Cause.SURVIVOR),
         (ended(1, reason="Evicted"), Cause.DISRUPTION),
         (ended(1, conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "x"}]), Cause.DISRUPTION),
+        (ended(0, conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "x"}]), Cause.DISRUPTION),
+        (ended(0), None),  # a sidecar has failed, after the training was complete
     ],
 )
-def test_causes(pod: dict[str, Any], cause: Cause) -> None:
+def test_causes(pod: dict[str, Any], cause: Cause | None) -> None:
     assert pod_facts(json.loads(json.dumps(pod))).cause == cause
 
 
@@ -212,7 +214,9 @@ def test_a_sidecar_does_not_keep_a_worker_alive() -> None:
     assert (alone.phase, alone.lingers) == ("Running", False), "the kubelet is about to say how it ended"
 
 
-@pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfcpu", "OutOfnvidia.com/gpu", "NodeShutdown"])
+@pytest.mark.parametrize(
+    "reason", ["UnexpectedAdmissionError", "TopologyAffinityError", "OutOfcpu", "OutOfnvidia.com/gpu", "NodeShutdown"]
+)
 def test_a_kubelet_that_does_not_take_a_pod_is_a_disruption(reason: str) -> None:
     facts = ended({"phase": "Failed", "reason": reason, "message": "Pod was rejected"})
     assert facts.cause is Cause.DISRUPTION

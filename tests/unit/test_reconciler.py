@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, tzinfo
+import random
+import time
+from datetime import UTC, datetime, tzinfo
 from typing import Any, ClassVar
 
 import pytest
 from support import minimal
 from yolojob_operator import reconciler as module
-from yolojob_operator.deeds import REMEMBERED_SECONDS, Deeds
+from yolojob_operator.cluster import ClusterError
 from yolojob_operator.facts import PodFacts
+from yolojob_operator.handlers import Nodes
 from yolojob_operator.metrics import Metrics
-from yolojob_operator.plan import Plan
+from yolojob_operator.nodes import NodeFacts
 from yolojob_operator.pods import Defaults
 from yolojob_operator.reconciler import Reconciler
-
-from yolojob.job import YoloTrainingJob
-from yolojob.status import YoloTrainingJobStatus
 
 KEY = ("default", "digits")
 
@@ -65,9 +65,7 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
     server = Server()
 
     async def live() -> None:
-        made = Reconciler(
-            server, Defaults(image="x"), Metrics(lambda: []), (), lambda key: [], lambda: [], lambda: None
-        )  # type: ignore[arg-type]
+        made = reconciler(server)
         made.job_seen(body(1))
         await made._reconcile(KEY)
         assert server.writes == 0, "the spec alone says what the first gang is"
@@ -123,12 +121,9 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
     server = Server()
 
     async def live() -> None:
-        made = Reconciler(
-            server, Defaults(image="x"), Metrics(lambda: []), (), lambda key: [], lambda: [], lambda: None
-        )  # type: ignore[arg-type]
+        made = reconciler(server)
         made.job_seen(body(1))
         await made._reconcile(KEY)
-        made.lead(True)
         made.job_gone(KEY, "of a namesake that was deleted before")
         assert list(made.statuses()), "this one is still there"
         made.job_gone(KEY, body(1)["metadata"]["uid"])
@@ -145,9 +140,7 @@ def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
     server = Server()
 
     async def live() -> None:
-        made = Reconciler(
-            server, Defaults(image="x"), Metrics(lambda: []), (), lambda key: [], lambda: [], lambda: None
-        )  # type: ignore[arg-type]
+        made = reconciler(server)
         theirs = body(1)
         theirs["spec"]["runPolicy"] = {"managedBy": "kueue.x-k8s.io/multikueue"}
         made.job_seen(theirs)
@@ -162,7 +155,9 @@ def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
 
 def reconciler(server: Server, seen: list[tuple[tuple[str, str], PodFacts]] | None = None) -> Reconciler:
     metrics = Metrics(lambda: [])
-    return Reconciler(server, Defaults(image="x"), metrics, (), lambda key: [], lambda: seen or [], lambda: None)  # type: ignore[arg-type]
+    made = Reconciler(server, Defaults(image="x"), metrics, (), lambda key: [], lambda: seen or [], lambda: None)  # type: ignore[arg-type]
+    made.lead(float("inf"))
+    return made
 
 
 class TestDeaf:
@@ -256,35 +251,214 @@ def test_a_loop_that_fails_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(begun) == 3
 
 
-class TestExpected:
-    """Pods that were created and that the watch has not shown."""
+class Refusing(Server):
+    """An API server that creates nothing, and says why."""
 
-    POD: ClassVar[dict[str, Any]] = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "digits-worker-0", "namespace": "default"},
-    }
+    def __init__(self, status: int = 500) -> None:
+        super().__init__()
+        self.status, self.asked = status, 0
+        self.statuses: list[dict[str, Any]] = []
 
-    @staticmethod
-    def plan_of(pod: dict[str, Any]) -> Plan:
-        return Plan(status=YoloTrainingJobStatus(), create=(pod,))
+    async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+        self.asked += 1
+        raise ClusterError(self.status, "InternalError", "failed calling webhook mpod.kb.io")
 
-    def test_a_deaf_watch_is_noticed_by_them_too(self, clock: list[float]) -> None:
-        """They count as there for a while, then are created again, in vain: they exist. All the time they are unseen."""
-        server = Server()
-        deeds, job = Deeds(server), YoloTrainingJob.model_validate(body(1))  # type: ignore[arg-type]
-        for _ in range(4):
-            asyncio.run(deeds.carry_out(KEY, job, self.plan_of(self.POD)))
-            assert len(deeds.pods(KEY, [])) == 1
-            clock[0] += 60
-            assert deeds.pods(KEY, []) == []
-        assert min(deeds.unseen()) == 1000.0
+    async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+        self.statuses.append(status)
+        return await super().patch_status(body, status)
 
-    def test_one_that_was_never_heard_of_again_is_forgotten(self, clock: list[float]) -> None:
-        """Created and deleted before the watch could show it, or its job was deleted meanwhile."""
-        server = Server()
-        deeds, job = Deeds(server), YoloTrainingJob.model_validate(body(1))  # type: ignore[arg-type]
-        asyncio.run(deeds.carry_out(KEY, job, self.plan_of(self.POD)))
-        assert list(deeds.unseen()) == [1000.0]
-        clock[0] += REMEMBERED_SECONDS + 1
-        assert list(deeds.unseen()) == []
+
+async def until(made: Reconciler, seconds: float, done: Any) -> None:
+    """Let the reconciler work until something is so."""
+    made.start()
+    try:
+        async with asyncio.timeout(seconds):
+            while not done():
+                await asyncio.sleep(0.02)
+    finally:
+        await made.stop()
+
+
+def young(version: int, **policy: Any) -> dict[str, Any]:
+    made = body(version)
+    made["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    made["spec"]["runPolicy"] = policy
+    return made
+
+
+def test_a_deadline_does_not_wait_for_deeds_that_fail() -> None:
+    """And why they fail is told meanwhile."""
+    server = Refusing()
+
+    async def live() -> None:
+        made = reconciler(server)
+        made.job_seen(young(1, activeDeadlineSeconds=5))
+        began = time.monotonic()
+        await until(made, 20, lambda: server.statuses and server.statuses[-1]["phase"] == "Failed")
+        told = {c["reason"]: c["message"] for c in server.statuses[0]["conditions"]}
+        assert "failed calling webhook" in told["FailedCreate"]
+        # A job begins when its first status is written: after three tries, 0.1 and 0.5 s apart.
+        assert 5 <= time.monotonic() - began < 7.5
+
+    asyncio.run(live())
+
+
+def test_a_refusal_is_not_asked_for_again_and_again() -> None:
+    """Each pod's words name the pod; they are one obstacle all the same."""
+
+    class Quota(Refusing):
+        async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+            self.asked += 1
+            await asyncio.sleep(0.01 * random.Random(self.asked).random())
+            name = item["metadata"]["name"]
+            if item["kind"] != "Pod":
+                return await Server.create(self, item)
+            raise ClusterError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota')
+
+    server = Quota()
+
+    async def live() -> None:
+        made = reconciler(server)
+        wide = young(1)
+        wide["spec"] |= {"workers": {"replicas": 16}, "train": {"batch": 16}}
+        made.job_seen(wide)
+        made.start()
+        await asyncio.sleep(3)
+        await made.stop()
+
+    asyncio.run(live())
+    assert 17 <= server.asked <= 2 * 17, "at once, and once more when the obstacle is told"
+
+
+def test_nothing_is_made_for_a_job_that_is_gone(clock: list[float]) -> None:
+    class Gone(Server):
+        made: ClassVar[list[str]] = []
+
+        async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> None:  # type: ignore[override]
+            return None
+
+        async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+            self.made.append(item["kind"])
+            return await super().create(item)
+
+    async def live() -> None:
+        made = reconciler(Gone())
+        asleep = body(1)
+        asleep["spec"]["storage"] = None  # which is told at once
+        made.job_seen(asleep)
+        await made._reconcile(KEY)
+        assert KEY not in made._jobs
+        await made.stop()
+
+    asyncio.run(live())
+    assert Gone.made == []
+
+
+def test_who_does_not_lead_any_more_finishes_no_plan(clock: list[float]) -> None:
+    """The lease ran out between two steps."""
+
+    class Slow(Server):
+        made: ClassVar[list[str]] = []
+
+        async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+            clock[0] += 6
+            self.made.append(item["kind"])
+            return await super().create(item)
+
+    async def live() -> None:
+        made = reconciler(Slow())
+        made.lead(clock[0] + 5)
+        made.job_seen(body(1))
+        await made._reconcile(KEY)
+        assert Slow.made == ["Service"]
+        assert list(made.statuses()) == []
+        await made.stop()
+
+    asyncio.run(live())
+
+
+def test_what_is_missed_while_nobody_can_ask_is_no_deafness(clock: list[float]) -> None:
+    made = reconciler(Server())
+    made._compare({"unseen": 7})
+    clock[0] += 1000
+    assert "deaf" in made.ailment()
+    made.lead(0)
+    assert made.ailment() == "", "a standby has nothing to show"
+    made.lead(float("inf"))
+    clock[0] += 100
+    assert made.ailment() == "", "whoever begins anew begins to count"
+    clock[0] += 100
+    assert "deaf" in made.ailment()
+
+
+def test_a_watch_that_has_caught_up_is_well_at_once(clock: list[float]) -> None:
+    """Though nobody has listed since."""
+    seen: list[tuple[tuple[str, str], PodFacts]] = []
+    made = reconciler(Server())
+    made._all_pods = lambda: seen  # type: ignore[method-assign]
+    made._compare({"pod": 5})
+    seen.append((KEY, PodFacts(name="p", uid="pod", version=5, owner_uid="u", index=0, attempt=1, phase="Running")))
+    clock[0] += 1000
+    assert made.ailment() == ""
+
+
+def test_a_namesake_found_by_a_conflict_inherits_nothing(clock: list[float]) -> None:
+    class Replaced(Server):
+        async def get(self, item: dict[str, Any]) -> dict[str, Any]:
+            other = body(9)
+            other["metadata"]["uid"] = "another"
+            return other
+
+    async def live() -> None:
+        made = reconciler(Replaced())
+        made.job_seen(body(1))
+        made._rejected[KEY] = 1
+        await made._look_again(KEY)
+        assert made._jobs[KEY]["metadata"]["uid"] == "another"
+        assert made._rejected == {}
+        await made.stop()
+
+    asyncio.run(live())
+
+
+def test_a_due_plan_waits_for_no_flock(clock: list[float]) -> None:
+    async def live() -> None:
+        made = reconciler(Server())
+        made.job_seen(body(1))
+        made._queue.get_nowait()
+        made._queued.clear()
+        made._planned[KEY] = clock[0]
+        made.wake(KEY)
+        assert made._queue.empty(), "news of pods come in flocks"
+        made._due(KEY)
+        assert made._queue.get_nowait() == KEY
+        assert made._pauses == {}
+        await made.stop()
+
+    asyncio.run(live())
+
+
+def test_a_broken_job_of_somebody_else_is_left_alone(clock: list[float]) -> None:
+    server = Server()
+
+    async def live() -> None:
+        made = reconciler(server)
+        theirs = body(1)
+        theirs["spec"] |= {"runPolicy": {"managedBy": "example.com/other"}, "nonsense": 1}
+        made.job_seen(theirs)
+        await made._reconcile(KEY)
+        await made.stop()
+
+    asyncio.run(live())
+    assert server.writes == 0
+
+
+def test_a_node_that_went_unseen_is_no_more() -> None:
+    old = NodeFacts(name="a", uid="old", version=3, ready=False)
+    new = NodeFacts(name="a", uid="new", version=8, ready=True)
+    nodes = Nodes({"a": [old, new], "b": [NodeFacts(name="b", uid="gone", version=1)]})
+    assert nodes["a"] is new
+    made = reconciler(Server())
+    made._nodes = lambda: nodes  # type: ignore[method-assign]
+    made._ghosts = {"old", "gone"}
+    assert made._living_nodes() == {"a": new}

@@ -43,7 +43,7 @@ helm.sh/hook-delete-policy: before-hook-creation
   verbs: [delete]
 - apiGroups: [scheduling.volcano.sh, scheduling.x-k8s.io]
   resources: [podgroups]
-  verbs: [get, create, patch]
+  verbs: [get, create, patch, delete]
 {{- end }}
 
 {{- define "yolojob.leaseRules" -}}

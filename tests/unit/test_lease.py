@@ -1,0 +1,123 @@
+"""Who works, when the API server is slow: never two."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from yolojob_operator import lease as module
+from yolojob_operator.cluster import ClusterError
+from yolojob_operator.lease import Lease, keep
+
+NAMESPACE = "default"
+
+
+class Server:
+    """Keeps one lease for each namespace, and answers as late as it is told."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, dict[str, Any]] = {}
+        self.delay = 0.0
+        self.forbidden: set[str] = set()
+        self.version = 0
+
+    async def get_lease(self, namespace: str, name: str) -> dict[str, Any] | None:
+        await asyncio.sleep(self.delay)
+        if namespace in self.forbidden:
+            raise ClusterError(403, "Forbidden", f'leases "{name}" is forbidden: cannot get resource "leases"')
+        return self.leases.get(namespace)
+
+    async def create_lease(self, lease: dict[str, Any]) -> bool:
+        await asyncio.sleep(self.delay)
+        return self._take(lease, None)
+
+    async def replace_lease(self, lease: dict[str, Any]) -> bool:
+        await asyncio.sleep(self.delay)
+        return self._take(lease, lease["metadata"]["resourceVersion"])
+
+    def _take(self, lease: dict[str, Any], known: str | None) -> bool:
+        namespace = lease["metadata"]["namespace"]
+        there = self.leases.get(namespace)
+        if (there["metadata"]["resourceVersion"] if there else None) != known:
+            return False
+        self.version += 1
+        self.leases[namespace] = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(self.version)}}
+        return True
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of all times."""
+    for name in ("DURATION_SECONDS", "RENEW_DEADLINE_SECONDS", "RENEW_SECONDS", "RETRY_SECONDS"):
+        monkeypatch.setattr(module, name, getattr(module, name) / 10)
+
+
+def test_who_cannot_renew_in_time_has_stopped_by_then(quick: None) -> None:
+    """An answer that comes just in time, and then none: the work ends with the time that was won, not with the next try."""
+    server, until = Server(), [0.0]
+
+    async def live() -> None:
+        keeper = asyncio.create_task(
+            keep([Lease(server, NAMESPACE, "me")], lambda moment: until.__setitem__(0, moment))  # type: ignore[arg-type]
+        )
+        await asyncio.sleep(0.1)
+        assert until[0] > time.monotonic()
+        server.delay = 0.15  # two requests each time, of the second that they are good for
+        await asyncio.sleep(1.3)
+        assert until[0] > time.monotonic()
+        server.delay = 60
+        await asyncio.sleep(module.RENEW_DEADLINE_SECONDS + 0.2)
+        assert until[0] == 0, "told, and not before the next answer"
+        server.delay = 0
+        await asyncio.sleep(module.RENEW_DEADLINE_SECONDS + 0.5)
+        assert until[0] > time.monotonic(), "and it comes back"
+        keeper.cancel()
+
+    asyncio.run(live())
+
+
+def test_a_namespace_that_went_with_our_rights_stops_no_other(quick: None) -> None:
+    server, until = Server(), [0.0]
+    leases = [Lease(server, name, "me") for name in ("a", "b")]  # type: ignore[arg-type]
+
+    async def live() -> None:
+        keeper = asyncio.create_task(keep(leases, lambda moment: until.__setitem__(0, moment)))
+        await asyncio.sleep(0.1)
+        server.forbidden.add("a")
+        await asyncio.sleep(2)
+        assert until[0] > time.monotonic()
+        server.forbidden.clear()
+        await asyncio.sleep(1)
+        assert until[0] > time.monotonic()
+        assert all(lease.held for lease in leases), "and it is taken again when it is back"
+        keeper.cancel()
+
+    asyncio.run(live())
+
+
+def test_of_two_one_works_at_any_moment(quick: None) -> None:
+    """However late the answers are."""
+    server = Server()
+    until = {"a": 0.0, "b": 0.0}
+
+    async def live() -> None:
+        keepers = [
+            asyncio.create_task(
+                keep([Lease(server, NAMESPACE, me)], lambda moment, me=me: until.__setitem__(me, moment))
+            )  # type: ignore[arg-type,misc]
+            for me in until
+        ]
+        worked: set[str] = set()
+        for i in range(400):
+            server.delay = (0.0, 0.1, 0.3, 0.6)[i // 20 % 4]
+            await asyncio.sleep(0.01)
+            working = {me for me, moment in until.items() if moment > time.monotonic()}
+            assert len(working) <= 1, until
+            worked |= working
+        assert worked
+        for keeper in keepers:
+            keeper.cancel()
+
+    asyncio.run(live())

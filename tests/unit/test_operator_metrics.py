@@ -1,0 +1,59 @@
+"""The operator's counters see each change once; a deleted job leaves no series."""
+
+from __future__ import annotations
+
+import pytest
+from plans import NOW, after, failed, job, make, pod, running
+from yolojob_operator.metrics import Metrics
+
+from yolojob.status import YoloTrainingJobStatus
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, {"namespace": "default", **labels})
+
+
+@pytest.mark.parametrize(
+    ("disruption", "cause"),
+    [
+        ("PreemptionByScheduler: default-scheduler", "preempted"),
+        ("EvictionByEvictionAPI: drained", "evicted"),
+        ("Evicted: low on memory", "evicted"),
+        ("DeletionByTaintManager: deleting due to NoExecute taint", "node_lost"),
+        ("TerminationByKubelet: Pod was terminated in response to imminent node shutdown", "evicted"),
+        ("NodeShutdown: Pod was terminated", "node_shutdown"),
+        ("OutOfcpu: Pod was rejected", "disruption"),
+    ],
+)
+def test_restarts_by_cause(disruption: str, cause: str) -> None:
+    metrics, before = Metrics(lambda: []), running()
+    now = make(before, failed(0, 143, disruption=disruption), pod(1)).status
+    metrics.changed(before, now)
+    metrics.changed(job(now), now)
+    assert value(metrics, "yolojob_restarts_total", cause=cause) == 1
+    total = sum(s.value for m in metrics.registry.collect() for s in m.samples if s.name == "yolojob_restarts_total")
+    assert total == 1
+
+
+def test_a_failure_and_a_deleted_pod_are_told_apart() -> None:
+    metrics, before = Metrics(lambda: []), running()
+    metrics.changed(before, make(before, failed(0, 1), pod(1)).status)
+    metrics.changed(before, make(before, pod(0)).status)
+    assert value(metrics, "yolojob_restarts_total", cause="failure") == 1
+    assert value(metrics, "yolojob_restarts_total", cause="pod_deleted") == 1
+
+
+def test_the_wait_for_a_job_that_first_ran_in_a_later_attempt() -> None:
+    """The slowest starts are those that count."""
+    metrics = Metrics(lambda: [])
+    steps: list[YoloTrainingJobStatus] = [make(job()).status]
+    steps.append(make(job(steps[-1]), failed(0, 1), pod(1, "Pending", started=None)).status)
+    steps.append(make(job(steps[-1]), pod(0, attempt=2), pod(1, attempt=2), now=after(40)).status)
+    steps.append(make(job(steps[-1]), failed(0, 1, attempt=2), pod(1, attempt=2), now=after(60)).status)
+    steps.append(make(job(steps[-1]), pod(0, attempt=3), pod(1, attempt=3), now=after(90)).status)
+    before = None
+    for status in steps:
+        metrics.changed(job(before), status)
+        before = status
+    assert value(metrics, "yolojob_time_to_running_seconds_count") == 1
+    assert value(metrics, "yolojob_time_to_running_seconds_sum") == (after(40) - NOW).total_seconds() + 10
