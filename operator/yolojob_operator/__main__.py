@@ -13,6 +13,8 @@ import kopf
 import typer
 
 from yolojob import __version__
+from yolojob_operator import visibility
+from yolojob_operator.cluster import Cluster
 from yolojob_operator.pods import Defaults
 from yolojob_operator.policy import Privilege
 
@@ -92,16 +94,22 @@ def main(
 async def _operate(memo: kopf.Memo, namespaces: list[str]) -> None:
     """Run until we are told to end. What kopf takes for the end of itself is the beginning of the next round.
 
-    It ends with the first error in a watch other than 410, and with a 401 that passes.
+    It ends with the first error in a watch other than 410, and with a 401 that passes. We end it ourselves when a namespace is
+    back that could not be seen.
     """
+    cluster = await Cluster.connect()
     while True:
+        watched = await visibility.until_some(cluster, namespaces) if namespaces else []
+        returned = asyncio.Event()
+        looking = asyncio.create_task(_tell_more(cluster, set(namespaces) - set(watched), returned))
         try:
             await kopf.operator(
                 memo=memo,
                 # kopf's own guess asks for the user's name, and a pod's user may have none.
                 identity=cast("Any", socket.gethostname()),
                 clusterwide=not namespaces,
-                namespaces=namespaces,
+                namespaces=watched,
+                stop_flag=returned,
             )
         except Exception as error:
             if not hasattr(memo, "reconciler"):
@@ -109,7 +117,17 @@ async def _operate(memo: kopf.Memo, namespaces: list[str]) -> None:
             log.error("begun anew: %s: %s", type(error).__name__, error)
             await asyncio.sleep(PAUSE_SECONDS)
         else:
-            return
+            if not returned.is_set():
+                await cluster.close()
+                return
+        finally:
+            looking.cancel()
+
+
+async def _tell_more(cluster: Cluster, missing: set[str], returned: asyncio.Event) -> None:
+    await visibility.until_more(cluster, missing)
+    log.warning("begun anew: one of %s is back", ", ".join(sorted(missing)))
+    returned.set()
 
 
 def _volume_source(text: str | None) -> dict[str, Any] | None:

@@ -87,8 +87,11 @@ class Cluster:
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT))
 
     @classmethod
-    async def connect(cls, observe: Observe) -> Self:
+    async def connect(cls, observe: Observe = lambda *_: None) -> Self:
         """With the service account of a pod, else with KUBECONFIG.
+
+        Args:
+            observe: told of each request.
 
         Raises:
             ConfigException: neither is there.

@@ -172,6 +172,12 @@ def test_a_watched_namespace_may_go(kube: Kube, tmp_path: Path) -> None:
             assert operator.leads
             operator.stop()
             operator.start()
+        kube.run("create", "namespace", other)
+        back = Kube(kube.kubeconfig, other)
+        back.apply(*there)
+        back.create(job("returned", 0))
+        phase(back, "returned", "Succeeded", seconds=60)
+        kube.run("delete", "namespace", other)
     finally:
         operator.stop()
         kube.run("delete", "yolotrainingjobs", "--all")

@@ -1,0 +1,48 @@
+"""Which of the watched namespaces can be seen: one that was deleted took our rights in it along.
+
+kopf lists all of its namespaces before it tells of any object, and would wait for ever for one that it may not see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from yolojob import contract
+from yolojob_operator.cluster import Cluster, ClusterError
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 10.0
+"""Between two looks for a namespace that is missing."""
+
+
+async def seen(cluster: Cluster, namespaces: Iterable[str]) -> set[str]:
+    """Those in which we may list jobs, or of which nobody can tell now."""
+    return {name for name in namespaces if await _may_list(cluster, name)}
+
+
+async def _may_list(cluster: Cluster, namespace: str) -> bool:
+    try:
+        await cluster.versions(contract.KIND, (namespace,))
+    except ClusterError as error:
+        if error.status == 403:
+            log.warning("%s: not watched: %s", namespace, error)
+            return False
+    return True
+
+
+async def until_some(cluster: Cluster, namespaces: Iterable[str]) -> list[str]:
+    """Wait until any of them can be seen; those that can."""
+    names = list(namespaces)
+    while not (found := await seen(cluster, names)):
+        await asyncio.sleep(LOOK_SECONDS)
+    return sorted(found)
+
+
+async def until_more(cluster: Cluster, missing: Iterable[str]) -> None:
+    """Wait until any of these can be seen; for ever, where there are none."""
+    names = list(missing)
+    while not names or not await seen(cluster, names):
+        await asyncio.sleep(LOOK_SECONDS)
