@@ -27,8 +27,8 @@ OPERATOR = """
 ## Operator
 
 The operator serves `/metrics` where `--listen` says (the chart: port 8080), and `/healthz` beside it, which is 503 when the
-watch has not shown a change of the operator's own for two minutes. Series of single jobs go with the job. Its own CPU time
-and memory are the usual `process_…` series.
+watches have not shown a change for two minutes. Series of single jobs go with the job; counts by namespace stay as long as the
+operator lives. Its own CPU time and memory are the usual `process_…` series.
 
 """
 ALERTS = """

@@ -230,7 +230,7 @@ class YoloTrainingJobStatus(Received):
     conditions: list[Condition] = Field(default_factory=list)
     observed_generation: Count = 0
     start_time: Time | None = None
-    """When the first pods were asked for; anew after a suspension."""
+    """When the first pods were asked for; anew after a suspension, and after a queue has held them back."""
     completion_time: Time | None = None
     """When the job succeeded or failed."""
     attempt: Count = 0

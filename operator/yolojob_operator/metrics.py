@@ -51,7 +51,7 @@ CAUSES = {
 """Label of a restart by the reason that its attempt ended: ours, a pod condition's (kubernetes.io/docs/concepts/workloads/pods/
 disruptions), or a kubelet's. Other reasons are words of the trainer or of a platform, of which there may be any number: they
 are "failure" or "disruption"."""
-
+OTHER_CAUSES = ("failure", "disruption")
 
 Jobs = Callable[[], Iterable[tuple[tuple[str, str], YoloTrainingJobStatus]]]
 """Gives the jobs that there are: ((namespace, name), status)."""
@@ -140,7 +140,11 @@ class Metrics:
         )
         self.watch_lag_seconds = gauge("watch_lag_seconds", "Age of the oldest change that no watch has shown yet")
         self.leader = gauge("leader", "1 while this operator is the one that works")
-        self.restarts = counter("restarts_total", "Attempts that ended before the job did", ("namespace", "cause"))
+        self.restarts = counter(
+            "restarts_total",
+            f"Attempts that ended before the job did; causes: {', '.join(sorted({*CAUSES.values(), *OTHER_CAUSES}))}",
+            ("namespace", "cause"),
+        )
         self.time_to_running = histogram(
             "time_to_running_seconds", "From a job's creation until all its workers ran", ("namespace",), WAIT_BUCKETS
         )
@@ -155,7 +159,7 @@ class Metrics:
     def _begin(self, namespace: str) -> None:
         """Series begin at 0: `increase` cannot see a counter's step from nothing to 1."""
         self._namespaces.add(namespace)
-        for cause in (*CAUSES.values(), "failure", "disruption"):
+        for cause in (*CAUSES.values(), *OTHER_CAUSES):
             self.restarts.labels(namespace, cause)
         for phase in (Phase.SUCCEEDED, Phase.FAILED):
             self.duration.labels(namespace, phase.value)
