@@ -106,12 +106,19 @@ class Client:
     def watch(self, name: str | None = None, seconds: float | None = None) -> Iterator[tuple[Change, YoloTrainingJob]]:
         """Every change from now on, beginning with what is there, for ever or for so many seconds.
 
-        A connection that breaks is made anew, for as long as the API server is away no longer than PATIENCE.
+        A job that is not there yet is waited for. A connection that breaks is made anew, for as long as the API server is away
+        no longer than PATIENCE.
 
         Raises:
-            NotFound: there is no job of that name, or it was deleted while nobody could tell.
+            NotFound: the named job was deleted while nobody could tell.
             ClusterError: the API server refuses, or does not come back.
         """
+        yield from self._watch(name, seconds, known=False)
+
+    def _watch(
+        self, name: str | None, seconds: float | None, *, known: bool
+    ) -> Iterator[tuple[Change, YoloTrainingJob]]:
+        """`watch`; whether the named job is known to have been there."""
         from kubernetes import watch
 
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -121,8 +128,8 @@ class Client:
         while deadline is None or time.monotonic() < deadline:
             left = WATCH_SECONDS if deadline is None else max(min(deadline - time.monotonic(), WATCH_SECONDS), 1)
             news = (
-                self._now(name)
-                if name and version is None  # of one that is gone, no watch would tell
+                self._now(name, known)
+                if version is None  # a watch by itself would not tell of what is gone
                 else watch.Watch().stream(
                     self._objects.list_namespaced_custom_object,
                     *self._where,
@@ -137,6 +144,7 @@ class Client:
                     broken = None
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
+                        known = name is not None
                         yield event["type"], _read(event["object"])
             except _Expired:
                 version = None  # too long ago: begin anew with what is there
@@ -155,7 +163,8 @@ class Client:
             NotFound: there is none of this name, or it was deleted.
             TimeoutError: it has not ended within so many seconds.
         """
-        for change, job in self.watch(name, seconds):
+        self.get(name)
+        for change, job in self._watch(name, seconds, known=True):
             if change == "DELETED":
                 raise NotFound(f"{name} was deleted")
             if job.status and job.status.phase in ("Succeeded", "Failed"):
@@ -271,12 +280,19 @@ class Client:
     def _where(self) -> tuple[str, str, str, str]:
         return contract.GROUP, contract.VERSION, self.namespace, contract.PLURAL
 
-    def _now(self, name: str) -> Iterator[Json]:
-        """How a job is, as a watch tells it first."""
-        yield {
-            "type": "ADDED",
-            "object": self._objects.get_namespaced_custom_object(*self._where, name, **_IN_TIME),
-        }
+    def _now(self, name: str | None, known: bool) -> Iterator[Json]:
+        """How the jobs are, or one of them, as a watch tells it first; and from where to go on.
+
+        Raises:
+            NotFound: the named job is known to have been there, and is not.
+        """
+        selector = {"field_selector": f"metadata.name={name}"} if name else {}
+        found = self._objects.list_namespaced_custom_object(*self._where, **selector, **_IN_TIME)
+        if known and name and not found["items"]:
+            raise NotFound(f"{name} was deleted")
+        for item in found["items"]:
+            yield {"type": "ADDED", "object": item}
+        yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}}}
 
     def _patch(self, name: str, body: Json) -> YoloTrainingJob:
         return self._job(

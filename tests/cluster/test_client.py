@@ -83,7 +83,7 @@ def test_waiting_outlives_an_api_server_that_goes_away(
         faulty.cut()
         eventually(lambda: faulty.faults.counts["away"] >= 2, "it tries to come back")
         faulty.faults.away, faulty.faults.broken = False, 410
-        eventually(lambda: faulty.faults.counts["410"], "it is told that it is too late")
+        eventually(lambda: faulty.faults.counts["watch 410"], "it is told that it is too late")
         faulty.faults.broken = 0
         waiting.join(90)
         assert [j.status.phase for j in ended] == [Phase.SUCCEEDED]
@@ -198,7 +198,7 @@ def test_the_verbs_that_change_a_job_of_another_context(kube: Kube, tmp_path: Pa
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "yolojob.cli", *arguments],
+            [str(Path(sys.executable).parent / "yolojob"), *arguments],
             env={**kube.environment, "KUBECONFIG": str(path), **more},
             capture_output=True,
             text=True,
