@@ -140,3 +140,20 @@ def test_a_worker_that_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(client, "_call", lambda *_: minimal("two", workers={"replicas": 2}))
     with pytest.raises(module.NotFound, match="no worker 7: there are 2, from 0 to 1"):
         list(client.logs("two", 7))
+
+
+def test_waiting_for_a_job_that_goes_in_the_meantime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when it was asked for, and is not when the watch begins, which would tell of nothing."""
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", "good", good="there")))
+    client = Client()
+
+    class Gone:
+        def get_namespaced_custom_object(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return body("gone", phase="Running")
+
+        def list_namespaced_custom_object(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {"items": [], "metadata": {"resourceVersion": "7"}}
+
+    monkeypatch.setattr(client, "_objects", Gone())
+    with pytest.raises(module.NotFound, match="gone was deleted"):
+        client.wait("gone")
