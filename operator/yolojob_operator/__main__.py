@@ -11,8 +11,10 @@ from typing import Annotated, Any, cast
 
 import kopf
 import typer
+from kubernetes.aio.config import ConfigException
 
 from yolojob import __version__
+from yolojob.contract import ExitCode
 from yolojob_operator import visibility
 from yolojob_operator.cluster import Cluster
 from yolojob_operator.pods import Defaults
@@ -88,7 +90,11 @@ def main(
     )
     if not namespace:
         handlers.watch_nodes()
-    asyncio.run(_operate(memo, namespace or []))
+    try:
+        asyncio.run(_operate(memo, namespace or []))
+    except ConfigException as error:
+        typer.echo(f"error: no cluster: {error}; set KUBECONFIG, or run in a pod with a service account", err=True)
+        raise typer.Exit(ExitCode.BAD_INPUT) from None
 
 
 async def _operate(memo: kopf.Memo, namespaces: list[str]) -> None:
