@@ -177,8 +177,8 @@ def test_a_watched_namespace_may_go(kube: Kube, tmp_path: Path) -> None:
         back.apply(*there)
         back.create(job("returned", 0))
         phase(back, "returned", "Succeeded", seconds=60)
-        kube.run("delete", "namespace", other)
     finally:
         operator.stop()
+        kube.run("delete", "namespace", other, "--ignore-not-found")
         kube.run("delete", "yolotrainingjobs", "--all")
         kube.run("delete", "--filename", "-", input=yaml.safe_dump_all(here))
