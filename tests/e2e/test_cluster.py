@@ -258,6 +258,7 @@ def test_a_gang_of_fixed_size_leaves_a_dead_node(kube: Kube) -> None:
     del job["spec"]["storage"]
     # It trains nothing and speaks to nobody: what happens is what Kubernetes and the operator see by themselves.
     idle = {"name": "trainer", "command": ["sleep", "600"]}
+    job["spec"]["workers"]["resources"] = {"requests": {"cpu": "10m"}}
     job["spec"]["workers"]["template"] = {"spec": {"containers": [idle], "terminationGracePeriodSeconds": 5}}
     kube.apply(job)
 
