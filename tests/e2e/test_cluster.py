@@ -281,6 +281,7 @@ def test_a_gang_of_fixed_size_leaves_a_dead_node(kube: Kube) -> None:
         status, second = kube.status("fixed"), gang()
     finally:
         devcluster("start-node", str(node))
+        kube.run("delete", "ytj", "fixed", "--wait=false")
     assert {p["spec"]["nodeName"] for p in second.values()} == {nodes["fixed-worker-0"]}
     assert not {p["metadata"]["uid"] for p in first.values()} & {p["metadata"]["uid"] for p in second.values()}
     assert (status["restarts"], status["disruptions"]) == (0, 1), status
