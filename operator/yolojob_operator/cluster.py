@@ -253,24 +253,15 @@ class Cluster:
 
     async def delete_pod(self, namespace: str, name: str, uid: str, grace_seconds: int | None) -> None:
         """Delete this very pod, not another one of its name."""
-        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
-        if grace_seconds is not None:
-            options["gracePeriodSeconds"] = grace_seconds
-        try:
-            await self._request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", options)
-        except Conflict:
-            return  # another pod has the name by now: this one is gone
+        options = {} if grace_seconds is None else {"gracePeriodSeconds": grace_seconds}
+        await self._delete(f"/api/v1/namespaces/{namespace}/pods/{name}", uid, options)
 
     async def delete_if(self, item: Object, owned: Callable[[Object], bool]) -> None:
         """Delete the object of this kind and name where it is ours."""
         found = await self.get(item)
         if found is None or not owned(found):
             return
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": found["metadata"]["uid"]}}
-        try:
-            await self._request("DELETE", f"{_collection(item)}/{item['metadata']['name']}", options)
-        except Conflict:
-            return  # another one has the name by now
+        await self._delete(f"{_collection(item)}/{item['metadata']['name']}", found["metadata"]["uid"], {})
 
     async def delete_workload(self, namespace: str, name: str) -> None:
         """Delete a Workload of Kueue's; that of an older Kueue, too."""
@@ -280,16 +271,15 @@ class Cluster:
                 return
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
-        options = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "preconditions": {"uid": uid},
-            "propagationPolicy": "Background",
-        }
+        await self._delete(self._job_path(namespace, name), uid, {"propagationPolicy": "Background"})
+
+    async def _delete(self, path: str, uid: str, options: Object) -> None:
+        """Delete this very object, with further DeleteOptions."""
+        preconditions = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         try:
-            await self._request("DELETE", self._job_path(namespace, name), options)
+            await self._request("DELETE", path, {**preconditions, **options})
         except Conflict:
-            return
+            return  # another one has the name by now: this one is gone
 
     async def post_event(self, body: Object, kind: str, reason: str, message: str) -> None:
         """A Kubernetes event about a job."""

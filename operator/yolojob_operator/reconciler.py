@@ -434,7 +434,8 @@ class Reconciler:
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if moments:
-            self._wake_in(key, (min(moments) - datetime.now(UTC)).total_seconds())
+            # Not at once: a plan that is due for good would be made without end.
+            self._wake_in(key, max((min(moments) - datetime.now(UTC)).total_seconds(), PAUSE_SECONDS))
         if not waits and await self._write_status(key, body, _dump(made.status)):
             self._metrics.changed(job, made.status)
         if not self._is_here(key, body):
