@@ -6,6 +6,7 @@ import http.client
 import http.server
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Proxy:
-    """Passes requests on to a server, and counts, delays, refuses or cuts them as the test wants."""
+    """Passes requests on to a server, and counts, holds, refuses or cuts them as the test wants."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
@@ -32,10 +33,10 @@ class Proxy:
         """(method, path) of every request."""
         self.refuse: Callable[[str, str], int] = lambda _method, _path: 0
         """Status with which a request is refused; 0 passes it on."""
+        self.holds: Callable[[int], bool] = lambda _start: False
+        """Whether a request for the bytes from `start` on has to wait still."""
         self.cut: Callable[[str, str], int] = lambda _method, _path: -1
         """Bytes of the body after which the connection is cut; -1 leaves it."""
-        self.sent = 0
-        """Bytes of bodies sent to clients."""
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -61,6 +62,9 @@ class Proxy:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
+        if asked := handler.headers.get("Range"):
+            while self.holds(int(asked.removeprefix("bytes=").partition("-")[0])):
+                time.sleep(0.05)
         connection = http.client.HTTPConnection(self.upstream.hostname or "", self.upstream.port, timeout=30)
         connection.request(handler.command, handler.path, body, dict(handler.headers))
         answer = connection.getresponse()
@@ -75,13 +79,11 @@ class Proxy:
         cut = self.cut(handler.command, handler.path)
         if 0 <= cut < len(content):
             handler.wfile.write(content[:cut])
-            self.sent += cut
             handler.wfile.flush()
             handler.close_connection = True
             handler.connection.close()
             return
         handler.wfile.write(content)
-        self.sent += len(content)
         connection.close()
 
 
