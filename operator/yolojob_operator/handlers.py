@@ -126,7 +126,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     me = lease.identity()
     leases = [lease.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
     stack.push_async_callback(_release, leases)
-    keeper = asyncio.create_task(lease.keep(leases, memo.reconciler.lead), name="lease")
+    keeper = asyncio.create_task(lease.keep(leases, memo.reconciler.turn.lasts), name="lease")
     stack.callback(keeper.cancel)
     memo.reconciler.start()
     stack.push_async_callback(memo.reconciler.stop)
@@ -176,7 +176,7 @@ def watch_nodes() -> None:
 async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
     if type is None:
-        memo.reconciler.listed()
+        memo.reconciler.census.begun_anew()
     await memo.reconciler.pods_changed((namespace, labels[contract.LABEL_JOB]), body["metadata"]["uid"])
 
 
@@ -184,7 +184,7 @@ async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: 
 async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
     if type is None:
-        memo.reconciler.listed()
+        memo.reconciler.census.begun_anew()
     if type == "DELETED":
         memo.reconciler.job_gone((body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"])
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -53,8 +54,49 @@ disruptions), or a kubelet's. Other reasons are words of the trainer or of a pla
 are "failure" or "disruption"."""
 OTHER_CAUSES = ("failure", "disruption")
 
-Jobs = Callable[[], Iterable[tuple[tuple[str, str], YoloTrainingJobStatus]]]
-"""Gives the jobs that there are: ((namespace, name), status)."""
+Names = tuple[str, str]
+"""(namespace, name) of a job."""
+Jobs = Callable[[], Iterable[tuple[Names, int, Callable[[], YoloTrainingJobStatus]]]]
+"""Gives the jobs that there are: whose, in which version, and how to read the status."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSeries:
+    """What is told of a job: a tenth of what its status takes in memory."""
+
+    version: int
+    phase: Phase
+    seconds: tuple[tuple[str, float], ...]
+    """By part of its time, those that there were."""
+    currency: str
+    """Empty where nothing is known of money."""
+    cost: float
+    per_hour: float
+    estimate: float | None
+    budget: float | None
+    workers: int
+    restarts: int
+    disruptions: int
+
+
+def job_series(version: int, status: YoloTrainingJobStatus) -> JobSeries:
+    parts: Tally[str] = Tally()
+    for part, seconds in (status.timing.parts if status.timing else {}).items():
+        parts[part.replace(" ", "_")] += seconds  # type: ignore[assignment]
+    cost = status.cost if status.cost and status.cost.so_far is not None and status.cost.currency else None
+    return JobSeries(
+        version=version,
+        phase=status.phase,
+        seconds=tuple((part, total) for part, total in parts.items() if total),
+        currency=(cost.currency or "") if cost else "",
+        cost=(cost.so_far or 0.0) if cost else 0.0,
+        per_hour=(cost.per_hour or 0.0) if cost and status.phase is Phase.RUNNING else 0.0,
+        estimate=cost.estimated_total if cost else None,
+        budget=cost.budget if cost else None,
+        workers=status.workers.active,
+        restarts=status.restarts,
+        disruptions=status.disruptions,
+    )
 
 
 class JobsCollector(Collector):
@@ -62,6 +104,8 @@ class JobsCollector(Collector):
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
+        self._known: dict[Names, JobSeries] = {}
+        """Of the last time."""
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         return iter(self._families())
@@ -69,31 +113,30 @@ class JobsCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         phases, timing, cost, per_hour, estimate, budget, workers, restarts = families = self._families()
         tally: Tally[tuple[str, str]] = Tally()
-        for names, status in self._jobs():
-            namespace, _ = names
-            tally[namespace, status.phase.value] += 1
-            if status.timing:
-                parts: Tally[str] = Tally()
-                for part, seconds in status.timing.parts.items():
-                    parts[part.replace(" ", "_")] += seconds  # type: ignore[assignment]
-                for part, total in parts.items():
-                    if total:
-                        timing.add_metric((*names, part), total)
-            if status.cost and status.cost.so_far is not None and status.cost.currency:
-                cost.add_metric((*names, status.cost.currency), status.cost.so_far)
-                active = status.phase is Phase.RUNNING
-                per_hour.add_metric((*names, status.cost.currency), (status.cost.per_hour or 0.0) if active else 0.0)
-                if status.cost.estimated_total is not None:
-                    estimate.add_metric((*names, status.cost.currency), status.cost.estimated_total)
-                if status.cost.budget is not None:
-                    budget.add_metric((*names, status.cost.currency), status.cost.budget)
-            workers.add_metric(names, status.workers.active)
-            restarts.add_metric((*names, "failure"), status.restarts)
-            restarts.add_metric((*names, "disruption"), status.disruptions)
+        self._known = dict(self._read())
+        for names, job in self._known.items():
+            tally[names[0], job.phase.value] += 1
+            for part, seconds in job.seconds:
+                timing.add_metric((*names, part), seconds)
+            if job.currency:
+                cost.add_metric((*names, job.currency), job.cost)
+                per_hour.add_metric((*names, job.currency), job.per_hour)
+                if job.estimate is not None:
+                    estimate.add_metric((*names, job.currency), job.estimate)
+                if job.budget is not None:
+                    budget.add_metric((*names, job.currency), job.budget)
+            workers.add_metric(names, job.workers)
+            restarts.add_metric((*names, "failure"), job.restarts)
+            restarts.add_metric((*names, "disruption"), job.disruptions)
         for namespace in {namespace for namespace, _ in tally}:
             for phase in Phase:
                 phases.add_metric((namespace, phase.value), tally[namespace, phase.value])
         yield from families
+
+    def _read(self) -> Iterator[tuple[Names, JobSeries]]:
+        for names, version, status in self._jobs():
+            known = self._known.get(names)
+            yield names, known if known and known.version == version else job_series(version, status())
 
     @staticmethod
     def _families() -> tuple[GaugeMetricFamily, ...]:

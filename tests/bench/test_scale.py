@@ -18,6 +18,7 @@ from fleet import Fleet, Operator, fleet, job, spread
 from harness import Report
 from kube import Kube, cluster
 from support import eventually
+from yolojob_operator import census
 
 pytestmark = pytest.mark.timeout(1800)
 WORKERS = 4
@@ -114,7 +115,9 @@ def test_many_jobs(kube: Kube, operator: Operator, report: Report, count: int) -
     assert all(c.running for c in courses), "no update was lost"
     eventually(lambda: silent(operator), "the last words are written", seconds=180)
     idle = operator.cpu_seconds()
-    time.sleep(60)  # as long as the longest of the operator's own rounds
-    row["idle CPU"] = round((operator.cpu_seconds() - idle) / 60, 4)
+    # As long as the longest of the operator's own rounds.
+    seconds = max(census.EVERY_SECONDS, census.SECONDS_PER_OBJECT * count * (1 + WORKERS))
+    time.sleep(seconds)
+    row["idle CPU"] = round((operator.cpu_seconds() - idle) / seconds, 4)
     print(f"idle CPU with {count} finished jobs: {row['idle CPU']:.2%} of a core")
     report.add("many jobs", **row)

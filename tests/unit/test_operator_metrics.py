@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from plans import NOW, after, failed, job, make, pod, running
 from yolojob_operator.metrics import Metrics
 
-from yolojob.status import YoloTrainingJobStatus
+from yolojob.status import Phase, YoloTrainingJobStatus
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -57,3 +59,29 @@ def test_the_wait_for_a_job_that_first_ran_in_a_later_attempt() -> None:
         before = status
     assert value(metrics, "yolojob_time_to_running_seconds_count") == 1
     assert value(metrics, "yolojob_time_to_running_seconds_sum") == (after(40) - NOW).total_seconds() + 10
+
+
+def test_a_jobs_series_are_read_once_for_each_version_and_go_with_it() -> None:
+    read: list[int] = []
+    there: list[tuple[tuple[str, str], int, Callable[[], YoloTrainingJobStatus]]] = []
+    metrics = Metrics(lambda: there)
+
+    def status(version: int) -> Callable[[], YoloTrainingJobStatus]:
+        def look() -> YoloTrainingJobStatus:
+            read.append(version)
+            return YoloTrainingJobStatus(phase=Phase.RUNNING, restarts=version)
+
+        return look
+
+    def restarts() -> float | None:
+        return value(metrics, "yolojob_job_restarts", job_name="digits", kind="failure")
+
+    there.append((("default", "digits"), 1, status(1)))
+    assert (restarts(), restarts()) == (1, 1)
+    assert value(metrics, "yolojob_jobs", phase="Running") == 1
+    there[0] = (("default", "digits"), 2, status(2))
+    assert restarts() == 2
+    assert read == [1, 2]
+    there.clear()
+    assert restarts() is None
+    assert value(metrics, "yolojob_jobs", phase="Running") is None

@@ -10,12 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 from support import minimal
+from yolojob_operator import news
 from yolojob_operator import reconciler as module
 from yolojob_operator.cluster import ClusterError
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.handlers import Nodes
 from yolojob_operator.metrics import Metrics
-from yolojob_operator.nodes import NodeFacts
 from yolojob_operator.pods import Defaults
 from yolojob_operator.reconciler import Reconciler
 
@@ -71,7 +69,7 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
         assert server.writes == 0, "the spec alone says what the first gang is"
         assert made.ailment() == ""
         await made._reconcile(KEY)
-        clock[0] += module.MINOR_SECONDS
+        clock[0] += news.QUIET_SECONDS
         await made._reconcile(KEY)
         assert server.writes == 1
         clock[0] += module.DEAF_SECONDS + 1
@@ -106,10 +104,10 @@ def test_minor_news_is_written_when_it_is_quiet_about_a_job(
         made.job_seen(body(1))
         await made._reconcile(KEY)  # its pods are created: that is news for the next plan
         for _ in range(2):
-            clock[0] += module.MINOR_SECONDS * 0.75
+            clock[0] += news.QUIET_SECONDS * 0.75
             await made._reconcile(KEY)
             assert server.writes == 0
-        clock[0] += module.MINOR_SECONDS * 0.5
+        clock[0] += news.QUIET_SECONDS * 0.5
         await made._reconcile(KEY)
         assert server.writes == 1
         await made.stop()
@@ -127,7 +125,8 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
         made.job_gone(KEY, "of a namesake that was deleted before")
         assert list(made.statuses()), "this one is still there"
         made.job_gone(KEY, body(1)["metadata"]["uid"])
-        kept = {name: value for name, value in vars(made).items() if isinstance(value, dict | set) and value}
+        rooms = (made, made._agenda, made._deeds, made._minor, made._reports)
+        kept = [name for room in rooms for name, it in vars(room).items() if isinstance(it, dict | set) and it]
         assert set(kept) <= {"_queued"}, kept
         assert list(made._deeds.unseen()) == []
         assert list(made.statuses()) == []
@@ -146,48 +145,18 @@ def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
         made.job_seen(theirs)
         for _ in range(3):
             await made._reconcile(KEY)
-            clock[0] += module.MINOR_SECONDS
+            clock[0] += news.QUIET_SECONDS
         assert server.writes == 0
         await made.stop()
 
     asyncio.run(live())
 
 
-def reconciler(server: Server, seen: list[tuple[tuple[str, str], PodFacts]] | None = None) -> Reconciler:
+def reconciler(server: Server) -> Reconciler:
     metrics = Metrics(lambda: [])
-    made = Reconciler(server, Defaults(image="x"), metrics, (), lambda key: [], lambda: seen or [], lambda: None)  # type: ignore[arg-type]
-    made.lead(float("inf"))
+    made = Reconciler(server, Defaults(image="x"), metrics, (), lambda key: [], lambda: [], lambda: None)  # type: ignore[arg-type]
+    made.turn.lasts(float("inf"))
     return made
-
-
-class TestDeaf:
-    """A list shows what no watch has shown. For a moment that is nothing."""
-
-    @staticmethod
-    def later(made: Reconciler, clock: list[float], *listed: dict[str, int]) -> str:
-        for each in listed:
-            made._compare(each)
-            clock[0] += 70
-        return made.ailment()
-
-    def test_a_job_that_is_never_shown(self, clock: list[float]) -> None:
-        made = reconciler(Server())
-        assert self.later(made, clock, {"unseen": 7}) == ""
-        assert "deaf" in self.later(made, clock, {"unseen": 7})
-
-    def test_a_pod_whose_change_is_never_shown(self, clock: list[float]) -> None:
-        old = PodFacts(name="p", uid="pod", version=5, owner_uid="job-uid", index=0, attempt=1, phase="Running")
-        made = reconciler(Server(), [(KEY, old)])
-        assert self.later(made, clock, {"pod": 5}, {"pod": 5}, {"pod": 5}) == "", "there was no change"
-        assert "deaf" in self.later(made, clock, {"pod": 6}, {"pod": 9}), "however often it changes since"
-
-    def test_one_that_is_shown_a_little_later(self, clock: list[float]) -> None:
-        seen: list[tuple[tuple[str, str], PodFacts]] = []
-        made = reconciler(Server(), seen)
-        made._compare({"pod": 5})
-        seen.append((KEY, PodFacts(name="p", uid="pod", version=5, owner_uid="u", index=0, attempt=1, phase="Running")))
-        made._all_pods = lambda: seen  # type: ignore[method-assign]
-        assert self.later(made, clock, {"pod": 6}, {}) == "", "and one that went is missed by nobody"
 
 
 def test_another_job_of_the_same_name_inherits_nothing(clock: list[float]) -> None:
@@ -367,7 +336,7 @@ def test_who_does_not_lead_any_more_finishes_no_plan(clock: list[float]) -> None
 
     async def live() -> None:
         made = reconciler(Slow())
-        made.lead(clock[0] + 5)
+        made.turn.lasts(clock[0] + 5)
         made.job_seen(body(1))
         await made._reconcile(KEY)
         assert Slow.made == ["Service"]
@@ -379,27 +348,16 @@ def test_who_does_not_lead_any_more_finishes_no_plan(clock: list[float]) -> None
 
 def test_what_is_missed_while_nobody_can_ask_is_no_deafness(clock: list[float]) -> None:
     made = reconciler(Server())
-    made._compare({"unseen": 7})
+    made.census.compare({"unseen": 7})
     clock[0] += 1000
     assert "deaf" in made.ailment()
-    made.lead(0)
+    made.turn.lasts(0)
     assert made.ailment() == "", "a standby has nothing to show"
-    made.lead(float("inf"))
+    made.turn.lasts(float("inf"))
     clock[0] += 100
     assert made.ailment() == "", "whoever begins anew begins to count"
     clock[0] += 100
     assert "deaf" in made.ailment()
-
-
-def test_a_watch_that_has_caught_up_is_well_at_once(clock: list[float]) -> None:
-    """Though nobody has listed since."""
-    seen: list[tuple[tuple[str, str], PodFacts]] = []
-    made = reconciler(Server())
-    made._all_pods = lambda: seen  # type: ignore[method-assign]
-    made._compare({"pod": 5})
-    seen.append((KEY, PodFacts(name="p", uid="pod", version=5, owner_uid="u", index=0, attempt=1, phase="Running")))
-    clock[0] += 1000
-    assert made.ailment() == ""
 
 
 def test_a_namesake_found_by_a_conflict_inherits_nothing(clock: list[float]) -> None:
@@ -421,23 +379,6 @@ def test_a_namesake_found_by_a_conflict_inherits_nothing(clock: list[float]) -> 
     asyncio.run(live())
 
 
-def test_a_due_plan_waits_for_no_flock(clock: list[float]) -> None:
-    async def live() -> None:
-        made = reconciler(Server())
-        made.job_seen(body(1))
-        made._queue.get_nowait()
-        made._queued.clear()
-        made._planned[KEY] = clock[0]
-        made.wake(KEY)
-        assert made._queue.empty(), "news of pods come in flocks"
-        made._due(KEY)
-        assert made._queue.get_nowait() == KEY
-        assert made._pauses == {}
-        await made.stop()
-
-    asyncio.run(live())
-
-
 def test_a_broken_job_of_somebody_else_is_left_alone(clock: list[float]) -> None:
     server = Server()
 
@@ -451,14 +392,3 @@ def test_a_broken_job_of_somebody_else_is_left_alone(clock: list[float]) -> None
 
     asyncio.run(live())
     assert server.writes == 0
-
-
-def test_a_node_that_went_unseen_is_no_more() -> None:
-    old = NodeFacts(name="a", uid="old", version=3, ready=False)
-    new = NodeFacts(name="a", uid="new", version=8, ready=True)
-    nodes = Nodes({"a": [old, new], "b": [NodeFacts(name="b", uid="gone", version=1)]})
-    assert nodes["a"] is new
-    made = reconciler(Server())
-    made._nodes = lambda: nodes  # type: ignore[method-assign]
-    made._ghosts = {"old", "gone"}
-    assert made._living_nodes() == {"a": new}
