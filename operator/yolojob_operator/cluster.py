@@ -23,7 +23,7 @@ from yolojob_operator.facts import PodFacts
 from yolojob_operator.pods import Object
 
 COMPONENT = "yolojob-operator"
-CONCURRENCY = 64
+CONCURRENCY = 48
 """Requests under way at once, of all jobs together."""
 MOST_PROGRESS_BYTES = 1 << 18
 """A report is some kilobytes; who sends more is not believed."""
@@ -246,22 +246,22 @@ class Cluster:
     async def get_lease(self, namespace: str, name: str) -> Object | None:
         return await self._request("GET", f"{_LEASES.format(namespace)}/{name}", limit=nullcontext())
 
-    async def create_lease(self, lease: Object) -> bool:
-        """False where somebody else was quicker."""
+    async def create_lease(self, lease: Object) -> Object | None:
+        """The lease as it is then; None where somebody else was quicker."""
+        path = _LEASES.format(lease["metadata"]["namespace"])
         try:
-            await self._request("POST", _LEASES.format(lease["metadata"]["namespace"]), lease, limit=nullcontext())
+            return await self._request("POST", path, lease, accept="application/json", limit=nullcontext())
         except Conflict:
-            return False
-        return True
+            return None
 
-    async def replace_lease(self, lease: Object) -> bool:
-        """False where somebody has changed it meanwhile, or it is gone."""
+    async def replace_lease(self, lease: Object) -> Object | None:
+        """The lease as it is then; None where somebody has changed it meanwhile, or it is gone."""
         metadata = lease["metadata"]
         path = f"{_LEASES.format(metadata['namespace'])}/{metadata['name']}"
         try:
-            return await self._request("PUT", path, lease, limit=nullcontext()) is not None
+            return await self._request("PUT", path, lease, limit=nullcontext())
         except Conflict:
-            return False
+            return None
 
     async def delete_pod(self, namespace: str, name: str, uid: str, grace_seconds: int | None) -> None:
         """Delete this very pod, not another one of its name."""

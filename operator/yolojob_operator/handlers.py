@@ -19,7 +19,7 @@ from yolojob_operator.facts import Key, PodFacts, pod_facts
 from yolojob_operator.forgetful import NoDiffBase, NoProgress
 from yolojob_operator.metrics import Metrics
 from yolojob_operator.nodes import NodeFacts, node_facts
-from yolojob_operator.pods import Defaults, Object
+from yolojob_operator.pods import Defaults
 from yolojob_operator.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
@@ -188,11 +188,4 @@ async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     if type == "DELETED":
         memo.reconciler.job_gone((body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"])
     else:
-        memo.reconciler.job_seen(_plain(body))
-
-
-def _plain(body: Any) -> Object:
-    raw = dict(body)
-    metadata = dict(raw["metadata"])
-    metadata.pop("managedFields", None)
-    return {**raw, "metadata": metadata}
+        memo.reconciler.job_seen(dict(body))

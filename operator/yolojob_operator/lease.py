@@ -68,6 +68,8 @@ class Lease:
         self._seen: Object | None = None
         self._seen_at = 0.0
         self._renewed = -float("inf")
+        self._written: Object | None = None
+        """The lease as we wrote it last, if we know that we did."""
 
     @property
     def until(self) -> float:
@@ -82,6 +84,11 @@ class Lease:
         """Renew the lease, or take it where it is free."""
         now = datetime.now(UTC)
         began = time.monotonic()
+        if self._written is not None:
+            # While nobody else writes it, one request will do. Whatever this one meets, the next looks first.
+            known, self._written = self._written, None
+            if await self._write(known["metadata"], {**known["spec"], **self._renewal(now)}):
+                return
         try:
             lease = await self._cluster.get_lease(self.namespace, NAME)
         except ClusterError as error:
@@ -95,7 +102,7 @@ class Lease:
         if lease is None:
             spec: Object = {"holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": 0}
             try:
-                done = await self._cluster.create_lease(self._lease({}, {**spec, **self._renewal(now)}))
+                await self._write({}, {**spec, **self._renewal(now)})
             except ClusterError as error:
                 self.exists = not is_gone(error)
                 if self.exists:
@@ -106,7 +113,7 @@ class Lease:
             spec = lease.get("spec") or {}
             holder = str(spec.get("holderIdentity") or "")
             if self._seen is None or spec != self._seen:
-                self._seen, self._seen_at = spec, began
+                self._seen, self._seen_at = spec, time.monotonic()
             if holder != self._me:
                 age = began - self._seen_at
                 if holder and age < DURATION_SECONDS and not is_dead(holder):
@@ -115,16 +122,23 @@ class Lease:
                 log.info("%s: lease %s was of %s; it is ours now", self.namespace, NAME, holder or "nobody")
                 count = (spec.get("leaseTransitions") or 0) + 1
                 spec = {**spec, "holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": count}
-            done = await self._cluster.replace_lease(self._lease(lease["metadata"], {**spec, **self._renewal(now)}))
-        if done:
+            await self._write(lease["metadata"], {**spec, **self._renewal(now)})
+
+    async def _write(self, metadata: Object, spec: Object) -> bool:
+        """Write it if nobody else has, since it had this metadata; whether that was so."""
+        began = time.monotonic()  # nobody sees it renewed before
+        deed = self._cluster.replace_lease if metadata else self._cluster.create_lease
+        self._written = await deed(self._lease(metadata, spec))
+        if self._written is not None:
             self._renewed = began
+        return self._written is not None
 
     async def release(self) -> None:
         """Let go of it, so that the next operator need not wait."""
         if not self.held:
             return
         lease = await self._cluster.get_lease(self.namespace, NAME)
-        self._renewed = -float("inf")
+        self._renewed, self._written = -float("inf"), None
         if lease is not None and (lease.get("spec") or {}).get("holderIdentity") == self._me:
             await self._cluster.replace_lease(self._lease(lease["metadata"], {**lease["spec"], "holderIdentity": ""}))
 
@@ -185,7 +199,9 @@ async def keep(leases: list[Lease], tell: Callable[[float], None]) -> None:
     """Hold all of these, for ever; tell up to which moment of the monotonic clock we do, 0 when we do not."""
     leading = waiting = False
     while True:
+        began = time.monotonic()
         await (_renew(leases) if leading else _take(leases))
+        took = time.monotonic() - began
         left = _until(leases) - time.monotonic()
         now = left > 0
         tell(_until(leases) if now else 0.0)
@@ -194,4 +210,5 @@ async def keep(leases: list[Lease], tell: Callable[[float], None]) -> None:
         elif not now and not waiting and any(lease.exists for lease in leases):
             log.warning("another operator holds the lease %s; this one waits", NAME)
         leading, waiting = now, not now
-        await asyncio.sleep(min(RENEW_SECONDS, left / 2) if leading else RETRY_SECONDS)
+        # The next may take as long as this one, and twice as long while there is time.
+        await asyncio.sleep(max(min(RENEW_SECONDS, left / 2, left - 2 * took), 0.0) if leading else RETRY_SECONDS)

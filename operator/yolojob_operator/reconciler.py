@@ -21,7 +21,7 @@ from yolojob_operator.cluster import Cluster, ClusterError, Conflict
 from yolojob_operator.conditions import is_finished
 from yolojob_operator.deeds import Deeds
 from yolojob_operator.draft import Event, Observed
-from yolojob_operator.facts import Key, PodFacts
+from yolojob_operator.facts import Key, PodFacts, lean
 from yolojob_operator.metrics import Metrics
 from yolojob_operator.news import MinorNews
 from yolojob_operator.nodes import NodeFacts
@@ -135,7 +135,7 @@ class Reconciler:
             return
         if known is not None and known["metadata"]["uid"] != body["metadata"]["uid"]:
             self.job_gone(key, known["metadata"]["uid"])  # and another one of its name is here
-        self._jobs[key] = body
+        self._jobs[key] = lean(body)
 
     def _is_here(self, key: Key, body: Object) -> bool:
         """Whether this very job is still there, and not another one of its name."""
@@ -222,7 +222,6 @@ class Reconciler:
         if fresh is None:
             self.job_gone(key, body["metadata"]["uid"])
         elif key in self._jobs:
-            fresh["metadata"].pop("managedFields", None)
             self._learn(key, fresh)
 
     async def _resync(self) -> None:
@@ -323,8 +322,7 @@ class Reconciler:
         if updated is None:
             self.job_gone(key, body["metadata"]["uid"])
         elif self._is_here(key, body) and _version(updated) > _version(self._jobs[key]):
-            updated["metadata"].pop("managedFields", None)
-            self._jobs[key] = updated
+            self._jobs[key] = lean(updated)
             self._unseen[key] = (_version(updated), time.monotonic())
         return updated is not None
 

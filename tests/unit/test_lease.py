@@ -29,22 +29,23 @@ class Server:
             raise ClusterError(403, "Forbidden", f'leases "{name}" is forbidden: cannot get resource "leases"')
         return self.leases.get(namespace)
 
-    async def create_lease(self, lease: dict[str, Any]) -> bool:
+    async def create_lease(self, lease: dict[str, Any]) -> dict[str, Any] | None:
         await asyncio.sleep(self.delay)
         return self._take(lease, None)
 
-    async def replace_lease(self, lease: dict[str, Any]) -> bool:
+    async def replace_lease(self, lease: dict[str, Any]) -> dict[str, Any] | None:
         await asyncio.sleep(self.delay)
         return self._take(lease, lease["metadata"]["resourceVersion"])
 
-    def _take(self, lease: dict[str, Any], known: str | None) -> bool:
+    def _take(self, lease: dict[str, Any], known: str | None) -> dict[str, Any] | None:
         namespace = lease["metadata"]["namespace"]
         there = self.leases.get(namespace)
         if (there["metadata"]["resourceVersion"] if there else None) != known:
-            return False
+            return None
         self.version += 1
-        self.leases[namespace] = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(self.version)}}
-        return True
+        made = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(self.version)}}
+        self.leases[namespace] = made
+        return made
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_who_cannot_renew_in_time_has_stopped_by_then(quick: None) -> None:
         )
         await asyncio.sleep(0.1)
         assert until[0] > time.monotonic()
-        server.delay = 0.15  # two requests each time, of the second that they are good for
+        server.delay = 0.4  # a request each time, of the second that it is good for
         await asyncio.sleep(1.3)
         assert until[0] > time.monotonic()
         server.delay = 60
@@ -74,6 +75,43 @@ def test_who_cannot_renew_in_time_has_stopped_by_then(quick: None) -> None:
         await asyncio.sleep(module.RENEW_DEADLINE_SECONDS + 0.5)
         assert until[0] > time.monotonic(), "and it comes back"
         keeper.cancel()
+
+    asyncio.run(live())
+
+
+def test_a_slow_server_is_asked_once_for_each_renewal(quick: None) -> None:
+    """4 s for a request: two of them, one after the other, would take as long as the lease may."""
+    server, told = Server(), list[bool]()
+
+    async def live() -> None:
+        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
+        keeper = asyncio.create_task(keep([lease], lambda moment: told.append(moment > time.monotonic())))
+        await asyncio.sleep(0.5)
+        server.delay = 0.4
+        begun = len(told)
+        await asyncio.sleep(3.5)
+        assert len(told) - begun >= 3
+        assert all(told[begun:])
+        assert lease.held
+        keeper.cancel()
+
+    asyncio.run(live())
+
+
+def test_what_somebody_else_wrote_is_looked_at_before_it_is_renewed() -> None:
+    server = Server()
+
+    async def live() -> None:
+        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
+        for _ in range(2):
+            await lease.tend()
+        theirs = server.leases[NAMESPACE]
+        server._take(
+            {**theirs, "spec": {**theirs["spec"], "holderIdentity": "other"}}, theirs["metadata"]["resourceVersion"]
+        )
+        await lease.tend()
+        assert not lease.held
+        assert server.leases[NAMESPACE]["spec"]["holderIdentity"] == "other"
 
     asyncio.run(live())
 
