@@ -174,7 +174,7 @@ class RunPolicy(Model):
     ttl_seconds_after_finished: Seconds | None = None
     """Delete the finished job after so long; 0 at once."""
     clean_pod_policy: Literal["None", "Running", "All"] = "Running"
-    """Which pods are deleted when the job has finished."""
+    """Which pods are deleted when the job has finished. Of one that failed none goes on, also with None."""
     managed_by: Annotated[str, Field(max_length=63)] | None = None
     """A controller other than this operator looks after the job."""
 

@@ -64,6 +64,8 @@ class WorkerCounts(Received):
     ready: Count = 0
     succeeded: Count = 0
     failed: Count = 0
+    completed_indexes: str = ""
+    """Workers of the current attempt that have succeeded, such as 0,2-4; also those whose pods are gone."""
     selector: str = ""
     """Label selector of the worker pods, for the scale subresource."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from yolojob.job import YoloTrainingJob
 from yolojob.status import Attempt, ConditionType, Report, YoloTrainingJobStatus
-from yolojob_operator import gang, ledger, pods
+from yolojob_operator import gang, indexes, ledger, pods
 from yolojob_operator.conditions import find, is_finished, set_condition
 from yolojob_operator.facts import PodFacts
 from yolojob_operator.nodes import NodeFacts, any_offers
@@ -119,9 +119,22 @@ class Draft:
     def placed(self) -> list[PodFacts]:
         return [p for p in self.current if p.node]
 
+    @property
+    def missing(self) -> list[int]:
+        """Workers that have no pod, and have not succeeded either."""
+        done = {p.index for p in self.current} | self.completed
+        return [i for i in range(self.size) if i not in done]
+
+    @property
+    def completed(self) -> set[int]:
+        """Workers that have succeeded, as their pods say, or as it was written before these went."""
+        before = self.job.status
+        written = before.workers.completed_indexes if before and before.attempt == self.status.attempt else ""
+        return indexes.split(written, self.size) | {p.index for p in self.current if p.phase == "Succeeded"}
+
     def all_running(self) -> bool:
-        gang = self.current
-        return len(gang) == self.size and all(p.phase in ("Running", "Succeeded") for p in gang)
+        """Whether all of the gang run, or have done so to a good end."""
+        return not self.missing and all(p.phase in ("Running", "Succeeded") for p in self.current)
 
     def offers_gpus(self) -> bool | None:
         """Whether the cluster has the GPUs that the job asks for; none where nobody may know."""

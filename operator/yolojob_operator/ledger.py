@@ -24,6 +24,8 @@ DIGITS = 6
 """Of a currency's unit: a second of the cheapest machine is some 10 of the last."""
 STALE = timedelta(seconds=60)
 """The account is written at least so often while time passes; sooner only with other news."""
+STALE_PARTING = timedelta(seconds=10)
+"""The same for pods that are about to go."""
 TRAINERS = (
     "rendezvous_seconds",
     "staging_seconds",
@@ -127,6 +129,19 @@ def take_over(status: YoloTrainingJobStatus, report: Report) -> None:
     said["training_seconds"] = dict(itertools.islice(report.timing.training_seconds.items(), MOST_PHASES))
     status.timing = timing.model_copy(update=said)
     status.timing.lost_seconds = max(record.earlier_seconds - report.carried_seconds, 0.0)
+    # A checkpoint may carry more than this job has run: what a worker trained on its way out, which is booked as restart or
+    # suspension, or what another job trained on the same storage.
+    surplus, told = report.carried_seconds - record.earlier_seconds, status.timing.trained_seconds
+    if surplus > 0 and told > 0:
+        _scale(status.timing, max(told - surplus, 0.0) / told)
+
+
+def _scale(timing: Timing, factor: float) -> None:
+    """Shorten all that the trainer has told."""
+    for name in TRAINERS:
+        if (value := getattr(timing, name)) is not None:
+            setattr(timing, name, round(value * factor, 3))
+    timing.training_seconds = {phase: round(value * factor, 3) for phase, value in timing.training_seconds.items()}
 
 
 def balance(status: YoloTrainingJobStatus) -> None:
@@ -202,3 +217,24 @@ def is_stale(written: YoloTrainingJobStatus, now: datetime) -> bool:
     if rests or written.timing is None or written.timing.updated_at is None:
         return False
     return now - written.timing.updated_at >= STALE
+
+
+def pays_parting(
+    before: YoloTrainingJobStatus, status: YoloTrainingJobStatus, pods: Iterable[PodFacts], now: datetime
+) -> tuple[bool, datetime | None]:
+    """(whether the pods' time is to be written now, when at the latest it will be) of pods that are about to go.
+
+    Who ends takes the word of when he did with him, so that is news at once. Who is still there may vanish without a word,
+    with his node: then he was paid until he was last written down.
+    """
+    parting = [p for p in pods if p.started and (p.deleted or p.attempt != status.attempt)]
+    paid = {r.attempt: r.pod_seconds for r in before.history}
+    ended = {p.attempt for p in parting if p.terminal}
+    if any(r.pod_seconds != paid.get(r.attempt) for r in status.history if r.attempt in ended):
+        return True, None
+    if all(p.terminal for p in parting):
+        return False, None
+    written = before.timing.updated_at if before.timing else None
+    if written is None or now >= written + STALE_PARTING:
+        return True, now + STALE_PARTING
+    return False, written + STALE_PARTING

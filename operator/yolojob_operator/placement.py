@@ -29,8 +29,10 @@ def fill(draft: Draft) -> None:
             draft.wake(status.next_attempt_time)
             return
         status.next_attempt_time = None
-    present = {p.index for p in draft.current}
-    missing = [i for i in range(draft.size) if i not in present]
+    if record is not None and record.start_time is None and not draft.current:
+        # It may have been scaled down since the size was decided. Room for more is looked for once it runs.
+        record.workers = sizes.closest(draft.job.spec, min(record.workers, draft.job.spec.workers.replicas))
+    missing = draft.missing
     if record is None or not missing:
         return
     if any(p.generation not in (0, draft.job.metadata.generation) for p in draft.current):
@@ -50,7 +52,7 @@ def fill(draft: Draft) -> None:
             draft.wake(draft.now + timedelta(seconds=seconds))
     job = draft.as_attempted()
     workers = [pods.worker(job, i, status.attempt, draft.defaults) for i in missing]
-    if not present:
+    if not draft.current:
         draft.create.append(pods.service(job))
         if group := gang.pod_group(job, workers[0], pods.owner_reference(job)):
             draft.create.append(group)

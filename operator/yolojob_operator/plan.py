@@ -77,9 +77,12 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: pods
         ledger.balance(draft.status)
         ledger.charge(job, draft.status, before, now)
     only_time = _without_account(draft.status) == _without_account(before)
+    parting, moment = ledger.pays_parting(before, draft.status, observed.pods, now)
+    if moment:
+        draft.wake(moment)
     return Plan(
         # That time passes is no news by itself: the account waits for the next word, or until it is old.
-        status=before if only_time and not ledger.is_stale(before, now) else draft.status,
+        status=before if only_time and not parting and not ledger.is_stale(before, now) else draft.status,
         create=tuple(draft.create),
         delete=tuple(draft.delete),
         release=tuple(sorted(draft.release)),
@@ -188,7 +191,8 @@ def _refusal(draft: Draft) -> tuple[str, str] | None:
 def _malformed(draft: Draft) -> tuple[str, str] | None:
     """Why no pod can be made of a template, of which the API server keeps whatever it is given; while one is to be made."""
     job = draft.as_attempted()
-    if not job.spec.workers.template or len(draft.current) == draft.size:
+    grows = job.spec.elastic is not None and draft.job.spec.workers.replicas > draft.size
+    if not job.spec.workers.template or (len(draft.current) == draft.size and not grows):
         return None
     try:
         gang.pod_group(job, pods.worker(job, 0, 1, draft.defaults), {})
@@ -256,9 +260,10 @@ def _run(draft: Draft) -> None:
         placement.resize(draft)
     for pod in draft.leftovers:
         draft.remove(pod)
-    summary.follow(draft)
-    if not draft.leftovers:
-        placement.fill(draft)
+    if not _is_trained(draft):
+        summary.follow(draft)
+        if not draft.leftovers and not draft.settling:
+            placement.fill(draft)
 
 
 def _is_trained(draft: Draft) -> bool:
@@ -323,10 +328,8 @@ def _gone(draft: Draft) -> str | None:
     for pod in draft.current:
         if pod.deleted and pod.phase != "Succeeded":
             return pod.name
-    if is_set(draft.status, ConditionType.RUNNING, "True"):
-        present = {p.index for p in draft.current}
-        missing = next((i for i in range(draft.size) if i not in present), None)
-        return None if missing is None else worker_name(draft.job.metadata.name, missing)
+    if is_set(draft.status, ConditionType.RUNNING, "True") and draft.missing:
+        return worker_name(draft.job.metadata.name, draft.missing[0])
     return None
 
 
@@ -335,12 +338,13 @@ def _wait_for_culprit(draft: Draft, survivors: list[PodFacts]) -> None:
     words = words_of(first(survivors))[1]
     latest = max((p.finished for p in survivors if p.finished), default=None)
     silent = next((p for p in draft.current if not p.terminal), None)
-    if silent is None:
-        _restart(draft, "PeerLost", words, counted=True)
-    elif silent.started is None and not is_set(draft.status, ConditionType.RUNNING, "True"):
-        # They have waited in vain for one that has no place, or no image, yet: nobody has failed.
+    never_began = silent.started is None if silent else bool(draft.missing)
+    if never_began and not is_set(draft.status, ConditionType.RUNNING, "True"):
+        # They have waited in vain for one that has no pod, no place, or no image yet: nobody has failed.
         reason, why = _why_not_running(draft)
         _restart(draft, reason, f"{words}: {why}", counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
+    elif silent is None:
+        _restart(draft, "PeerLost", words, counted=True)
     elif _is_due(draft, latest, SURVIVORS_PATIENCE):
         # A process that ends, however badly, is reported by its kubelet. Whoever is gone without that has lost its node.
         where = f"{silent.name} on node {silent.node} is silent"
@@ -443,7 +447,9 @@ def _clean(draft: Draft) -> None:
     policy = draft.job.spec.run_policy.clean_pod_policy
     for pod in draft.observed.pods:
         old = pod.attempt != draft.status.attempt or pod in draft.spares
-        if old or policy == "All" or (policy == "Running" and (not pod.terminal or pod.lingers)):
+        # Of a job that failed nothing goes on, or begins, whatever is to be kept.
+        failed = is_set(draft.status, ConditionType.FAILED, "True") and not pod.terminal
+        if old or failed or policy == "All" or (policy == "Running" and (not pod.terminal or pod.lingers)):
             draft.remove(pod)
 
 

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 Object = dict[str, Any]
+APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
+"""Annotations that were AppArmor profiles before there was a field (kubernetes.io/docs/tutorials/security/apparmor); API servers
+and kubelets still heed them."""
 
 
 class Privilege(enum.StrEnum):
@@ -31,6 +34,15 @@ class Privilege(enum.StrEnum):
 
 def trespasses(template: Object) -> Iterator[tuple[Privilege, str, object]]:
     """(privilege, path below spec.workers.template, value) of all that is beyond an ordinary pod."""
+    metadata = template.get("metadata")
+    annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
+    for name, profile in annotations.items() if isinstance(annotations, dict) else ():
+        if (
+            str(name).startswith(APPARMOR)
+            and profile != "runtime/default"
+            and not str(profile).startswith("localhost/")
+        ):
+            yield Privilege.PRIVILEGED, f"metadata.annotations[{name}]", profile
     spec = template.get("spec")
     if not isinstance(spec, dict):
         return

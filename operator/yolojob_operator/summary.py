@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from yolojob import contract
 from yolojob.status import ConditionType, Phase, Progress, Report
-from yolojob_operator import ledger
+from yolojob_operator import indexes, ledger
 from yolojob_operator.conditions import find, is_set
 from yolojob_operator.draft import Draft
 from yolojob_operator.facts import PodFacts
@@ -30,7 +30,7 @@ def follow(draft: Draft) -> None:
 
 
 def _say_scheduled(draft: Draft, gang: list[PodFacts]) -> None:
-    if len(gang) == draft.size and all(p.node for p in gang):
+    if not draft.missing and all(p.node for p in gang):
         draft.condition(ConditionType.SCHEDULED, "True", "Scheduled", "all workers have a node")
         return
     if gated := next((p for p in gang if p.gated), None):
@@ -72,21 +72,20 @@ def sum_up(draft: Draft) -> None:
     workers.desired = 0 if spec.run_policy.suspend or draft.finished else spec.workers.replicas
     workers.active = sum(not p.terminal and p.deleted is None for p in gang)
     workers.ready = sum(p.ready and not p.terminal and p.deleted is None for p in gang)
-    workers.succeeded = sum(p.phase == "Succeeded" for p in gang)
+    workers.succeeded, workers.completed_indexes = len(draft.completed), indexes.join(draft.completed)
     workers.failed = sum(p.phase == "Failed" for p in gang)
     workers.selector = f"{contract.LABEL_JOB}={draft.job.metadata.name}"
     status.observed_generation = draft.job.metadata.generation
     status.phase = _phase(draft)
     record = draft.record
-    if spec.workers.gpu is not None and record is not None and record.device == "CPU" and not draft.refused:
-        gpu = spec.workers.gpu
+    gpu = spec.workers.gpu
+    if gpu is not None and not gpu.required and record is not None and record.device == "CPU" and not draft.refused:
         types = f" of type {', '.join(gpu.types)}" if gpu.types else ""
-        draft.condition(
-            ConditionType.ACCEPTED,
-            "True",
-            "NoGpu",
-            f"trains on CPUs: no node has {gpu.count} {gpu.resource}{types}, and spec.workers.gpu.required is false",
-        )
+        wanted = f"{gpu.count} {gpu.resource}{types}"
+        words = f"trains on CPUs: no node has {wanted}, and spec.workers.gpu.required is false"
+        if draft.offers_gpus():
+            words = f"trains on CPUs: it began without {wanted}; the next attempt uses GPUs"
+        draft.condition(ConditionType.ACCEPTED, "True", "NoGpu", words)
 
 
 def _phase(draft: Draft) -> Phase:

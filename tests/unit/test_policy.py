@@ -110,3 +110,13 @@ def test_the_installations_own_service_account_is_nobody_elses() -> None:
 )
 def test_nonsense_is_no_crash(junk: Any) -> None:
     assert list(trespasses({"spec": junk})) == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "trespass"), [("unconfined", True), ("", True), ("runtime/default", False), ("localhost/mine", False)]
+)
+def test_apparmor_is_not_switched_off_by_an_annotation(profile: str, trespass: bool) -> None:
+    name = "container.apparmor.security.beta.kubernetes.io/trainer"
+    template = {"metadata": {"annotations": {name: profile, "team": "vision"}}, "spec": {}}
+    found = [(p, where) for p, where, _ in trespasses(template)]
+    assert found == ([(Privilege.PRIVILEGED, f"metadata.annotations[{name}]")] if trespass else [])
