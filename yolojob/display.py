@@ -205,7 +205,7 @@ def jobs(found: list[YoloTrainingJob], console: Console) -> None:
             else "",
             duration((now - created).total_seconds()) if created else "",
         )
-    console.print(table)
+    console.print(table, width=PIPE_WIDTH, crop=False)  # a narrow terminal breaks lines; nothing is cut off
 
 
 def job_line(job: YoloTrainingJob) -> str:

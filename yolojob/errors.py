@@ -9,3 +9,11 @@ class UserError(Exception):
     """The command line prints its words and ends with its code."""
 
     code: int = ExitCode.BAD_INPUT
+
+
+class ClusterError(UserError):
+    """The cluster does not do what it was asked, in words for people."""
+
+
+class NotFound(ClusterError):
+    """There is no such job."""

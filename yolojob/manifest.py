@@ -91,35 +91,52 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InvalidManifest: no file, no YAML, no job in it, or more than one.
     """
+    documents = _documents(path)
+    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(jobs) == 1:
+        return jobs[0]
+    if jobs:
+        raise _fault(path, f"holds {len(jobs)} YoloTrainingJobs; one at a time, please")
+    kinds = ", ".join(str(d.get("kind")) if isinstance(d, dict) else type(d).__name__ for d in documents) or "nothing"
+    raise _fault(path, f"holds no document with apiVersion: {API_VERSION} and kind: {KIND}, but {kinds}")
 
-    def fault(message: str, where: str = "") -> InvalidManifest:
-        return InvalidManifest([Fault(path=f"{path}{where}", message=message)])
 
+def others(path: Path) -> list[str]:
+    """KIND/NAME of the documents beside the job.
+
+    Raises:
+        InvalidManifest: no file, or no YAML.
+    """
+    found = [d for d in _documents(path) if isinstance(d, dict) and d.get("kind") != KIND]
+    names = [d["metadata"].get("name") if isinstance(d.get("metadata"), dict) else None for d in found]
+    return [f"{d.get('kind') or '?'}/{name or '?'}" for d, name in zip(found, names, strict=True)]
+
+
+def _fault(path: Path, message: str, where: str = "") -> InvalidManifest:
+    return InvalidManifest([Fault(path=f"{path}{where}", message=message)])
+
+
+def _documents(path: Path) -> list[Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise fault(f"{path.stat().st_size} bytes are too many for a manifest (at most {MAX_BYTES})")
+            raise _fault(path, f"{path.stat().st_size} bytes are too many for a manifest (at most {MAX_BYTES})")
         text = path.read_text(encoding="utf-8")
         documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
         for document in documents:
             _bounded(document)
     except OSError as error:
-        raise fault(f"cannot be read: {error.strerror}") from None
+        raise _fault(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise fault("is no UTF-8 text") from None
+        raise _fault(path, "is no UTF-8 text") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        raise fault(error.problem or "no YAML", f":{mark.line + 1}:{mark.column + 1}" if mark else "") from None
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise _fault(path, error.problem or "no YAML", where) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, InvalidManifest):
             raise
-        raise fault(f"no YAML: {error}") from None
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
-    if len(jobs) == 1:
-        return jobs[0]
-    if jobs:
-        raise fault(f"holds {len(jobs)} YoloTrainingJobs; one at a time, please")
-    kinds = ", ".join(str(d.get("kind")) if isinstance(d, dict) else type(d).__name__ for d in documents) or "nothing"
-    raise fault(f"holds no document with apiVersion: {API_VERSION} and kind: {KIND}, but {kinds}")
+        raise _fault(path, f"no YAML: {error}") from None
+    return documents
 
 
 def parse(document: dict[str, Any]) -> YoloTrainingJob:

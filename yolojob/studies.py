@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from yolojob import assumptions, benching, catalogue, client, display, manifest, tables, target
+from yolojob import assumptions, benching, catalogue, display, kubeconfig, manifest, tables, target
 from yolojob.contract import ExitCode, Mode
 from yolojob.fingerprint import fingerprint
 from yolojob.job import YoloTrainingJob
@@ -252,7 +252,7 @@ def _job(file: Path | None) -> YoloTrainingJob:
 
 
 def _targets(texts: list[str], known: catalogue.Catalogue) -> list[Target]:
-    contexts = client.contexts()
+    contexts = kubeconfig.contexts()
     return [target.parse(text, contexts, known) for text in dict.fromkeys(texts)]
 
 

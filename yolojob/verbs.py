@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +16,17 @@ import yaml
 from rich.console import Console
 from rich.live import Live
 
-from yolojob import display, manifest
-from yolojob.client import Client, ClusterError, contexts
+from yolojob import contract, display, manifest
+from yolojob.client import Client, ClusterError
 from yolojob.contract import ExitCode
 from yolojob.errors import UserError
 from yolojob.job import YoloTrainingJob
+from yolojob.kubeconfig import contexts
 from yolojob.status import Phase
 
 app = typer.Typer()
+CLOSED_PIPE = 141
+"""128 + SIGPIPE, as a shell says it; not the 1 of a training that failed."""
 
 
 def _names(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -49,9 +54,15 @@ class Output(enum.StrEnum):
     TEXT = "text"
     JSON = "json"
     YAML = "yaml"
+    NAME = "name"
 
 
-As = Annotated[Output, typer.Option("--output", "-o", help="json or yaml print the whole object, for programs.")]
+As = Annotated[
+    Output,
+    typer.Option(
+        "--output", "-o", help="json or yaml print the whole object, name only what it is called: for programs."
+    ),
+]
 
 
 @contextmanager
@@ -66,11 +77,22 @@ def told() -> Iterator[None]:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.code) from None
+    except BrokenPipeError:
+        # Who reads has enough, as of `| head`. Python would write what is left once more, at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(CLOSED_PIPE) from None
+    except OSError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(ExitCode.BAD_INPUT) from None
 
 
 def _print(jobs: list[YoloTrainingJob], output: Output, console: Console, *, one: bool) -> None:
     if output is Output.TEXT:
         display.jobs(jobs, console)
+        return
+    if output is Output.NAME:
+        for job in jobs:
+            typer.echo(f"{contract.KIND.lower()}.{contract.GROUP}/{job.metadata.name}")
         return
     objects = [job.to_json() for job in jobs]
     content = objects[0] if one else {"apiVersion": "v1", "kind": "List", "items": objects}
@@ -92,6 +114,8 @@ def submit(
         job = manifest.parse(manifest.load(file))
         client = Client(context, namespace or job.metadata.namespace)
         made = client.submit(job)
+        for other in manifest.others(file):
+            typer.echo(f"{other}: left alone; `kubectl apply --filename {file}` creates it", err=True)
         typer.echo(f"{made.metadata.name}: submitted to namespace {client.namespace}")
         if follow:
             _watch(client, made.metadata.name)
@@ -110,7 +134,7 @@ def get(
     """List jobs, or one of them."""
     with told():
         client = Client(context, namespace)
-        jobs = [client.get(name)] if name else client.list()
+        jobs = [client.get(name)] if name is not None else client.list()
         if not jobs and output is Output.TEXT:
             typer.echo(f"No jobs in namespace {client.namespace}.", err=True)
             return
@@ -140,7 +164,7 @@ def _watch(client: Client, name: str) -> None:
     if live:
         live.start()
     try:
-        for change, job in client.watch(name):
+        for change, job in client.watch(name, known=True):
             if change == "DELETED":
                 raise ClusterError(f"{name} was deleted")
             if live:
@@ -172,7 +196,10 @@ def logs(
 ) -> None:
     """Print what the workers say; of several, each line with its worker's number."""
     with told():
-        for index, line in Client(context, namespace).logs(name, worker, follow=follow, tail=tail):
+        client = Client(context, namespace)
+        if follow and (job := client.get(name)) and not (job.status and job.status.phase is Phase.RUNNING):
+            typer.echo(display.job_line(job), err=True)  # why there may be nothing to read for a while
+        for index, line in client.logs(name, worker, follow=follow, tail=tail):
             typer.echo(line if worker is not None else f"[{index}] {line}")
 
 

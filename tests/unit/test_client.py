@@ -15,8 +15,9 @@ from support import minimal
 
 from yolojob import client as module
 from yolojob import display
-from yolojob.client import Client, ClusterError, contexts
+from yolojob.client import Client, ClusterError
 from yolojob.job import YoloTrainingJob
+from yolojob.kubeconfig import contexts
 from yolojob.status import Condition, ConditionType, YoloTrainingJobStatus
 
 
