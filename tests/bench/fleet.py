@@ -101,6 +101,8 @@ class Course:
 
     created: float = 0.0
     pods: list[float] = field(default_factory=list)
+    ran: dict[str, float] = field(default_factory=dict)
+    """When each pod ran first."""
     running: float = 0.0
     last_end: float = 0.0
     done: float = 0.0
@@ -172,6 +174,8 @@ class Fleet:
             return
         if kind == "ADDED":
             course.pods.append(time.perf_counter())
+        if body["status"].get("phase") == "Running":
+            course.ran.setdefault(body["metadata"]["name"], time.perf_counter())
         if body["status"].get("phase") in ("Succeeded", "Failed") and kind == "MODIFIED":
             course.last_end = time.perf_counter()
 

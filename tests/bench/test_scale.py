@@ -103,6 +103,7 @@ def test_many_jobs(kube: Kube, operator: Operator, report: Report, count: int) -
         "created in": round(max(c.created for c in courses) - min(c.created for c in courses), 2),
         "pods exist": spread([sorted(c.pods)[WORKERS - 1] - c.created for c in courses]),
         "Running": spread([c.running - c.created for c in courses if c.running]),
+        "last pod runs → Running": spread([c.running - max(c.ran.values()) for c in courses if c.running]),
         "ended → Succeeded": spread([c.done - c.last_end for c in courses]),
         "requests per job": round(sum(made.values()) / count, 1),
         "CPU seconds": round(operator.cpu_seconds() - cpu, 1),
