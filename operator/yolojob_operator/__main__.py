@@ -6,8 +6,7 @@ import asyncio
 import gc
 import json
 import logging
-import socket
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import kopf
 import typer
@@ -15,15 +14,12 @@ from kubernetes.aio.config import ConfigException
 
 from yolojob import __version__
 from yolojob.contract import ExitCode
-from yolojob_operator import visibility
-from yolojob_operator.cluster import Cluster
+from yolojob_operator import life
 from yolojob_operator.pods import Defaults
 from yolojob_operator.policy import Privilege
 
 log = logging.getLogger(__name__)
 app = typer.Typer(pretty_exceptions_enable=False)
-PAUSE_SECONDS = 2.0
-"""Before another beginning."""
 GC_THRESHOLDS = (10_000, 10, 10)
 """Objects of a watch's events live long and hold no cycles: Python's own (700, 10, 10) cost a fifth of the CPU time."""
 
@@ -91,49 +87,10 @@ def main(
     if not namespace:
         handlers.watch_nodes()
     try:
-        asyncio.run(_operate(memo, namespace or []))
+        asyncio.run(life.operate(memo, namespace or []))
     except ConfigException as error:
         typer.echo(f"error: no cluster: {error}; set KUBECONFIG, or run in a pod with a service account", err=True)
         raise typer.Exit(ExitCode.BAD_INPUT) from None
-
-
-async def _operate(memo: kopf.Memo, namespaces: list[str]) -> None:
-    """Run until we are told to end. What kopf takes for the end of itself is the beginning of the next round.
-
-    It ends with the first error in a watch other than 410, and with a 401 that passes. We end it ourselves when a namespace is
-    back that could not be seen.
-    """
-    cluster = await Cluster.connect()
-    while True:
-        watched = await visibility.until_some(cluster, namespaces) if namespaces else []
-        returned = asyncio.Event()
-        looking = asyncio.create_task(_tell_more(cluster, set(namespaces) - set(watched), returned))
-        try:
-            await kopf.operator(
-                memo=memo,
-                # kopf's own guess asks for the user's name, and a pod's user may have none.
-                identity=cast("Any", socket.gethostname()),
-                clusterwide=not namespaces,
-                namespaces=watched,
-                stop_flag=returned,
-            )
-        except Exception as error:
-            if not hasattr(memo, "reconciler"):
-                raise  # it could not begin
-            log.error("begun anew: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(PAUSE_SECONDS)
-        else:
-            if not returned.is_set():
-                await cluster.close()
-                return
-        finally:
-            looking.cancel()
-
-
-async def _tell_more(cluster: Cluster, missing: set[str], returned: asyncio.Event) -> None:
-    await visibility.until_more(cluster, missing)
-    log.warning("begun anew: one of %s is back", ", ".join(sorted(missing)))
-    returned.set()
 
 
 def _volume_source(text: str | None) -> dict[str, Any] | None:

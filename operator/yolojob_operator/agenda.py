@@ -17,9 +17,12 @@ class Agenda:
     """Jobs that are to be planned, at most one at a time each."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready: dict[Key, None] = {}
+        """Jobs that can be taken, the first first."""
+        self._tickets = asyncio.Semaphore(0)
+        """One for each that was ever ready; there may be more of them than jobs."""
         self._queued: dict[Key, float] = {}
-        """Jobs in the queue, or about to come there, and since when."""
+        """Jobs that are ready, or about to be, and since when."""
         self._pauses: dict[Key, asyncio.TimerHandle] = {}
         """Those that are about to come."""
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -37,8 +40,11 @@ class Agenda:
             timer.cancel()
 
     def forget(self, key: Key) -> None:
-        """A job is no more. Where it is queued already, whoever takes it finds that out."""
-        self._planned.pop(key, None)
+        """A job is no more."""
+        for memory in (self._planned, self._ready, self._queued):
+            memory.pop(key, None)
+        if pause := self._pauses.pop(key, None):
+            pause.cancel()
         self.cancel(key)
 
     def wake(self, key: Key, on_their_way: int) -> None:
@@ -56,7 +62,7 @@ class Agenda:
         if pause > 0:
             self._pauses[key] = asyncio.get_running_loop().call_later(pause, self._enqueue, key)
         else:
-            self._queue.put_nowait(key)
+            self._enqueue(key)
 
     def wake_in(self, key: Key, seconds: float) -> None:
         """Plan this job after so long, if it is not due before."""
@@ -80,12 +86,15 @@ class Agenda:
             turn: returns when it is on us to plan.
         """
         while True:
-            key = await self._queue.get()
+            await self._tickets.acquire()
             await turn()
-            if key not in self._active:
+            key = next((key for key in self._ready if key not in self._active), None)
+            if key is not None:
                 break
-            self._queue.put_nowait(key)  # it stays queued for when that is done
-            await asyncio.sleep(0.01)
+            if self._ready:  # they stay there for when those that plan them are done
+                self._tickets.release()
+                await asyncio.sleep(0.01)
+        del self._ready[key]
         now = time.monotonic()
         self._active.add(key)
         self._planned[key] = now
@@ -96,7 +105,8 @@ class Agenda:
 
     def _enqueue(self, key: Key) -> None:
         self._pauses.pop(key, None)
-        self._queue.put_nowait(key)
+        self._ready[key] = None
+        self._tickets.release()
 
     def _due(self, key: Key) -> None:
         """The moment has come that a plan asked for: it does not wait for more news."""
@@ -106,4 +116,4 @@ class Agenda:
             self._enqueue(key)
         elif key not in self._queued:
             self._queued[key] = time.monotonic()
-            self._queue.put_nowait(key)
+            self._enqueue(key)

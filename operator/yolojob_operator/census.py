@@ -19,6 +19,9 @@ EVERY_SECONDS = 60.0
 SECONDS_PER_OBJECT = 0.06
 """Between two counts, whichever is longer. To list an object and look at it takes 0.3 ms: half a percent of a core, however
 many there are."""
+AGAIN_SECONDS = 45.0
+"""Before another count, while a list has shown what no watch has: mostly it went before the watch could show it, and the next
+list does not have it any more."""
 SETTLE_SECONDS = 1.0
 """A watch that begins anew brings many objects, and is counted once."""
 
@@ -123,6 +126,8 @@ class Census:
         self._missed = missed
 
     def _pause(self) -> float:
+        if self._missed:
+            return AGAIN_SECONDS
         return max(EVERY_SECONDS, SECONDS_PER_OBJECT * len(self._shown()))
 
     def _shown(self) -> dict[str, int]:

@@ -106,7 +106,8 @@ class Cluster:
             await config.load_kube_config()
             inside = False
         configuration = client.Configuration.get_default_copy()
-        configuration.connection_pool_maxsize = CONCURRENCY
+        # No limit of its own: a lease would wait behind creations after all, for as long as a webhook takes.
+        configuration.connection_pool_maxsize = 0
         # Else aiohttp looks for a .netrc before each request, in a thread.
         configuration.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration), inside=inside, observe=observe)
@@ -162,8 +163,9 @@ class Cluster:
         if status >= 400:
             try:
                 problem = json.loads(data)
-            except ValueError:
-                problem = {}
+            except (ValueError, RecursionError):
+                problem = None
+            problem = problem if isinstance(problem, dict) else {}
             kind = Conflict if status == 409 else ClusterError
             message = problem.get("message") or f"{method} {path}"
             after = str(answer.headers.get("Retry-After") or "")

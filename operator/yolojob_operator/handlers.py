@@ -127,7 +127,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     leases = [lease.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
     stack.push_async_callback(_release, leases)
     keeper = asyncio.create_task(lease.keep(leases, memo.reconciler.turn.lasts), name="lease")
-    stack.callback(keeper.cancel)
+    stack.push_async_callback(_end, keeper)
     memo.reconciler.start()
     stack.push_async_callback(memo.reconciler.stop)
 
@@ -144,6 +144,11 @@ async def _until_served(cluster: Cluster, namespaces: tuple[str, ...]) -> None:
             return
 
 
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def _release(leases: list[lease.Lease]) -> None:
     for each in leases:
         try:
@@ -154,7 +159,10 @@ async def _release(leases: list[lease.Lease]) -> None:
 
 @kopf.on.cleanup()
 async def cleanup(memo: Any, **_: Any) -> None:
-    await memo.stack.aclose()
+    try:
+        await memo.stack.aclose()
+    finally:
+        memo.cleaned.set()
 
 
 # Groups are named, or kopf would look into all of them: it waits for one that does not answer, such as that of a metrics

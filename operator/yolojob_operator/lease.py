@@ -68,6 +68,8 @@ class Lease:
         self._seen: Object | None = None
         self._seen_at = 0.0
         self._renewed = -float("inf")
+        self._refused: float | None = None
+        """Since when we may not look at it, if so."""
         self._written: Object | None = None
         """The lease as we wrote it last, if we know that we did."""
 
@@ -94,11 +96,16 @@ class Lease:
         except ClusterError as error:
             if error.status != 403:
                 raise
-            # A namespace that was deleted took our rights with it.
+            # A namespace that was deleted took our rights with it. An API server that has just begun refuses as well, and does
+            # not for long; until we know, it may be somebody else's.
+            self._refused = self._refused or began
+            if began - self._refused < DURATION_SECONDS:
+                raise
             if self.exists:
                 log.warning("%s: nobody works on the jobs of this namespace: %s", self.namespace, error)
             self.exists = False
             return
+        self._refused = None
         if lease is None:
             spec: Object = {"holderIdentity": self._me, "acquireTime": _time(now), "leaseTransitions": 0}
             try:
@@ -110,6 +117,7 @@ class Lease:
                 return
             self.exists = True
         else:
+            self.exists = True
             spec = lease.get("spec") or {}
             holder = str(spec.get("holderIdentity") or "")
             if self._seen is None or spec != self._seen:
@@ -165,10 +173,12 @@ def _until(leases: list[Lease]) -> float:
 async def _renew(leases: list[Lease]) -> None:
     """All at once: one that answers late must not let the others run out; and no longer than they are ours."""
     tending = [asyncio.create_task(_tend(lease)) for lease in leases]
-    _, late = await asyncio.wait(tending, timeout=max(_until(leases) - time.monotonic(), 0.0))
-    for task in late:
-        task.cancel()
-    await asyncio.gather(*late, return_exceptions=True)
+    try:
+        await asyncio.wait(tending, timeout=max(_until(leases) - time.monotonic(), 0.0))
+    finally:  # also when we are told to end: what was released must not be taken again
+        for task in tending:
+            task.cancel()
+        await asyncio.gather(*tending, return_exceptions=True)
 
 
 async def _take(leases: list[Lease]) -> None:

@@ -268,7 +268,7 @@ def _run(draft: Draft) -> None:
 
 def _is_trained(draft: Draft) -> bool:
     """Whether worker 0 has succeeded: all weights are saved, and nothing that happens now takes them away."""
-    return any(p.index == 0 and p.phase == "Succeeded" for p in draft.current)
+    return 0 in draft.completed
 
 
 def _is_due(draft: Draft, since: datetime | None, patience: timedelta) -> bool:
@@ -283,8 +283,8 @@ def _judge(draft: Draft) -> None:
     """Whether the attempt has come to an end, and to which."""
     if _is_trained(draft):
         # The others have nothing left to do but to end, and may do so in peace.
-        chief = next(p for p in draft.current if p.index == 0)
-        if all(p.terminal for p in draft.current) or _is_due(draft, chief.finished, FAREWELL):
+        chief = next((p for p in draft.current if p.index == 0), None)
+        if chief is None or all(p.terminal for p in draft.current) or _is_due(draft, chief.finished, FAREWELL):
             _succeed(draft, chief)
         else:
             draft.settling = True
@@ -418,11 +418,11 @@ def _why_not_running(draft: Draft) -> tuple[str, str]:
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def _succeed(draft: Draft, chief: PodFacts) -> None:
+def _succeed(draft: Draft, chief: PodFacts | None) -> None:
     status = draft.status
     if draft.all_running():
         summary.note_running(draft)
-    report = report_of(chief) or draft.observed.report
+    report = (report_of(chief) if chief else None) or draft.observed.report
     if report is not None:
         summary.take_over(draft, report)
         status.result = report.result

@@ -282,9 +282,9 @@ class Reconciler:
                 self.wake(key)
         finally:  # the status that these events tell of is written: they are not planned again
             await asyncio.gather(*(self._announce(body, event) for event in made.events))
-        if not self._is_here(key, body):  # deleted meanwhile
-            self._deeds.forget(key)
-        elif is_finished(made.status) and not made.has_deeds and not moments:
+            if not self._is_here(key, body):  # deleted meanwhile
+                self._deeds.forget(key)
+        if is_finished(made.status) and not made.has_deeds and not moments and self._is_here(key, body):
             self._settled.add(key)
         else:
             self._settled.discard(key)

@@ -14,6 +14,7 @@ from yolojob_operator.cluster import ClusterError
 from yolojob_operator.facts import Key, PodFacts
 from yolojob_operator.handlers import Nodes
 from yolojob_operator.nodes import NodeFacts
+from yolojob_operator.reconciler import DEAF_SECONDS
 
 KEY = ("default", "digits")
 
@@ -114,3 +115,14 @@ def test_the_more_there_are_the_rarer_they_are_counted() -> None:
     assert census(Lists(), [])._pause() == module.EVERY_SECONDS
     many = [pod(str(n), 1) for n in range(5000)]
     assert census(Lists(), many)._pause() == pytest.approx(5000 * module.SECONDS_PER_OBJECT)
+
+
+def test_what_is_missed_is_looked_for_again_before_it_is_an_alarm(clock: list[float]) -> None:
+    """Of thousands of pods one always goes while they are listed: no watch will ever show it."""
+    made = census(Lists(), [pod(str(n), 1) for n in range(5000)])
+    made.compare({"went": 7})
+    assert made._pause() < DEAF_SECONDS / 2
+    clock[0] += made._pause()
+    made.compare({})
+    assert list(made.unseen()) == []
+    assert made._pause() > DEAF_SECONDS

@@ -241,3 +241,14 @@ def test_indexes_are_read_as_they_were_written(some: set[int], size: int) -> Non
 @pytest.mark.parametrize("text", ["-", "a", "1-", "5-2", "1-99999999999", ",,", "1;2", "²"])
 def test_indexes_that_nobody_wrote_do_no_harm(text: str) -> None:
     assert indexes.split(text, 4) <= {0, 1, 2, 3}
+
+
+def test_a_training_that_is_done_ends_though_its_first_pod_went() -> None:
+    """The operator was away in the moment between."""
+    story = History()
+    story.at(0)
+    story.at(1, early(0), early(1))
+    story.at(100, early(0, "Succeeded", finished=after(100)), early(1))
+    made = story.at(103, early(1))
+    assert made.status.phase == Phase.SUCCEEDED
+    assert made.status.attempt == 1

@@ -159,3 +159,63 @@ def test_of_two_one_works_at_any_moment(quick: None) -> None:
             keeper.cancel()
 
     asyncio.run(live())
+
+
+def test_a_refusal_that_passes_ends_no_work_for_good(quick: None) -> None:
+    """An API server that has just begun knows no rights yet."""
+    server, until = Server(), [0.0]
+
+    async def live() -> None:
+        keeper = asyncio.create_task(
+            keep([Lease(server, NAMESPACE, "me")], lambda moment: until.__setitem__(0, moment))  # type: ignore[arg-type]
+        )
+        await asyncio.sleep(0.1)
+        server.forbidden = {NAMESPACE}
+        server.leases[NAMESPACE]["metadata"]["resourceVersion"] = "changed"  # so that it is looked at
+        await asyncio.sleep(3.0)
+        server.forbidden = set()
+        await asyncio.sleep(1.5)
+        assert until[0] > time.monotonic()
+        keeper.cancel()
+
+    asyncio.run(live())
+
+
+def test_a_refusal_that_passes_makes_no_second_leader(quick: None) -> None:
+    server, until = Server(), [0.0]
+
+    async def live() -> None:
+        small = Lease(server, "a", "small")  # type: ignore[arg-type]
+        holder = asyncio.create_task(keep([small], lambda _: None))
+        await asyncio.sleep(0.1)
+        both = [Lease(server, name, "big") for name in ("a", "b")]  # type: ignore[arg-type]
+        waiter = asyncio.create_task(keep(both, lambda moment: until.__setitem__(0, moment)))
+        server.forbidden = {"a"}
+        await asyncio.sleep(0.3)
+        server.forbidden = set()
+        await asyncio.sleep(0.5)
+        assert small.held
+        assert until[0] == 0
+        for task in (holder, waiter):
+            task.cancel()
+
+    asyncio.run(live())
+
+
+def test_what_is_released_is_not_taken_by_a_renewal_under_way(quick: None) -> None:
+    server = Server()
+
+    async def live() -> None:
+        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
+        keeper = asyncio.create_task(keep([lease], lambda _: None))
+        await asyncio.sleep(0.3)
+        server.delay = 0.3
+        await asyncio.sleep(module.RENEW_SECONDS)  # the next renewal is on its way
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        server.delay = 0
+        await lease.release()
+        await asyncio.sleep(1)
+        assert server.leases[NAMESPACE]["spec"]["holderIdentity"] == ""
+
+    asyncio.run(live())

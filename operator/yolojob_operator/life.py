@@ -1,0 +1,98 @@
+"""kopf's rounds: what it takes for the end of itself is the beginning of the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine
+from typing import Any, cast
+
+import kopf
+
+from yolojob_operator import visibility
+from yolojob_operator.cluster import Cluster
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS = 2.0
+"""Before another beginning."""
+LINGER_SECONDS = 10.0
+"""kopf gives what is still running 5 s at its end. After these we end it."""
+TRIES = 20
+PAUSE_WAITER = "pause"
+"""In the name of the task that kopf takes for a pause of a watch when it ends, also when it was cancelled."""
+
+
+async def operate(memo: kopf.Memo, namespaces: list[str]) -> None:
+    """Run until we are told to end.
+
+    kopf ends with the first error in a watch other than 410, and with a 401 that passes. We end it ourselves when a namespace
+    is back that could not be seen.
+    """
+    cluster = await Cluster.connect()
+    while True:
+        watched = await visibility.until_some(cluster, namespaces) if namespaces else []
+        returned = asyncio.Event()
+        looking = asyncio.create_task(_tell_more(cluster, set(namespaces) - set(watched), returned))
+        memo.cleaned = asyncio.Event()
+        try:
+            await ended(
+                kopf.operator(
+                    memo=memo,
+                    # kopf's own guess asks for the user's name, and a pod's user may have none.
+                    identity=cast("Any", socket.gethostname()),
+                    clusterwide=not namespaces,
+                    namespaces=watched,
+                    stop_flag=returned,
+                ),
+                memo.cleaned,
+            )
+        except Exception as error:
+            if not hasattr(memo, "reconciler"):
+                raise  # it could not begin
+            log.error("begun anew: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(PAUSE_SECONDS)
+        else:
+            if not returned.is_set():
+                await cluster.close()
+                return
+        finally:
+            looking.cancel()
+
+
+async def ended(round_: Coroutine[Any, Any, Any], cleaned: asyncio.Event) -> None:
+    """Run one of kopf's rounds to its end, which it may not find by itself.
+
+    It cancels its watches at the end. One that just logs in again takes that for a pause, and goes on; kopf would wait for it
+    for ever, and hear no signal meanwhile.
+
+    Args:
+        round_: kopf's operator.
+        cleaned: set by the last of our handlers.
+
+    Raises:
+        Exception: what the round ended with.
+    """
+    before = asyncio.all_tasks()
+    life, told = asyncio.create_task(round_), asyncio.create_task(cleaned.wait())
+    await asyncio.wait((life, told), return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    await asyncio.wait((life,), timeout=LINGER_SECONDS)
+    for _ in range(TRIES):
+        if life.done():
+            break
+        log.warning("kopf does not end: what it waits for is cancelled again")
+        for task in asyncio.all_tasks() - before - {life}:
+            if PAUSE_WAITER not in task.get_name():
+                task.cancel()
+        await asyncio.wait((life,), timeout=1.0)
+    else:
+        raise SystemExit("kopf does not end")
+    life.result()
+
+
+async def _tell_more(cluster: Cluster, missing: set[str], returned: asyncio.Event) -> None:
+    await visibility.until_more(cluster, missing)
+    log.warning("begun anew: one of %s is back", ", ".join(sorted(missing)))
+    returned.set()

@@ -1,0 +1,74 @@
+"""A round of kopf's that does not find its end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from yolojob_operator import life
+
+
+class Fault(Exception):
+    """What ends a round."""
+
+
+async def deaf_watch(cancellations: int) -> None:
+    """Takes so many cancellations for something else."""
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancellations -= 1
+            if cancellations < 0:
+                raise
+
+
+async def round_of(cleaned: asyncio.Event, cancellations: int) -> None:
+    """As kopf ends: our handlers first, then its tasks are cancelled once, and waited for."""
+    watch = asyncio.create_task(deaf_watch(cancellations))
+    await asyncio.sleep(0.01)
+    cleaned.set()
+    watch.cancel()
+    await asyncio.wait((watch,))
+    raise Fault
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "LINGER_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize("cancellations", [0, 1, 3])
+def test_a_watch_that_does_not_hear_is_cancelled_again(cancellations: int) -> None:
+    async def live() -> None:
+        cleaned = asyncio.Event()
+        bystander = asyncio.create_task(asyncio.sleep(60))
+        with pytest.raises(Fault):
+            await life.ended(round_of(cleaned, cancellations), cleaned)
+        assert not bystander.cancelled(), "it is none of kopf's"
+        assert not bystander.cancelling()
+        bystander.cancel()
+
+    asyncio.run(asyncio.wait_for(live(), 20))
+
+
+def test_a_round_that_never_ends_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kubelet starts another one."""
+    monkeypatch.setattr(life, "TRIES", 1)
+
+    async def live() -> None:
+        cleaned = asyncio.Event()
+        await life.ended(round_of(cleaned, 3), cleaned)
+
+    with pytest.raises(SystemExit):
+        asyncio.run(asyncio.wait_for(live(), 20))
+
+
+def test_a_round_that_runs_is_left_alone() -> None:
+    async def live() -> None:
+        running = asyncio.create_task(life.ended(asyncio.sleep(0.5), asyncio.Event()))
+        await asyncio.sleep(0.3)
+        assert not running.done()
+        await running
+
+    asyncio.run(live())
