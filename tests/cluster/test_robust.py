@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -321,11 +322,21 @@ def all_pods(kube: Kube, tmp_path: Path) -> Iterator[Path]:
     line = r'{.metadata.name} {.metadata.labels.yolojob\.dev/attempt} {.metadata.uid}{"\n"}'
     kubectl = shutil.which("kubectl", path=kube.environment["PATH"]) or "kubectl"
     command = [kubectl, "--namespace", kube.namespace, "get", "pods", "--watch", "--output", f"jsonpath={line}"]
-    with path.open("w") as out:
-        watch = subprocess.Popen(command, env=kube.environment, stdout=out)
+    stopped, watches = threading.Event(), list[subprocess.Popen[bytes]]()
+
+    def follow() -> None:
+        with path.open("a") as out:
+            while not stopped.is_set():  # the API server ends the watch of a reader that is too slow for it
+                watches.append(subprocess.Popen(command, env=kube.environment, stdout=out))
+                watches[-1].wait()
+
+    following = threading.Thread(target=follow)
+    following.start()
     yield path
-    watch.terminate()
-    watch.wait()
+    stopped.set()
+    while following.is_alive():
+        watches[-1].terminate()
+        following.join(0.2)
 
 
 def test_fifty_jobs_and_an_operator_that_is_killed_at_random(kube: Kube, operator: Operator, all_pods: Path) -> None:
