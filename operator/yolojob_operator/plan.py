@@ -338,7 +338,7 @@ def _wait_for_culprit(draft: Draft, survivors: list[PodFacts]) -> None:
     words = words_of(first(survivors))[1]
     latest = max((p.finished for p in survivors if p.finished), default=None)
     silent = next((p for p in draft.current if not p.terminal), None)
-    never_began = silent.started is None if silent else bool(draft.missing)
+    never_began = bool(draft.missing) or any(p.started is None and not p.terminal for p in draft.current)
     if never_began and not is_set(draft.status, ConditionType.RUNNING, "True"):
         # They have waited in vain for one that has no pod, no place, or no image yet: nobody has failed.
         reason, why = _why_not_running(draft)

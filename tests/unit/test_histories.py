@@ -96,6 +96,15 @@ def test_who_waits_in_vain_for_a_worker_that_a_quota_keeps_out_has_not_failed() 
     assert made.status.history[0].reason == "QuotaExceeded"
 
 
+def test_nor_is_another_who_waits_with_him_silent() -> None:
+    story = History(workers={"replicas": 4}, train={"batch": 16})
+    story.at(0)
+    story.at(5, *(pod(n) for n in range(3)), obstacle=QUOTA)
+    ended = pod(0, "Failed", exit_code=76, finished=after(300))
+    made = story.at(310, ended, pod(1), pod(2), obstacle=QUOTA)
+    assert made.status.history[0].reason == "QuotaExceeded"
+
+
 def test_workers_that_save_after_their_attempt_are_paid_until_they_end() -> None:
     story = History(pricing={"perWorkerHour": 3600.0})
     story.at(0)
