@@ -118,8 +118,6 @@ class Client:
             NotFound: the named job was deleted while nobody could tell.
             ClusterError: the API server refuses, or does not come back.
         """
-        from kubernetes import watch
-
         if name is not None:
             _name(name)
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -129,18 +127,8 @@ class Client:
         there: dict[str, YoloTrainingJob] = {}
         while deadline is None or time.monotonic() < deadline:
             left = WATCH_SECONDS if deadline is None else max(min(deadline - time.monotonic(), WATCH_SECONDS), 1)
-            news = (
-                self._now(selector, there, left)
-                if version is None  # a watch by itself would not tell of what is gone
-                else watch.Watch().stream(
-                    self._objects.list_namespaced_custom_object,
-                    *self._where,
-                    timeout_seconds=int(left),
-                    resource_version=version,
-                    _request_timeout=(TIMEOUT[0], left + TIMEOUT[1]),
-                    **selector,
-                )
-            )
+            # A watch by itself would not tell of what is gone.
+            news = self._now(selector, there, left) if version is None else self._later(selector, version, left)
             try:
                 for event in events(news, name or "", self.namespace):
                     broken = None
@@ -323,6 +311,19 @@ class Client:
         for item in found["items"]:
             yield {"type": "ADDED", "object": item}
         yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}}}
+
+    def _later(self, selector: Json, version: str, seconds: float) -> Iterator[Json]:
+        """What a watch tells from that version on, for so long."""
+        from kubernetes import watch
+
+        yield from watch.Watch().stream(
+            self._objects.list_namespaced_custom_object,
+            *self._where,
+            timeout_seconds=int(seconds),
+            resource_version=version,
+            _request_timeout=(TIMEOUT[0], seconds + TIMEOUT[1]),
+            **selector,
+        )
 
     def _patch(self, name: str, body: Json) -> YoloTrainingJob:
         _name(name)
