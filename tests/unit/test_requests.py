@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from yolojob_operator.cluster import Cluster, ClusterError
+import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio.config import kube_config
+from yolojob_operator.cluster import CONCURRENCY, Cluster, ClusterError
 
 
 def cluster(status: int, data: bytes) -> Cluster:
@@ -38,5 +43,45 @@ def test_an_error_is_an_error_whatever_its_words_are(status: int, data: bytes) -
             await made.get({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x", "namespace": "default"}})
         assert refused.value.status == status
         await made.close()
+
+    asyncio.run(ask())
+
+
+def test_a_lease_does_not_wait_behind_creations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A webhook that is away holds each creation for many seconds, as many as there may be at once."""
+    release = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.method == "POST":
+            await release.wait()
+        return web.json_response({"metadata": {"name": "x"}})
+
+    async def ask() -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        async with TestServer(app) as server:
+            content = {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.port}"}}],
+                "users": [{"name": "u", "user": {}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "c",
+            }
+            path = tmp_path / "config"
+            path.write_text(yaml.safe_dump(content))
+            # The library has read KUBECONFIG when it was imported.
+            monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+            made = await Cluster.connect()
+            pod = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x", "namespace": "default"}}
+            creations = [asyncio.create_task(made.create(pod)) for _ in range(2 * CONCURRENCY)]
+            try:
+                for _ in range(3):  # the first opens its connection, perhaps; none waits for another's
+                    assert await asyncio.wait_for(made.get_lease("default", "x"), 5)
+                assert not any(task.done() for task in creations)
+            finally:
+                release.set()
+                await asyncio.gather(*creations)
+                await made.close()
 
     asyncio.run(ask())
