@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "manifests" / "examples").glob("*.yaml"))
@@ -20,6 +22,24 @@ def minimal(name: str = "digits", **spec: Any) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"model": {"name": "yolo11n.yaml"}, "dataset": {"uri": "builtin://digits"}, **spec},
     }
+
+
+def kubeconfig(path: Path, current: str | None, server: str = "http://127.0.0.1:1", **spaces: str) -> Path:
+    """A kubeconfig with a context for each namespace; nobody is at the server unless one is given."""
+    content: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [
+            {"name": name, "context": {"cluster": "c", "user": "u", "namespace": space}}
+            for name, space in spaces.items()
+        ],
+    }
+    if current is not None:
+        content["current-context"] = current
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def eventually(look: Callable[[], T], what: str, seconds: float = 30.0, every: float = 0.1) -> T:

@@ -65,17 +65,16 @@ def as_job(answer: object) -> YoloTrainingJob:
     try:
         return YoloTrainingJob.model_validate(item)
     except ValidationError as error:
-        known, first = _without_unknown(item, error), error
+        known = _without_unknown(item, error)
     try:
         return YoloTrainingJob.model_validate(known)
     except ValidationError as error:
-        first = error
-    detail = first.errors()[0]
-    path = ".".join(str(part) for part in detail["loc"])
-    raise ClusterError(
-        f"{(item.get('metadata') or {}).get('name')} cannot be read: {path}: {detail['msg']}; "
-        f"`kubectl get ytj --output yaml` shows it as it is"
-    )
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise ClusterError(
+            f"{(item.get('metadata') or {}).get('name')} cannot be read: {path}: {first['msg']}; "
+            f"`kubectl get ytj --output yaml` shows it as it is"
+        ) from None
 
 
 def _without_unknown(item: Json, error: ValidationError) -> Json:

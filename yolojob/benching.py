@@ -138,18 +138,17 @@ def _short(job: YoloTrainingJob, target: Target, seconds: int) -> YoloTrainingJo
 
 def _wait(client: Client, name: str, say: Callable[[str], None]) -> YoloTrainingJobStatus:
     told = ""
-    for change, job in client.watch(name):
+    for change, job in client.watch(name, known=True):
         if change == "DELETED":
             break
         if (line := display.job_line(job)) != told:
             told = line
             say(line)
         refused = _condition(job.status, ConditionType.ACCEPTED)
-        if job.status and (job.status.phase in (Phase.SUCCEEDED, Phase.FAILED) or (refused and refused[0] == "False")):
-            if job.status.phase not in (Phase.SUCCEEDED, Phase.FAILED):
-                assert refused is not None
-                raise BenchFailed(refused[1], ExitCode.BAD_INPUT)
+        if job.has_ended and job.status:
             return job.status
+        if refused and refused[0] == "False":
+            raise BenchFailed(refused[1], ExitCode.BAD_INPUT)
     raise ClusterError(f"{name} was deleted by somebody else")
 
 

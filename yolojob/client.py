@@ -36,8 +36,6 @@ PATIENCE, PAUSE = 60.0, 1.0
 TIMEOUT = (10, 60)
 """Seconds for connecting, and for an answer."""
 
-
-FINAL = ("Succeeded", "Failed")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """Of objects: an RFC 1123 subdomain. The client puts names into paths as they are, where an empty one means all."""
 
@@ -93,13 +91,7 @@ class Client:
     def list(self) -> list[YoloTrainingJob]:
         """All jobs of the namespace, by name."""
         found = as_object(self._call(lambda: self._objects.list_namespaced_custom_object(*self._where, **_IN_TIME)))
-        jobs = []
-        for item in found.get("items") or ():
-            try:
-                jobs.append(as_job(item))
-            except ClusterError as error:
-                log.warning("%s", error)  # one odd job does not hide the others
-        return jobs
+        return [job for item in found.get("items") or () if (job := self._seen(item, alone=False))]
 
     def watch(
         self, name: str | None = None, seconds: float | None = None, *, known: bool = False
@@ -155,7 +147,7 @@ class Client:
 
     @staticmethod
     def _seen(item: Json, *, alone: bool) -> YoloTrainingJob | None:
-        """A job of a watch; none where it cannot be read, and others wait to be told of."""
+        """A job of several; none where it cannot be read: one odd job does not hide the others."""
         try:
             return as_job(item)
         except ClusterError as error:
@@ -176,12 +168,12 @@ class Client:
             TimeoutError: it has not ended within so many seconds.
         """
         job = self.get(name)
-        if _has_ended(job):
+        if job.has_ended:
             return job
         for change, job in self.watch(name, seconds, known=True):
             if change == "DELETED":
                 raise NotFound(f"{name} was deleted")
-            if _has_ended(job):
+            if job.has_ended:
                 return job
         raise TimeoutError(f"{name} has not ended within {seconds:.0f} s")
 
@@ -210,7 +202,7 @@ class Client:
 
         def count() -> int:
             now = self.get(name)
-            if _has_ended(now):
+            if now.has_ended:
                 return 0
             return 1 if worker is not None else _gang_size(now)
 
@@ -388,10 +380,6 @@ def _name(text: str, what: str = "NAME") -> str:
             f"{what}: {text!r}: must be lowercase letters, digits, '-' or '.', with a letter or digit at each end"
         )
     return text
-
-
-def _has_ended(job: YoloTrainingJob) -> bool:
-    return job.status is not None and job.status.phase in FINAL
 
 
 def _gang_size(job: YoloTrainingJob) -> int:

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from yolojob.base import Model
 from yolojob.spec import YoloTrainingJobSpec
-from yolojob.status import Time, YoloTrainingJobStatus
+from yolojob.status import Phase, Time, YoloTrainingJobStatus
 
 
 class Metadata(Model):
@@ -34,6 +34,11 @@ class YoloTrainingJob(Model):
     metadata: Metadata
     spec: YoloTrainingJobSpec
     status: YoloTrainingJobStatus | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has succeeded or failed, and stays so."""
+        return self.status is not None and self.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
     def to_json(self) -> dict[str, Any]:
         """The object as Kubernetes has it, without what was never set."""

@@ -91,25 +91,30 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InvalidManifest: no file, no YAML, no job in it, or more than one.
     """
-    documents = _documents(path)
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
-    if len(jobs) == 1:
-        return jobs[0]
-    if jobs:
-        raise _fault(path, f"holds {len(jobs)} YoloTrainingJobs; one at a time, please")
-    kinds = ", ".join(str(d.get("kind")) if isinstance(d, dict) else type(d).__name__ for d in documents) or "nothing"
-    raise _fault(path, f"holds no document with apiVersion: {API_VERSION} and kind: {KIND}, but {kinds}")
+    return load_beside(path)[0]
 
 
-def others(path: Path) -> list[str]:
-    """KIND/NAME of the documents beside the job.
+def load_beside(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """(the one YoloTrainingJob of a file, KIND/NAME of the documents beside it).
 
     Raises:
-        InvalidManifest: no file, or no YAML.
+        InvalidManifest: as `load`.
     """
-    found = [d for d in _documents(path) if isinstance(d, dict) and d.get("kind") != KIND]
-    names = [d["metadata"].get("name") if isinstance(d.get("metadata"), dict) else None for d in found]
-    return [f"{d.get('kind') or '?'}/{name or '?'}" for d, name in zip(found, names, strict=True)]
+    documents = _documents(path)
+    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(jobs) > 1:
+        raise _fault(path, f"holds {len(jobs)} YoloTrainingJobs; one at a time, please")
+    if not jobs:
+        kinds = ", ".join(str(d.get("kind")) if isinstance(d, dict) else type(d).__name__ for d in documents)
+        words = f"holds no document with apiVersion: {API_VERSION} and kind: {KIND}, but {kinds or 'nothing'}"
+        raise _fault(path, words)
+    return jobs[0], [_called(d) for d in documents if isinstance(d, dict) and d is not jobs[0]]
+
+
+def _called(document: dict[str, Any]) -> str:
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return f"{document.get('kind') or '?'}/{name or '?'}"
 
 
 def _fault(path: Path, message: str, where: str = "") -> InvalidManifest:

@@ -111,10 +111,11 @@ def submit(
 ) -> None:
     """Create a job in the cluster, from the same manifest that `yolojob run` takes."""
     with told():
-        job = manifest.parse(manifest.load(file))
+        document, beside = manifest.load_beside(file)
+        job = manifest.parse(document)
         client = Client(context, namespace or job.metadata.namespace)
         made = client.submit(job)
-        for other in manifest.others(file):
+        for other in beside:
             typer.echo(f"{other}: left alone; `kubectl apply --filename {file}` creates it", err=True)
         typer.echo(f"{made.metadata.name}: submitted to namespace {client.namespace}")
         if follow:
@@ -172,7 +173,7 @@ def _watch(client: Client, name: str) -> None:
             elif (line := display.job_line(job)) != shown:
                 shown = line
                 console.print(line, highlight=False, soft_wrap=True)
-            if job.status and job.status.phase in (Phase.SUCCEEDED, Phase.FAILED):
+            if job.has_ended:
                 break
     finally:
         if live:

@@ -18,7 +18,6 @@ from yolojob_operator import life
 from yolojob_operator.pods import Defaults
 from yolojob_operator.policy import Privilege
 
-log = logging.getLogger(__name__)
 app = typer.Typer(pretty_exceptions_enable=False)
 GC_THRESHOLDS = (10_000, 10, 10)
 """Objects of a watch's events live long and hold no cycles: Python's own (700, 10, 10) cost a fifth of the CPU time."""

@@ -20,8 +20,9 @@ PAUSE_SECONDS = 2.0
 LINGER_SECONDS = 10.0
 """kopf gives what is still running 5 s at its end. After these we end it."""
 TRIES = 20
-PAUSE_WAITER = "pause"
-"""In the name of the task that kopf takes for a pause of a watch when it ends, also when it was cancelled."""
+"""After these the process ends, and the kubelet begins another one."""
+PAUSE_WAITER = "pause-waiter for "
+"""So begins the name of the task that kopf takes for a pause of a watch when it ends, also when it was cancelled."""
 
 
 async def operate(memo: kopf.Memo, namespaces: list[str]) -> None:
@@ -84,7 +85,7 @@ async def ended(round_: Coroutine[Any, Any, Any], cleaned: asyncio.Event) -> Non
             break
         log.warning("kopf does not end: what it waits for is cancelled again")
         for task in asyncio.all_tasks() - before - {life}:
-            if PAUSE_WAITER not in task.get_name():
+            if not task.get_name().startswith(PAUSE_WAITER):
                 task.cancel()
         await asyncio.wait((life,), timeout=1.0)
     else:

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from yolojob.job import YoloTrainingJob
 from yolojob.status import Phase, YoloTrainingJobStatus
 from yolojob_operator.conditions import is_finished
+from yolojob_operator.facts import Key
 
 QUICK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a plan in memory to a request that times out."""
@@ -54,9 +55,7 @@ disruptions), or a kubelet's. Other reasons are words of the trainer or of a pla
 are "failure" or "disruption"."""
 OTHER_CAUSES = ("failure", "disruption")
 
-Names = tuple[str, str]
-"""(namespace, name) of a job."""
-Jobs = Callable[[], Iterable[tuple[Names, int, Callable[[], YoloTrainingJobStatus]]]]
+Jobs = Callable[[], Iterable[tuple[Key, int, Callable[[], YoloTrainingJobStatus]]]]
 """Gives the jobs that there are: whose, in which version, and how to read the status."""
 
 
@@ -104,7 +103,7 @@ class JobsCollector(Collector):
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
-        self._known: dict[Names, JobSeries] = {}
+        self._known: dict[Key, JobSeries] = {}
         """Of the last time."""
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
@@ -133,7 +132,7 @@ class JobsCollector(Collector):
                 phases.add_metric((namespace, phase.value), tally[namespace, phase.value])
         yield from families
 
-    def _read(self) -> Iterator[tuple[Names, JobSeries]]:
+    def _read(self) -> Iterator[tuple[Key, JobSeries]]:
         for names, version, status in self._jobs():
             known = self._known.get(names)
             yield names, known if known and known.version == version else job_series(version, status())

@@ -34,15 +34,7 @@ class Privilege(enum.StrEnum):
 
 def trespasses(template: Object) -> Iterator[tuple[Privilege, str, object]]:
     """(privilege, path below spec.workers.template, value) of all that is beyond an ordinary pod."""
-    metadata = template.get("metadata")
-    annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
-    for name, profile in annotations.items() if isinstance(annotations, dict) else ():
-        if (
-            str(name).startswith(APPARMOR)
-            and profile != "runtime/default"
-            and not str(profile).startswith("localhost/")
-        ):
-            yield Privilege.PRIVILEGED, f"metadata.annotations[{name}]", profile
+    yield from _of_annotations(template.get("metadata"))
     spec = template.get("spec")
     if not isinstance(spec, dict):
         return
@@ -71,6 +63,14 @@ def trespasses(template: Object) -> Iterator[tuple[Privilege, str, object]]:
 
 def _objects(items: Any) -> list[Object]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _of_annotations(metadata: Any) -> Iterator[tuple[Privilege, str, object]]:
+    annotations = metadata.get("annotations") if isinstance(metadata, dict) else None
+    for name, profile in annotations.items() if isinstance(annotations, dict) else ():
+        confined = profile == "runtime/default" or str(profile).startswith("localhost/")
+        if str(name).startswith(APPARMOR) and not confined:
+            yield Privilege.PRIVILEGED, f"metadata.annotations[{name}]", profile
 
 
 def _of_volumes(volumes: Any) -> Iterator[tuple[Privilege, str, object]]:

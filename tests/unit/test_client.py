@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
-from support import minimal
+from support import kubeconfig, minimal
 
 from yolojob import client as module
 from yolojob import display
@@ -19,24 +18,6 @@ from yolojob.client import Client, ClusterError
 from yolojob.job import YoloTrainingJob
 from yolojob.kubeconfig import contexts
 from yolojob.status import Condition, ConditionType, YoloTrainingJobStatus
-
-
-def kubeconfig(path: Path, current: str | None, **spaces: str) -> Path:
-    """A kubeconfig with a context for each namespace."""
-    content: dict[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [
-            {"name": name, "context": {"cluster": "c", "user": "u", "namespace": space}}
-            for name, space in spaces.items()
-        ],
-    }
-    if current is not None:
-        content["current-context"] = current
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 class TestContext:

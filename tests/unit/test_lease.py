@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import eventually
 from yolojob_operator import lease as module
 from yolojob_operator.cluster import ClusterError
 from yolojob_operator.lease import Lease, keep
@@ -22,6 +24,8 @@ class Server:
         self.delay = 0.0
         self.forbidden: set[str] = set()
         self.version = 0
+        self.writing = 0
+        """Writes under way."""
 
     async def get_lease(self, namespace: str, name: str) -> dict[str, Any] | None:
         await asyncio.sleep(self.delay)
@@ -34,7 +38,11 @@ class Server:
         return self._take(lease, None)
 
     async def replace_lease(self, lease: dict[str, Any]) -> dict[str, Any] | None:
-        await asyncio.sleep(self.delay)
+        self.writing += 1
+        try:
+            await asyncio.sleep(self.delay)
+        finally:
+            self.writing -= 1
         return self._take(lease, lease["metadata"]["resourceVersion"])
 
     def _take(self, lease: dict[str, Any], known: str | None) -> dict[str, Any] | None:
@@ -46,6 +54,11 @@ class Server:
         made = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(self.version)}}
         self.leases[namespace] = made
         return made
+
+
+async def becomes(look: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """`support.eventually`, for a loop that goes on meanwhile."""
+    await asyncio.to_thread(eventually, look, what, seconds, 0.02)
 
 
 @pytest.fixture
@@ -86,11 +99,10 @@ def test_a_slow_server_is_asked_once_for_each_renewal(quick: None) -> None:
     async def live() -> None:
         lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
         keeper = asyncio.create_task(keep([lease], lambda moment: told.append(moment > time.monotonic())))
-        await asyncio.sleep(0.5)
+        await becomes(lambda: lease.held, "it leads")
         server.delay = 0.4
         begun = len(told)
-        await asyncio.sleep(3.5)
-        assert len(told) - begun >= 3
+        await becomes(lambda: len(told) - begun >= 5, "it is renewed again and again")
         assert all(told[begun:])
         assert lease.held
         keeper.cancel()
@@ -163,39 +175,41 @@ def test_of_two_one_works_at_any_moment(quick: None) -> None:
 
 def test_a_refusal_that_passes_ends_no_work_for_good(quick: None) -> None:
     """An API server that has just begun knows no rights yet."""
-    server, until = Server(), [0.0]
+    server = Server()
 
     async def live() -> None:
-        keeper = asyncio.create_task(
-            keep([Lease(server, NAMESPACE, "me")], lambda moment: until.__setitem__(0, moment))  # type: ignore[arg-type]
-        )
-        await asyncio.sleep(0.1)
+        until = [0.0]
+        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
+        keeper = asyncio.create_task(keep([lease], lambda moment: until.__setitem__(0, moment)))
+        await becomes(lambda: until[0], "it leads")
         server.forbidden = {NAMESPACE}
-        server.leases[NAMESPACE]["metadata"]["resourceVersion"] = "changed"  # so that it is looked at
-        await asyncio.sleep(3.0)
+        there = server.leases[NAMESPACE]
+        server._take(there, there["metadata"]["resourceVersion"])  # changed by somebody, so that it is looked at
+        await becomes(lambda: not lease.exists, "it is taken for gone")
+        assert until[0] == 0
         server.forbidden = set()
-        await asyncio.sleep(1.5)
-        assert until[0] > time.monotonic()
+        await becomes(lambda: until[0] > time.monotonic(), "it leads again")
         keeper.cancel()
 
     asyncio.run(live())
 
 
 def test_a_refusal_that_passes_makes_no_second_leader(quick: None) -> None:
-    server, until = Server(), [0.0]
+    server, told = Server(), list[float]()
 
     async def live() -> None:
         small = Lease(server, "a", "small")  # type: ignore[arg-type]
         holder = asyncio.create_task(keep([small], lambda _: None))
-        await asyncio.sleep(0.1)
-        both = [Lease(server, name, "big") for name in ("a", "b")]  # type: ignore[arg-type]
-        waiter = asyncio.create_task(keep(both, lambda moment: until.__setitem__(0, moment)))
+        await becomes(lambda: small.held, "one leads")
         server.forbidden = {"a"}
-        await asyncio.sleep(0.3)
+        both = [Lease(server, name, "big") for name in ("a", "b")]  # type: ignore[arg-type]
+        waiter = asyncio.create_task(keep(both, told.append))
+        await becomes(lambda: told, "the other was refused")
         server.forbidden = set()
-        await asyncio.sleep(0.5)
+        before = len(told)
+        await becomes(lambda: len(told) >= before + 3, "and has looked since")
         assert small.held
-        assert until[0] == 0
+        assert not any(told)
         for task in (holder, waiter):
             task.cancel()
 
@@ -208,14 +222,15 @@ def test_what_is_released_is_not_taken_by_a_renewal_under_way(quick: None) -> No
     async def live() -> None:
         lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
         keeper = asyncio.create_task(keep([lease], lambda _: None))
-        await asyncio.sleep(0.3)
+        await becomes(lambda: lease.held, "it leads")
         server.delay = 0.3
-        await asyncio.sleep(module.RENEW_SECONDS)  # the next renewal is on its way
+        await becomes(lambda: server.writing, "a renewal is on its way")
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
+        assert not server.writing, "it goes with its keeper"
         server.delay = 0
         await lease.release()
-        await asyncio.sleep(1)
         assert server.leases[NAMESPACE]["spec"]["holderIdentity"] == ""
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "and nobody is left who could take it"
 
     asyncio.run(live())

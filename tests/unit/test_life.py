@@ -26,7 +26,7 @@ async def deaf_watch(cancellations: int) -> None:
 async def round_of(cleaned: asyncio.Event, cancellations: int) -> None:
     """As kopf ends: our handlers first, then its tasks are cancelled once, and waited for."""
     watch = asyncio.create_task(deaf_watch(cancellations))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)  # it begins
     cleaned.set()
     watch.cancel()
     await asyncio.wait((watch,))
@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_watch_that_does_not_hear_is_cancelled_again(cancellations: int) -> None:
     async def live() -> None:
         cleaned = asyncio.Event()
-        bystander = asyncio.create_task(asyncio.sleep(60))
+        bystander = asyncio.create_task(asyncio.Event().wait())
         with pytest.raises(Fault):
             await life.ended(round_of(cleaned, cancellations), cleaned)
         assert not bystander.cancelled(), "it is none of kopf's"
@@ -65,10 +65,14 @@ def test_a_round_that_never_ends_ends_the_process(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_round_that_runs_is_left_alone() -> None:
+    """However long: there is a deadline only for its end."""
+
     async def live() -> None:
-        running = asyncio.create_task(life.ended(asyncio.sleep(0.5), asyncio.Event()))
-        await asyncio.sleep(0.3)
-        assert not running.done()
+        end = asyncio.Event()
+        running = asyncio.create_task(life.ended(end.wait(), asyncio.Event()))
+        done, _ = await asyncio.wait((running,), timeout=3 * life.LINGER_SECONDS)
+        assert not done
+        end.set()
         await running
 
     asyncio.run(live())

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.config import kube_config
+from support import kubeconfig
 from yolojob_operator.cluster import CONCURRENCY, Cluster, ClusterError
 
 
@@ -60,16 +60,7 @@ def test_a_lease_does_not_wait_behind_creations(tmp_path: Path, monkeypatch: pyt
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", answer)
         async with TestServer(app) as server:
-            content = {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.port}"}}],
-                "users": [{"name": "u", "user": {}}],
-                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                "current-context": "c",
-            }
-            path = tmp_path / "config"
-            path.write_text(yaml.safe_dump(content))
+            path = kubeconfig(tmp_path / "config", "c", f"http://127.0.0.1:{server.port}", c="default")
             # The library has read KUBECONFIG when it was imported.
             monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
             made = await Cluster.connect()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support import kubeconfig
 from test_cli import call, manifest, small
 
 from yolojob.measurement import Record
@@ -176,16 +177,8 @@ def test_bad_input_is_named(tmp_path: Path, cache: Path, what: str) -> None:
 
 
 def test_a_cluster_that_is_not_there(tmp_path: Path, cache: Path) -> None:
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "gone", "cluster": {"server": "http://127.0.0.1:1"}}],
-        "contexts": [{"name": "gone", "context": {"cluster": "gone", "user": "me"}}],
-        "users": [{"name": "me", "user": {}}],
-        "current-context": "gone",
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    config = kubeconfig(tmp_path / "kubeconfig", "gone", gone="default")
     path = manifest(tmp_path, small())
-    done = call(tmp_path, cache, "bench", path, "--on", "gone", KUBECONFIG=str(tmp_path / "kubeconfig"))
+    done = call(tmp_path, cache, "bench", path, "--on", "gone", KUBECONFIG=str(config))
     assert done.returncode == 2
     assert "error: the cluster does not answer" in done.stderr

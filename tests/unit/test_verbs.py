@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from support import eventually, minimal
+from support import eventually, kubeconfig, minimal
 
 from yolojob.client import Client, ClusterError, NotFound
 from yolojob.job import YoloTrainingJob
@@ -106,24 +106,11 @@ class Api:
         return {"metadata": {"name": f"a-worker-{index}", "labels": labels, "ownerReferences": [{"uid": "uid-a"}]}}
 
 
-def kubeconfig(path: Path, server: str, context: str) -> Path:
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": context, "cluster": {"server": server}}],
-        "users": [{"name": context, "user": {"token": context}}],
-        "contexts": [{"name": context, "context": {"cluster": context, "user": context}}],
-        "current-context": context,
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     made = Api()
     address = f"http://127.0.0.1:{made.server.server_address[1]}"
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", address, "first")))
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", "first", address, first="default")))
     yield made
     made.server.shutdown()
 
@@ -164,7 +151,7 @@ def test_the_first_file_that_names_a_current_context_counts(
     api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As for kubectl; else two tools that are used side by side would change two clusters."""
-    other = kubeconfig(tmp_path / "other", "http://127.0.0.1:1", "second")
+    other = kubeconfig(tmp_path / "other", "second", second="default")
     monkeypatch.setenv("KUBECONFIG", f"{os.environ['KUBECONFIG']}:{other}")
     assert Client().list() == []
     assert len(api.requests) == 1
