@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-import yolojob_operator.metrics
+import yolojob_operator.control.metrics
 import yolojob_trainer.metrics
 from prometheus_client import Metric
 
@@ -89,7 +89,7 @@ def _words(template: str) -> str:
 
 def render() -> str:
     trainer = yolojob_trainer.metrics.Metrics(namespace="", job_name="", rank=0).registry
-    operator = yolojob_operator.metrics.Metrics(lambda: []).registry
+    operator = yolojob_operator.control.metrics.Metrics(lambda: []).registry
     return (
         HEADER
         + TABLE

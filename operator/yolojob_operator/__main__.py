@@ -14,9 +14,9 @@ from kubernetes.aio.config import ConfigException
 
 from yolojob import __version__
 from yolojob.contract import ExitCode
-from yolojob_operator import life
-from yolojob_operator.pods import Defaults
-from yolojob_operator.policy import Privilege
+from yolojob_operator.kopf_app import supervisor
+from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.objects.template_policy import Privilege
 
 app = typer.Typer(pretty_exceptions_enable=False)
 GC_THRESHOLDS = (10_000, 10, 10)
@@ -62,7 +62,7 @@ def main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log kopf's doings, too.")] = False,
 ) -> None:
     """Watch YoloTrainingJobs and run their pods."""
-    from yolojob_operator import handlers
+    from yolojob_operator.kopf_app import handlers
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
@@ -86,7 +86,7 @@ def main(
     if not namespace:
         handlers.watch_nodes()
     try:
-        asyncio.run(life.operate(memo, namespace or []))
+        asyncio.run(supervisor.operate(memo, namespace or []))
     except ConfigException as error:
         typer.echo(f"error: no cluster: {error}; set KUBECONFIG, or run in a pod with a service account", err=True)
         raise typer.Exit(ExitCode.BAD_INPUT) from None

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from support import minimal
-from yolojob_operator.draft import Observed
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.plan import Plan, plan
-from yolojob_operator.pods import Defaults
+from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.plan.builder import Observed
+from yolojob_operator.plan.lifecycle import Plan, plan
+from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob.job import YoloTrainingJob
 from yolojob.status import YoloTrainingJobStatus

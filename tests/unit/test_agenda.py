@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from yolojob_operator.agenda import Agenda
+from yolojob_operator.control.work_queue import Agenda
 
 KEY, OTHER = ("default", "digits"), ("default", "letters")
 

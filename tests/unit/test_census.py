@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from support import eventually
-from yolojob_operator import census as module
-from yolojob_operator.census import Census
-from yolojob_operator.cluster import ClusterError
-from yolojob_operator.facts import Key, PodFacts
-from yolojob_operator.handlers import Nodes
-from yolojob_operator.nodes import NodeFacts
-from yolojob_operator.reconciler import DEAF_SECONDS
+from yolojob_operator.control import watch_audit as module
+from yolojob_operator.control.reconciler import DEAF_SECONDS
+from yolojob_operator.control.watch_audit import Census
+from yolojob_operator.kopf_app.handlers import Nodes
+from yolojob_operator.kube.api_client import ClusterError
+from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.pod_facts import Key, PodFacts
 
 KEY = ("default", "digits")
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 from support import minimal
-from yolojob_operator import deeds as module
-from yolojob_operator.deeds import REMEMBERED_SECONDS, Deeds
-from yolojob_operator.plan import Plan
+from yolojob_operator.control import executor as module
+from yolojob_operator.control.executor import REMEMBERED_SECONDS, Deeds
+from yolojob_operator.plan.lifecycle import Plan
 
 from yolojob.job import YoloTrainingJob
 from yolojob.status import YoloTrainingJobStatus

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import NOW, after, conditions, job, make, pod, reasons
-from yolojob_operator import indexes
-from yolojob_operator.draft import Obstacle
-from yolojob_operator.nodes import NodeFacts
-from yolojob_operator.plan import Plan
+from yolojob_operator.plan import completed_indexes
+from yolojob_operator.plan.builder import Obstacle
+from yolojob_operator.plan.lifecycle import Plan
+from yolojob_operator.plan.node_facts import NodeFacts
 
 from yolojob.status import Phase, Progress, Report, Timing, YoloTrainingJobStatus
 
@@ -244,12 +244,12 @@ def test_who_succeeded_is_remembered_one_by_one() -> None:
 
 @given(st.sets(st.integers(0, 2000)), st.integers(0, 2001))
 def test_indexes_are_read_as_they_were_written(some: set[int], size: int) -> None:
-    assert indexes.split(indexes.join(some), size) == {n for n in some if n < size}
+    assert completed_indexes.split(completed_indexes.join(some), size) == {n for n in some if n < size}
 
 
 @pytest.mark.parametrize("text", ["-", "a", "1-", "5-2", "1-99999999999", ",,", "1;2", "²"])
 def test_indexes_that_nobody_wrote_do_no_harm(text: str) -> None:
-    assert indexes.split(text, 4) <= {0, 1, 2, 3}
+    assert completed_indexes.split(text, 4) <= {0, 1, 2, 3}
 
 
 def test_a_training_that_is_done_ends_though_its_first_pod_went() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from support import eventually
-from yolojob_operator import lease as module
-from yolojob_operator.cluster import ClusterError
-from yolojob_operator.lease import Lease, keep
+from yolojob_operator.control import leader_election as module
+from yolojob_operator.control.leader_election import Lease, keep
+from yolojob_operator.kube.api_client import ClusterError
 
 NAMESPACE = "default"
 

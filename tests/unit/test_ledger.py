@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import after, job, make, pod
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.nodes import NodeFacts
-from yolojob_operator.plan import Plan
+from yolojob_operator.plan.lifecycle import Plan
+from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob.contract import ExitCode
 from yolojob.status import Progress, Report, Timing, YoloTrainingJobStatus

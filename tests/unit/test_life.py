@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from yolojob_operator import life
+from yolojob_operator.kopf_app import supervisor
 
 
 class Fault(Exception):
@@ -35,7 +35,7 @@ async def round_of(cleaned: asyncio.Event, cancellations: int) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(life, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "LINGER_SECONDS", 0.1)
 
 
 @pytest.mark.parametrize("cancellations", [0, 1, 3])
@@ -44,7 +44,7 @@ def test_a_watch_that_does_not_hear_is_cancelled_again(cancellations: int) -> No
         cleaned = asyncio.Event()
         bystander = asyncio.create_task(asyncio.Event().wait())
         with pytest.raises(Fault):
-            await life.ended(round_of(cleaned, cancellations), cleaned)
+            await supervisor.ended(round_of(cleaned, cancellations), cleaned)
         assert not bystander.cancelled(), "it is none of kopf's"
         assert not bystander.cancelling()
         bystander.cancel()
@@ -54,11 +54,11 @@ def test_a_watch_that_does_not_hear_is_cancelled_again(cancellations: int) -> No
 
 def test_a_round_that_never_ends_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kubelet starts another one."""
-    monkeypatch.setattr(life, "TRIES", 1)
+    monkeypatch.setattr(supervisor, "TRIES", 1)
 
     async def live() -> None:
         cleaned = asyncio.Event()
-        await life.ended(round_of(cleaned, 3), cleaned)
+        await supervisor.ended(round_of(cleaned, 3), cleaned)
 
     with pytest.raises(SystemExit):
         asyncio.run(asyncio.wait_for(live(), 20))
@@ -69,8 +69,8 @@ def test_a_round_that_runs_is_left_alone() -> None:
 
     async def live() -> None:
         end = asyncio.Event()
-        running = asyncio.create_task(life.ended(end.wait(), asyncio.Event()))
-        done, _ = await asyncio.wait((running,), timeout=3 * life.LINGER_SECONDS)
+        running = asyncio.create_task(supervisor.ended(end.wait(), asyncio.Event()))
+        done, _ = await asyncio.wait((running,), timeout=3 * supervisor.LINGER_SECONDS)
         assert not done
         end.set()
         await running

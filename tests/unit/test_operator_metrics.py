@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from plans import NOW, after, failed, job, make, pod, running
-from yolojob_operator.metrics import Metrics
+from yolojob_operator.control.metrics import Metrics
 
 from yolojob.status import Phase, YoloTrainingJobStatus
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from plans import DEFAULTS, NOW, after, conditions, job, make, pod, reasons
 from support import minimal
-from yolojob_operator import gang, pods
-from yolojob_operator.draft import FORCE_AFTER, Obstacle
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.nodes import NodeFacts
-from yolojob_operator.placement import GROWTH_PAUSE, PATIENCE, SHORT_LIFE
-from yolojob_operator.plan import Plan
+from yolojob_operator.objects import gang_scheduling, pods
+from yolojob_operator.plan.builder import FORCE_AFTER, Obstacle
+from yolojob_operator.plan.lifecycle import Plan
+from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.placement import GROWTH_PAUSE, PATIENCE, SHORT_LIFE
+from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob import rules
 from yolojob.job import YoloTrainingJob
@@ -242,7 +242,7 @@ class TestGangs:
             workers={"replicas": 2, "gpu": {"count": 4}, "resources": {"requests": {"cpu": "500m"}}},
         )
         worker = pods.worker(of, 1, 3, DEFAULTS)
-        return worker, gang.pod_group(of, worker, pods.owner_reference(of))
+        return worker, gang_scheduling.pod_group(of, worker, pods.owner_reference(of))
 
     def test_kueue(self) -> None:
         worker, group = self.pod_of(gang="kueue", queue="team")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import NOW, after, conditions, failed, job, make, pod, reasons, running
-from yolojob_operator.draft import FORCE_AFTER, FORCE_AFTER_READY, Obstacle
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.nodes import NodeFacts
-from yolojob_operator.plan import FAREWELL, SURVIVORS_PATIENCE
+from yolojob_operator.plan.builder import FORCE_AFTER, FORCE_AFTER_READY, Obstacle
+from yolojob_operator.plan.lifecycle import FAREWELL, SURVIVORS_PATIENCE
+from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob.contract import ExitCode
 from yolojob.status import Failure, Phase, Progress, Report, Result, State, Timing, YoloTrainingJobStatus

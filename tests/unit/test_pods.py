@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from support import eventually, minimal
-from yolojob_operator import pods
-from yolojob_operator.facts import Cause, pod_facts
+from yolojob_operator.objects import pods
+from yolojob_operator.plan.pod_facts import Cause, pod_facts
 
 from yolojob import gpus
 from yolojob.job import YoloTrainingJob

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from plans import NOW, conditions, job
-from yolojob_operator.draft import Observed
-from yolojob_operator.plan import plan
-from yolojob_operator.pods import Defaults
-from yolojob_operator.policy import Privilege, trespasses
+from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.objects.template_policy import Privilege, trespasses
+from yolojob_operator.plan.builder import Observed
+from yolojob_operator.plan.lifecycle import plan
 
 TOKEN = {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 FORBIDDEN: list[tuple[dict[str, Any], Privilege, str]] = [

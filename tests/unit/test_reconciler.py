@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 from support import minimal
-from yolojob_operator import news
-from yolojob_operator import reconciler as module
-from yolojob_operator.cluster import ClusterError
-from yolojob_operator.metrics import Metrics
-from yolojob_operator.pods import Defaults
-from yolojob_operator.reconciler import Reconciler
+from yolojob_operator.control import reconciler as module
+from yolojob_operator.control import status_debounce
+from yolojob_operator.control.metrics import Metrics
+from yolojob_operator.control.reconciler import Reconciler
+from yolojob_operator.kube.api_client import ClusterError
+from yolojob_operator.objects.pods import Defaults
 
 KEY = ("default", "digits")
 
@@ -69,7 +69,7 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
         assert server.writes == 0, "the spec alone says what the first gang is"
         assert made.ailment() == ""
         await made._reconcile(KEY)
-        clock[0] += news.QUIET_SECONDS
+        clock[0] += status_debounce.QUIET_SECONDS
         await made._reconcile(KEY)
         assert server.writes == 1
         clock[0] += module.DEAF_SECONDS + 1
@@ -104,10 +104,10 @@ def test_minor_news_is_written_when_it_is_quiet_about_a_job(
         made.job_seen(body(1))
         await made._reconcile(KEY)  # its pods are created: that is news for the next plan
         for _ in range(2):
-            clock[0] += news.QUIET_SECONDS * 0.75
+            clock[0] += status_debounce.QUIET_SECONDS * 0.75
             await made._reconcile(KEY)
             assert server.writes == 0
-        clock[0] += news.QUIET_SECONDS * 0.5
+        clock[0] += status_debounce.QUIET_SECONDS * 0.5
         await made._reconcile(KEY)
         assert server.writes == 1
         await made.stop()
@@ -145,7 +145,7 @@ def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
         made.job_seen(theirs)
         for _ in range(3):
             await made._reconcile(KEY)
-            clock[0] += news.QUIET_SECONDS
+            clock[0] += status_debounce.QUIET_SECONDS
         assert server.writes == 0
         await made.stop()
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.config import kube_config
 from support import kubeconfig
-from yolojob_operator.cluster import CONCURRENCY, Cluster, ClusterError
+from yolojob_operator.kube.api_client import CONCURRENCY, Cluster, ClusterError
 
 
 def cluster(status: int, data: bytes) -> Cluster:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from yolojob_operator import visibility
-from yolojob_operator.cluster import ClusterError
+from yolojob_operator.kopf_app import watched_namespaces
+from yolojob_operator.kube.api_client import ClusterError
 
 
 class Server:
@@ -32,24 +32,24 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visibility, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watched_namespaces, "LOOK_SECONDS", 0.01)
 
 
 def test_those_that_may_not_be_seen_are_left_out() -> None:
-    assert asyncio.run(visibility.until_some(Server("b", "a"), ["a", "b", "gone"])) == ["a", "b"]  # type: ignore[arg-type]
+    assert asyncio.run(watched_namespaces.until_some(Server("b", "a"), ["a", "b", "gone"])) == ["a", "b"]  # type: ignore[arg-type]
 
 
 def test_an_api_server_that_is_away_hides_nothing() -> None:
     server = Server()
     server.away = True
-    assert asyncio.run(visibility.until_some(server, ["a"])) == ["a"]  # type: ignore[arg-type]
+    assert asyncio.run(watched_namespaces.until_some(server, ["a"])) == ["a"]  # type: ignore[arg-type]
 
 
 def test_one_that_comes_back_is_told() -> None:
     server = Server()
 
     async def live() -> None:
-        waiting = asyncio.create_task(visibility.until_more(server, ["gone"]))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(watched_namespaces.until_more(server, ["gone"]))  # type: ignore[arg-type]
         while server.asked < 3:
             await asyncio.sleep(0.01)
         assert not waiting.done()

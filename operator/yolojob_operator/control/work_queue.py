@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from yolojob_operator.facts import Key
+from yolojob_operator.plan.pod_facts import Key
 
 PAUSE_SECONDS = 0.04
 PAUSE_PER_JOB = 0.002

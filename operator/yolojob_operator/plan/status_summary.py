@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from yolojob import contract
 from yolojob.status import ConditionType, Phase, Progress, Report
-from yolojob_operator import indexes, ledger
-from yolojob_operator.conditions import find, is_set
-from yolojob_operator.draft import Draft
-from yolojob_operator.facts import PodFacts
+from yolojob_operator.plan import accounting, completed_indexes
+from yolojob_operator.plan.builder import Draft
+from yolojob_operator.plan.conditions import find, is_set
+from yolojob_operator.plan.pod_facts import PodFacts
 
 
 def follow(draft: Draft) -> None:
@@ -36,7 +36,7 @@ def _say_scheduled(draft: Draft, gang: list[PodFacts]) -> None:
     if gated := next((p for p in gang if p.gated), None):
         queue = draft.job.spec.scheduling.queue
         where = f" in queue {queue}" if queue else ""
-        draft.condition(ConditionType.SCHEDULED, "False", ledger.GATED, f"{gated.name} waits for admission{where}")
+        draft.condition(ConditionType.SCHEDULED, "False", accounting.GATED, f"{gated.name} waits for admission{where}")
         return
     waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and not p.node), "")
     reason = "Unschedulable" if waiting else "Scheduling"
@@ -62,7 +62,7 @@ def take_over(draft: Draft, report: Report) -> None:
         # An attempt that is only fetching its data takes nothing away from what those before it have reached.
         staged = {name: getattr(said_now, name) for name in ("staged_bytes", "dataset_bytes", "updated_at")}
         status.progress = (status.progress or Progress()).model_copy(update=staged)
-    ledger.take_over(status, report)
+    accounting.take_over(status, report)
 
 
 def sum_up(draft: Draft) -> None:
@@ -72,7 +72,7 @@ def sum_up(draft: Draft) -> None:
     workers.desired = 0 if spec.run_policy.suspend or draft.finished else spec.workers.replicas
     workers.active = sum(not p.terminal and p.deleted is None for p in gang)
     workers.ready = sum(p.ready and not p.terminal and p.deleted is None for p in gang)
-    workers.succeeded, workers.completed_indexes = len(draft.completed), indexes.join(draft.completed)
+    workers.succeeded, workers.completed_indexes = len(draft.completed), completed_indexes.join(draft.completed)
     workers.failed = sum(p.phase == "Failed" for p in gang)
     workers.selector = f"{contract.LABEL_JOB}={draft.job.metadata.name}"
     status.observed_generation = draft.job.metadata.generation

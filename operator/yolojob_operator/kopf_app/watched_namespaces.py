@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from yolojob import contract
-from yolojob_operator.cluster import Cluster, ClusterError
+from yolojob_operator.kube.api_client import Cluster, ClusterError
 
 log = logging.getLogger(__name__)
 

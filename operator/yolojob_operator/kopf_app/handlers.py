@@ -13,14 +13,15 @@ from typing import Any
 import kopf
 
 from yolojob import contract
-from yolojob_operator import lease, server
-from yolojob_operator.cluster import Cluster, ClusterError
-from yolojob_operator.facts import Key, PodFacts, pod_facts
-from yolojob_operator.forgetful import NoDiffBase, NoProgress
-from yolojob_operator.metrics import Metrics
-from yolojob_operator.nodes import NodeFacts, node_facts
-from yolojob_operator.pods import Defaults
-from yolojob_operator.reconciler import Reconciler
+from yolojob_operator.control import leader_election
+from yolojob_operator.control.metrics import Metrics
+from yolojob_operator.control.reconciler import Reconciler
+from yolojob_operator.kopf_app import http_server
+from yolojob_operator.kopf_app.null_storage import NoDiffBase, NoProgress
+from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.plan.node_facts import NodeFacts, node_facts
+from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +121,13 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     )
     metrics.watch_lag_seconds.set_function(memo.reconciler.watch_lag)
     if given.listen:
-        runner = await server.serve(given.listen, metrics.registry, memo.reconciler.ailment)
+        runner = await http_server.serve(given.listen, metrics.registry, memo.reconciler.ailment)
         stack.push_async_callback(runner.cleanup)
     await _until_served(cluster, given.namespaces)
-    me = lease.identity()
-    leases = [lease.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
+    me = leader_election.identity()
+    leases = [leader_election.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
     stack.push_async_callback(_release, leases)
-    keeper = asyncio.create_task(lease.keep(leases, memo.reconciler.turn.lasts), name="lease")
+    keeper = asyncio.create_task(leader_election.keep(leases, memo.reconciler.turn.lasts), name="lease")
     stack.push_async_callback(_end, keeper)
     memo.reconciler.start()
     stack.push_async_callback(memo.reconciler.stop)
@@ -149,7 +150,7 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _release(leases: list[lease.Lease]) -> None:
+async def _release(leases: list[leader_election.Lease]) -> None:
     for each in leases:
         try:
             await each.release()

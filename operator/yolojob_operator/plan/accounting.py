@@ -14,9 +14,9 @@ from datetime import datetime, timedelta
 from yolojob.job import YoloTrainingJob
 from yolojob.prices import NoPrice, price_of
 from yolojob.status import Attempt, ConditionType, Cost, Report, Timing, YoloTrainingJobStatus
-from yolojob_operator.conditions import find, is_finished, is_set
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.nodes import NodeFacts
+from yolojob_operator.plan.conditions import find, is_finished, is_set
+from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.pod_facts import PodFacts
 
 KEPT = 10
 """Attempts in status.history; of older ones the sums remain."""

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import kopf
 
-from yolojob_operator import visibility
-from yolojob_operator.cluster import Cluster
+from yolojob_operator.kopf_app import watched_namespaces
+from yolojob_operator.kube.api_client import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ async def operate(memo: kopf.Memo, namespaces: list[str]) -> None:
     """
     cluster = await Cluster.connect()
     while True:
-        watched = await visibility.until_some(cluster, namespaces) if namespaces else []
+        watched = await watched_namespaces.until_some(cluster, namespaces) if namespaces else []
         returned = asyncio.Event()
         looking = asyncio.create_task(_tell_more(cluster, set(namespaces) - set(watched), returned))
         memo.cleaned = asyncio.Event()
@@ -94,6 +94,6 @@ async def ended(round_: Coroutine[Any, Any, Any], cleaned: asyncio.Event) -> Non
 
 
 async def _tell_more(cluster: Cluster, missing: set[str], returned: asyncio.Event) -> None:
-    await visibility.until_more(cluster, missing)
+    await watched_namespaces.until_more(cluster, missing)
     log.warning("begun anew: one of %s is back", ", ".join(sorted(missing)))
     returned.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from yolojob.status import Report
-from yolojob_operator.facts import KILLED, PodFacts
+from yolojob_operator.plan.pod_facts import KILLED, PodFacts
 
 
 def report_of(pod: PodFacts) -> Report | None:

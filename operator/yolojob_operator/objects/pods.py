@@ -12,8 +12,8 @@ from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
 from yolojob.run import Run
 from yolojob.types import parse_quantity
-from yolojob_operator import gang
-from yolojob_operator.policy import Privilege
+from yolojob_operator.objects import gang_scheduling
+from yolojob_operator.objects.template_policy import Privilege
 
 Object = dict[str, Any]
 
@@ -182,7 +182,7 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     asked = pod["spec"].get("tolerations") or []
     named = {toleration.get("key") for toleration in asked}
     pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in named), *asked]
-    return dict(overlay(pod, gang.marks(job, attempt, defaults.coscheduling_scheduler)))
+    return dict(overlay(pod, gang_scheduling.marks(job, attempt, defaults.coscheduling_scheduler)))
 
 
 def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:

@@ -11,7 +11,7 @@ from typing import Any
 
 from yolojob import contract
 from yolojob.contract import ExitCode
-from yolojob_operator import gang
+from yolojob_operator.objects import gang_scheduling
 
 Body = Mapping[str, Any]
 KILLED = 137
@@ -184,8 +184,8 @@ def pod_facts(body: Body) -> PodFacts:
 
 
 def _kueue_group(metadata: Body) -> str:
-    kept = gang.KUEUE_FINALIZER in (metadata.get("finalizers") or ())
-    return str((metadata.get("labels") or {}).get(gang.KUEUE_GROUP, "")) if kept else ""
+    kept = gang_scheduling.KUEUE_FINALIZER in (metadata.get("finalizers") or ())
+    return str((metadata.get("labels") or {}).get(gang_scheduling.KUEUE_GROUP, "")) if kept else ""
 
 
 def _number(text: Any) -> int:

@@ -9,10 +9,11 @@ from typing import Literal
 
 from yolojob.job import YoloTrainingJob
 from yolojob.status import Attempt, ConditionType, Report, YoloTrainingJobStatus
-from yolojob_operator import gang, indexes, ledger, pods
-from yolojob_operator.conditions import find, is_finished, set_condition
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.nodes import NodeFacts, any_offers
+from yolojob_operator.objects import gang_scheduling, pods
+from yolojob_operator.plan import accounting, completed_indexes
+from yolojob_operator.plan.conditions import find, is_finished, set_condition
+from yolojob_operator.plan.node_facts import NodeFacts, any_offers
+from yolojob_operator.plan.pod_facts import PodFacts
 
 FORCE_AFTER = timedelta(seconds=10)
 """A pod that is still there so long after its grace period, on a node that is not ready, is deleted from the API."""
@@ -93,7 +94,7 @@ class Draft:
     @property
     def record(self) -> Attempt | None:
         """The current attempt."""
-        return ledger.current(self.status)
+        return accounting.current(self.status)
 
     @property
     def size(self) -> int:
@@ -130,7 +131,7 @@ class Draft:
         """Workers that have succeeded, as their pods say, or as it was written before these went."""
         before = self.job.status
         written = before.workers.completed_indexes if before and before.attempt == self.status.attempt else ""
-        return indexes.split(written, self.size) | {p.index for p in self.current if p.phase == "Succeeded"}
+        return completed_indexes.split(written, self.size) | {p.index for p in self.current if p.phase == "Succeeded"}
 
     def all_running(self) -> bool:
         """Whether all of the gang run, or have done so to a good end."""
@@ -158,14 +159,14 @@ class Draft:
         self.status.next_attempt_time = self.now + delay if delay else None
         self.status.next_growth_time = None
         self.unschedule("Restarting", f"the pods of attempt {self.status.attempt} are not made yet")
-        ledger.open_record(self.status, workers, "GPU" if on_gpus else "CPU")
+        accounting.open_record(self.status, workers, "GPU" if on_gpus else "CPU")
         if gpu is not None and not on_gpus:
             self.event("Warning", "NoGpu", f"attempt {self.status.attempt} runs on CPUs: no node has such GPUs")
 
     def end_attempt(self, reason: str, message: str) -> None:
         """The current attempt is over."""
-        ledger.fix_price(self.job, self.status, self.placed, self.observed.nodes or {})
-        ledger.close_record(self.status, reason, message, self.now)
+        accounting.fix_price(self.job, self.status, self.placed, self.observed.nodes or {})
+        accounting.close_record(self.status, reason, message, self.now)
         if self.status.progress:
             self.status.progress.eta = None
         self.condition(ConditionType.RUNNING, "False", reason, message)
@@ -177,7 +178,7 @@ class Draft:
 
     def disband(self) -> None:
         """The job's PodGroup reserves room in its queue, whether it has pods or not."""
-        if group := gang.reference(self.job):
+        if group := gang_scheduling.reference(self.job):
             self.disbanded.append(group)
 
     def remove(self, pod: PodFacts, grace_seconds: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`python -m yolojob_operator.trial FILE`: submits a job, tells how it goes, and deletes it. This is what `helm test` runs."""
+"""`python -m yolojob_operator.smoke_test FILE`: submits a job, tells how it goes, and deletes it. This is what `helm test` runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import typer
 
 from yolojob import contract, manifest
 from yolojob.status import ConditionType, Phase, YoloTrainingJobStatus
-from yolojob_operator.cluster import Cluster, ClusterError
-from yolojob_operator.conditions import find
-from yolojob_operator.pods import Object
+from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.objects.pods import Object
+from yolojob_operator.plan.conditions import find
 
 EVERY_SECONDS = 1.0
 app = typer.Typer(pretty_exceptions_enable=False)

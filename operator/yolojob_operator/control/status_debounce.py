@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 
 from yolojob.status import Phase, YoloTrainingJobStatus
-from yolojob_operator.facts import Key
-from yolojob_operator.plan import Plan
+from yolojob_operator.plan.lifecycle import Plan
+from yolojob_operator.plan.pod_facts import Key
 
 QUIET_SECONDS = 2.0
 QUIET_PER_SECOND = 10

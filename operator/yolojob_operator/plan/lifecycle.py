@@ -20,12 +20,13 @@ from yolojob import contract
 from yolojob.contract import worker_name
 from yolojob.job import YoloTrainingJob
 from yolojob.status import ConditionType, YoloTrainingJobStatus
-from yolojob_operator import gang, ledger, placement, pods, policy, sizes, summary
-from yolojob_operator.conditions import find, is_set, set_condition
-from yolojob_operator.draft import Deletion, Draft, Event, Observed
-from yolojob_operator.endings import first, report_of, words_of
-from yolojob_operator.facts import Cause, PodFacts
-from yolojob_operator.policy import Privilege
+from yolojob_operator.objects import gang_scheduling, pods, template_policy
+from yolojob_operator.objects.template_policy import Privilege
+from yolojob_operator.plan import accounting, placement, status_summary, worker_counts
+from yolojob_operator.plan.builder import Deletion, Draft, Event, Observed
+from yolojob_operator.plan.conditions import find, is_set, set_condition
+from yolojob_operator.plan.pod_facts import Cause, PodFacts
+from yolojob_operator.plan.pod_failures import first, report_of, words_of
 
 BACKOFF = timedelta(seconds=10)
 """Wait before the second restart; doubled for each further one. The first restart is at once."""
@@ -70,19 +71,19 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: pods
     before = job.status or YoloTrainingJobStatus()
     if is_ours(job.metadata.deletion_timestamp, job.spec.run_policy.managed_by):
         _recognise(draft)
-        ledger.book(job, draft.status, observed.pods, now)
+        accounting.book(job, draft.status, observed.pods, now)
         _decide(draft)
         if draft.finished or len(draft.placed) == draft.size:
-            ledger.fix_price(job, draft.status, draft.placed, observed.nodes or {})
-        ledger.balance(draft.status)
-        ledger.charge(job, draft.status, before, now)
+            accounting.fix_price(job, draft.status, draft.placed, observed.nodes or {})
+        accounting.balance(draft.status)
+        accounting.charge(job, draft.status, before, now)
     only_time = _without_account(draft.status) == _without_account(before)
-    parting, moment = ledger.pays_parting(before, draft.status, observed.pods, now)
+    parting, moment = accounting.pays_parting(before, draft.status, observed.pods, now)
     if moment:
         draft.wake(moment)
     return Plan(
         # That time passes is no news by itself: the account waits for the next word, or until it is old.
-        status=before if only_time and not parting and not ledger.is_stale(before, now) else draft.status,
+        status=before if only_time and not parting and not accounting.is_stale(before, now) else draft.status,
         create=tuple(draft.create),
         delete=tuple(draft.delete),
         release=tuple(sorted(draft.release)),
@@ -148,7 +149,7 @@ def _decide(draft: Draft) -> None:
             _suspend(draft)
         else:
             _run(draft)
-    summary.sum_up(draft)
+    status_summary.sum_up(draft)
 
 
 def _refusal(draft: Draft) -> tuple[str, str] | None:
@@ -164,7 +165,7 @@ def _refusal(draft: Draft) -> tuple[str, str] | None:
                 "LaptopOnly",
                 f"spec.{path}: {value}: file:// is this machine's disk; use pvc://CLAIM/PATH on a cluster",
             )
-    for privilege, path, wanted in policy.trespasses(spec.workers.template):
+    for privilege, path, wanted in template_policy.trespasses(spec.workers.template):
         account = draft.defaults.service_account
         own = privilege is Privilege.SERVICE_ACCOUNT and account is not None and wanted == account
         if privilege not in draft.defaults.allowed and not own:
@@ -195,7 +196,7 @@ def _malformed(draft: Draft) -> tuple[str, str] | None:
     if not job.spec.workers.template or (len(draft.current) == draft.size and not grows):
         return None
     try:
-        gang.pod_group(job, pods.worker(job, 0, 1, draft.defaults), {})
+        gang_scheduling.pod_group(job, pods.worker(job, 0, 1, draft.defaults), {})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         words = f"{type(error).__name__}: {error}"
         return "TemplateInvalid", (
@@ -261,7 +262,7 @@ def _run(draft: Draft) -> None:
     for pod in draft.leftovers:
         draft.remove(pod)
     if not _is_trained(draft):
-        summary.follow(draft)
+        status_summary.follow(draft)
         if not draft.leftovers and not draft.settling:
             placement.fill(draft)
 
@@ -376,7 +377,7 @@ def _restart(draft: Draft, reason: str, message: str, *, counted: bool, grace_se
         # Whoever can still agree with others saves and goes in its own time.
         draft.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else grace_seconds)
     draft.event("Warning", "Restarting", f"attempt {status.attempt} ended: {reason}: {message}")
-    size = sizes.closest(draft.job.spec, draft.size)
+    size = worker_counts.closest(draft.job.spec, draft.size)
     draft.end_attempt(reason, message)
     draft.next_attempt(size, delay)
 
@@ -411,7 +412,7 @@ def _why_not_running(draft: Draft) -> tuple[str, str]:
         if known is not None and known.status == "False":
             return known.reason, known.message
         return "PreRunningDeadlineExceeded", "its pods did not start"
-    reason = ledger.GATED if pod.gated else pod.waiting.partition(":")[0]
+    reason = accounting.GATED if pod.gated else pod.waiting.partition(":")[0]
     return reason, f"{pod.name}: {pod.waiting}"
 
 
@@ -421,10 +422,10 @@ def _why_not_running(draft: Draft) -> tuple[str, str]:
 def _succeed(draft: Draft, chief: PodFacts | None) -> None:
     status = draft.status
     if draft.all_running():
-        summary.note_running(draft)
+        status_summary.note_running(draft)
     report = (report_of(chief) if chief else None) or draft.observed.report
     if report is not None:
-        summary.take_over(draft, report)
+        status_summary.take_over(draft, report)
         status.result = report.result
     draft.end_attempt("Succeeded", "the training is complete")
     draft.condition(ConditionType.SUCCEEDED, "True", "TrainingCompleted", "the training is complete")
@@ -435,7 +436,7 @@ def _succeed(draft: Draft, chief: PodFacts | None) -> None:
 
 def _fail(draft: Draft, reason: str, message: str) -> None:
     if report := next((r for p in draft.current if p.index == 0 and (r := report_of(p))), None):
-        summary.take_over(draft, report)
+        status_summary.take_over(draft, report)
     draft.end_attempt(reason, message)
     draft.condition(ConditionType.FAILED, "True", reason, message)
     draft.event("Warning", "Failed", f"{reason}: {message}")

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from yolojob import contract
 from yolojob.status import Report
-from yolojob_operator.facts import PodFacts
-from yolojob_operator.pods import Object
+from yolojob_operator.objects.pods import Object
+from yolojob_operator.plan.pod_facts import PodFacts
 
 COMPONENT = "yolojob-operator"
 CONCURRENCY = 48

@@ -14,19 +14,19 @@ from pydantic import ValidationError
 
 from yolojob.manifest import InvalidManifest, parse
 from yolojob.status import Phase, YoloTrainingJobStatus
-from yolojob_operator import plan as planning
-from yolojob_operator.agenda import PAUSE_SECONDS, Agenda
-from yolojob_operator.census import Census, JobVersions
-from yolojob_operator.cluster import Cluster, ClusterError, Conflict
-from yolojob_operator.conditions import is_finished
-from yolojob_operator.deeds import Deeds
-from yolojob_operator.draft import Event, Observed
-from yolojob_operator.facts import Key, PodFacts, lean
-from yolojob_operator.metrics import Metrics
-from yolojob_operator.news import MinorNews
-from yolojob_operator.nodes import NodeFacts
-from yolojob_operator.pods import Defaults, Object
-from yolojob_operator.reports import Reports
+from yolojob_operator.control.executor import Deeds
+from yolojob_operator.control.metrics import Metrics
+from yolojob_operator.control.progress_poller import Reports
+from yolojob_operator.control.status_debounce import MinorNews
+from yolojob_operator.control.watch_audit import Census, JobVersions
+from yolojob_operator.control.work_queue import PAUSE_SECONDS, Agenda
+from yolojob_operator.kube.api_client import Cluster, ClusterError, Conflict
+from yolojob_operator.objects.pods import Defaults, Object
+from yolojob_operator.plan import lifecycle as planning
+from yolojob_operator.plan.builder import Event, Observed
+from yolojob_operator.plan.conditions import is_finished
+from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.pod_facts import Key, PodFacts, lean
 from yolojob_operator.turn import Turn
 
 log = logging.getLogger(__name__)

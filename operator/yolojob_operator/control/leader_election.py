@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from yolojob_operator.cluster import Cluster, ClusterError
-from yolojob_operator.pods import Object
+from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.objects.pods import Object
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 from yolojob.status import ConditionType
-from yolojob_operator import gang, pods, sizes
-from yolojob_operator.conditions import is_set
-from yolojob_operator.draft import Draft
+from yolojob_operator.objects import gang_scheduling, pods
+from yolojob_operator.plan import worker_counts
+from yolojob_operator.plan.builder import Draft
+from yolojob_operator.plan.conditions import is_set
 
 RETRY = timedelta(seconds=10)
 """Wait before something that the API server has refused is tried again."""
@@ -31,13 +32,13 @@ def fill(draft: Draft) -> None:
         status.next_attempt_time = None
     if record is not None and record.start_time is None and not draft.current:
         # It may have been scaled down since the size was decided. Room for more is looked for once it runs.
-        record.workers = sizes.closest(draft.job.spec, min(record.workers, draft.job.spec.workers.replicas))
+        record.workers = worker_counts.closest(draft.job.spec, min(record.workers, draft.job.spec.workers.replicas))
     missing = draft.missing
     if record is None or not missing:
         return
     if any(p.generation not in (0, draft.job.metadata.generation) for p in draft.current):
         # An edit changes no attempt that has begun: all of its pods are made of one specification.
-        size = sizes.closest(draft.job.spec, draft.size)
+        size = worker_counts.closest(draft.job.spec, draft.size)
         _change(draft, size, "SpecChanged", "the specification was edited before all workers were there")
         return
     if draft.observed.obstacle:
@@ -54,7 +55,7 @@ def fill(draft: Draft) -> None:
     workers = [pods.worker(job, i, status.attempt, draft.defaults) for i in missing]
     if not draft.current:
         draft.create.append(pods.service(job))
-        if group := gang.pod_group(job, workers[0], pods.owner_reference(job)):
+        if group := gang_scheduling.pod_group(job, workers[0], pods.owner_reference(job)):
             draft.create.append(group)
     draft.create.extend(workers)
 
@@ -97,7 +98,7 @@ def _shrink(draft: Draft) -> None:
     """Use the places that were found, where the others are not to be had."""
     record = draft.record
     placed = len(draft.placed)
-    fewer = sizes.at_most(draft.job.spec, placed)
+    fewer = worker_counts.at_most(draft.job.spec, placed)
     if placed == draft.size or fewer is None or record is None or record.start_time is None:
         return
     end = record.start_time + PATIENCE
@@ -129,7 +130,7 @@ def _grow(draft: Draft) -> None:
             draft.remove(pod)
     spares = [p for p in draft.spares if p.deleted is None]
     placed = [p for p in spares if p.node]
-    more = sizes.at_most(spec, draft.size + len(placed))
+    more = worker_counts.at_most(spec, draft.size + len(placed))
     since = min((p.scheduled for p in placed if p.scheduled), default=draft.now)
     if more is not None and more == spec.workers.replicas:
         _change(draft, more, "ScaledUp", f"there is room for all of spec.workers.replicas: {more}")

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from yolojob import contract
-from yolojob_operator.cluster import Cluster, ClusterError
-from yolojob_operator.facts import Key, PodFacts
-from yolojob_operator.nodes import NodeFacts
+from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.pod_facts import Key, PodFacts
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from yolojob.job import YoloTrainingJob
-from yolojob_operator.cluster import Cluster, ClusterError
-from yolojob_operator.draft import Obstacle
-from yolojob_operator.facts import Key, PodFacts, pod_facts
-from yolojob_operator.plan import Plan
-from yolojob_operator.pods import Object
+from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.objects.pods import Object
+from yolojob_operator.plan.builder import Obstacle
+from yolojob_operator.plan.lifecycle import Plan
+from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
 
 T = TypeVar("T")
 EXPECTED_SECONDS = 30.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from yolojob.status import Report
-from yolojob_operator.cluster import Cluster
-from yolojob_operator.facts import Key, PodFacts
+from yolojob_operator.kube.api_client import Cluster
+from yolojob_operator.plan.pod_facts import Key, PodFacts
 
 EVERY_SECONDS = 2.0
 """Between two questions to a job; longer with many jobs, so that status writes stay bounded."""
