@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 import yolojob_operator.control.metrics
-import yolojob_trainer.metrics
+import yolojob_trainer.observability.metrics
 from prometheus_client import Metric
 
 from yolojob.contract import METRICS_PORT
@@ -88,7 +88,7 @@ def _words(template: str) -> str:
 
 
 def render() -> str:
-    trainer = yolojob_trainer.metrics.Metrics(namespace="", job_name="", rank=0).registry
+    trainer = yolojob_trainer.observability.metrics.Metrics(namespace="", job_name="", rank=0).registry
     operator = yolojob_operator.control.metrics.Metrics(lambda: []).registry
     return (
         HEADER

@@ -14,7 +14,7 @@ def main() -> None:
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import YAML
-    from yolojob_trainer.precision import float_predictions
+    from yolojob_trainer.model.precision import float_predictions
 
     torch.manual_seed(0)
     torch.set_num_threads(asked["threads"])

@@ -59,7 +59,7 @@ def script(name: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 def network_file(network: str, folder: Path) -> str:
     """The network's description as stock Ultralytics reads it."""
-    from yolojob_trainer.architecture import resolve
+    from yolojob_trainer.model.resolve import resolve
 
     from yolojob.spec import ModelRef
 

@@ -15,7 +15,7 @@ import yolojob_trainer.__main__ as entry
 
 
 def main() -> None:
-    from yolojob_trainer import trainer as module
+    from yolojob_trainer.training import trainer as module
 
     seconds: list[float] = []
 

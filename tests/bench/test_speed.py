@@ -24,7 +24,7 @@ BATCH = 16
 
 def fast_bf16() -> bool:
     import torch
-    from yolojob_trainer.precision import choose
+    from yolojob_trainer.model.precision import choose
 
     return choose("auto", torch.device("cpu")) is torch.bfloat16
 

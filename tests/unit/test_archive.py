@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from yolojob_trainer.archive import content_root, inside, unpack
+from yolojob_trainer.data.archive import content_root, inside, unpack
 from yolojob_trainer.errors import BadInput
 
 FILES = {"data.yaml": b"names: [a]", "images/train/a.png": b"png" * 1000, "labels/train/a.txt": b""}

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-from yolojob_trainer.checkpoint import CheckpointStore, decode, write_atomically
+from yolojob_trainer.checkpoint.store import CheckpointStore, decode, write_atomically
 
 
 def store(tmp_path: Path, keep: int = 2) -> CheckpointStore:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from gang import Gang
-from yolojob_trainer import images
+from yolojob_trainer.data import image_cache
 
 from yolojob.contract import ExitCode
 from yolojob.status import Report, State
@@ -166,15 +166,15 @@ def test_images_in_shared_memory_train_the_same(gangs: Any, tmp_path: Path) -> N
 def test_images_are_decoded_once_per_node_and_survive_their_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(images, "MEMORY", tmp_path)
+    monkeypatch.setattr(image_cache, "MEMORY", tmp_path)
     pixels = [np.full((3 + i, 4, 3), i, np.uint8) for i in range(5)]
     calls: list[int] = []
 
-    def load(i: int) -> images.Loaded:
+    def load(i: int) -> image_cache.Loaded:
         calls.append(i)
         return pixels[i], (30 + i, 40), pixels[i].shape[:2]
 
-    first, second = (images.share("key", 5, load) for _ in range(2))
+    first, second = (image_cache.share("key", 5, load) for _ in range(2))
     assert sorted(calls) == [0, 1, 2, 3, 4]
     first.unlink()
     assert list(tmp_path.iterdir()) == []
@@ -187,7 +187,7 @@ def test_images_are_decoded_once_per_node_and_survive_their_name(
 
 
 def test_images_that_do_not_fit_are_named() -> None:
-    assert images.fits(1) is None
-    words = images.fits(1 << 60)
+    assert image_cache.fits(1) is None
+    words = image_cache.fits(1 << 60)
     assert words is not None
     assert "spec.workers.sharedMemory" in words

@@ -8,8 +8,8 @@ import time
 
 import pytest
 from support import eventually
-from yolojob_trainer import heartbeat
-from yolojob_trainer.heartbeat import Heartbeat
+from yolojob_trainer.distributed import heartbeat
+from yolojob_trainer.distributed.heartbeat import Heartbeat
 
 
 class Pair:

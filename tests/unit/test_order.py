@@ -6,7 +6,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
-from yolojob_trainer.order import SampleOrder
+from yolojob_trainer.data.sample_order import SampleOrder
 
 orders = st.builds(
     SampleOrder,

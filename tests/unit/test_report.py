@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
-from yolojob_trainer.clock import Phase, Span
 from yolojob_trainer.errors import is_lost_peer
 from yolojob_trainer.launch import single_process_environment, verdict
-from yolojob_trainer.metrics import Metrics, serve
-from yolojob_trainer.report import Throughput, shorten, write_termination_message
+from yolojob_trainer.observability.metrics import Metrics, serve
+from yolojob_trainer.observability.progress_report import Throughput, shorten, write_termination_message
+from yolojob_trainer.training.phase_clock import Phase, Span
 
 from yolojob.contract import ExitCode
 from yolojob.status import Failure, Progress, Report, State

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from stores import Bucket, https
 from support import eventually
-from yolojob_trainer import staging
-from yolojob_trainer.data import locate
+from yolojob_trainer.data import staging
+from yolojob_trainer.data.dataset_config import locate
+from yolojob_trainer.data.object_store import Remote, Unavailable
+from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.remote import Remote, Unavailable
-from yolojob_trainer.staging import Stage
 
 from yolojob.spec import Dataset
 
@@ -126,8 +126,8 @@ def test_wrong_credentials_are_named_at_once(
 FETCH = """
 import sys
 from pathlib import Path
-from yolojob_trainer.remote import Remote
-from yolojob_trainer.staging import Stage
+from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.data.staging import Stage
 
 from yolojob.spec import Dataset
 print(Stage(Path(sys.argv[1]), lambda *_: None, "f").fetch(Remote(sys.argv[2], "f")))

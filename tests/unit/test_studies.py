@@ -77,9 +77,9 @@ def test_operations_are_counted_as_ultralytics_counts_them() -> None:
     """yolo11n has 2.6 million parameters and 6.5 GFLOPs at 640 pixels (docs.ultralytics.com/models/yolo11)."""
     import torch
     from ultralytics.nn.tasks import DetectionModel
-    from yolojob_trainer import anatomy
+    from yolojob_trainer.model import profile
 
-    found = anatomy.of(DetectionModel("yolo11n.yaml", verbose=False), 640, torch.float32)
+    found = profile.of(DetectionModel("yolo11n.yaml", verbose=False), 640, torch.float32)
     assert found.parameters == pytest.approx(2.6e6, rel=0.02)
     assert found.gflops == pytest.approx(6.5, rel=0.05)
 

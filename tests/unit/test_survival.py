@@ -252,9 +252,9 @@ class TestBucket:
         self, bucket: Bucket, tmp_path: Path
     ) -> None:
         """At the end there is nothing else to do than to wait, and then to say so."""
+        from yolojob_trainer.checkpoint.bucket_mirror import Mirror
+        from yolojob_trainer.data.object_store import Remote
         from yolojob_trainer.errors import TrainerError
-        from yolojob_trainer.mirror import Mirror
-        from yolojob_trainer.remote import Remote
 
         (tmp_path / "marker").write_text("x")
         failed: list[str] = []

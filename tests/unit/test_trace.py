@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from yolojob_trainer.clock import Clocks, Phase, PhaseClock, Span
-from yolojob_trainer.trace import line, phase_events
+from yolojob_trainer.observability.trace import line, phase_events
+from yolojob_trainer.training.phase_clock import Clocks, Phase, PhaseClock, Span
 
 
 def test_marks_leave_no_gap() -> None:

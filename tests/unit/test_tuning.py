@@ -16,8 +16,8 @@ import torch
 import yaml
 from gang import tiny
 from support import eventually, minimal
-from yolojob_trainer.order import SampleOrder
-from yolojob_trainer.tuning import Choice, Measured, Tuner
+from yolojob_trainer.data.sample_order import SampleOrder
+from yolojob_trainer.training.autotune import Choice, Measured, Tuner
 
 from yolojob.contract import ExitCode
 

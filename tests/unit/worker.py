@@ -19,7 +19,7 @@ import yolojob_trainer.__main__ as entry
 def main() -> None:
     import torch
     from ultralytics.utils.torch_utils import unwrap_model
-    from yolojob_trainer import trainer as module
+    from yolojob_trainer.training import trainer as module
 
     what, path = sys.argv[1:]
     if what in ("gradients", "curves"):

@@ -21,7 +21,7 @@ from yolojob.run import Run
 from yolojob.status import Failure, Report, Result, State
 from yolojob_trainer import environment
 from yolojob_trainer.errors import BadInput, PeerLost, TrainerError, is_lost_peer
-from yolojob_trainer.machine import process_start
+from yolojob_trainer.system.process import process_start
 
 environment.prepare()
 
@@ -38,7 +38,7 @@ def main() -> int:
         report.state, report.failure = state, failure
         _tell(error, failure)
     if report.failure or rank == 0:
-        from yolojob_trainer.report import write_termination_message
+        from yolojob_trainer.observability.progress_report import write_termination_message
 
         write_termination_message(report, _termination_log())
     return report.failure.exit_code if report.failure else ExitCode.SUCCEEDED
@@ -73,7 +73,7 @@ def _tell(error: Exception, failure: Failure) -> None:
 
 def _end_without(who: str, rank: int) -> None:
     """End this process: a peer is lost, and the main thread may wait for it for ever."""
-    from yolojob_trainer.report import write_termination_message
+    from yolojob_trainer.observability.progress_report import write_termination_message
 
     message = f"another worker went away: {who}"
     report = _last_report() or Report()
@@ -97,9 +97,9 @@ def _train(rank: int) -> Report:
         raise BadInput("InvalidRun", f"{contract.ENV_RUN}: {error}") from None
 
     # Only now: these take a second and more to import.
-    from yolojob_trainer import metrics as prometheus
-    from yolojob_trainer.report import Reporter
-    from yolojob_trainer.world import World
+    from yolojob_trainer.distributed.world import World
+    from yolojob_trainer.observability import metrics as prometheus
+    from yolojob_trainer.observability.progress_report import Reporter
 
     metrics = prometheus.Metrics(namespace=run.namespace, job_name=run.name, rank=rank)
     world = World.from_env(run.spec.workers.gpu, lambda who: _end_without(who, rank))
@@ -118,33 +118,37 @@ def _train(rank: int) -> Report:
 
 
 def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Result | None:  # type: ignore[no-untyped-def]
-    from yolojob_trainer import architecture, data, inspection
-    from yolojob_trainer.clock import Beginning
-    from yolojob_trainer.events import Callback
-    from yolojob_trainer.storage import Storage
-    from yolojob_trainer.trace import ChromeTrace, Trace
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.bench import inspect_job
+    from yolojob_trainer.checkpoint.run_folder import Storage
+    from yolojob_trainer.data import dataset_config
+    from yolojob_trainer.model import resolve
+    from yolojob_trainer.observability.trace import ChromeTrace, Trace
+    from yolojob_trainer.training.callbacks import Callback
+    from yolojob_trainer.training.phase_clock import Beginning
+    from yolojob_trainer.training.trainer import Trainer
 
     cache, volumes = environment.cache_dir(), environment.volumes_dir()
     mode = environment.mode()
     if mode is Mode.INSPECT:
-        inspection.run(run, reporter, cache=cache, volumes=volumes)
+        inspect_job.run(run, reporter, cache=cache, volumes=volumes)
         return None
     reporter.say(State.STAGING)
     began = time.perf_counter()
     # Before hours are spent on the data: whether the result can be kept.
     storage = Storage(environment.output_dir(), run.spec, reporter.not_saved) if world.is_main else None
     with world.node_first("staged"):
-        folder = data.locate(run.spec.dataset, cache=cache, volumes=volumes, progress=reporter.staging)
-        config = data.write_config(data.describe(folder, run.spec.dataset.config), cache / "configs")
-        model = architecture.resolve(run.spec.model, volumes=volumes, cache=cache)
+        folder = dataset_config.locate(run.spec.dataset, cache=cache, volumes=volumes, progress=reporter.staging)
+        config = dataset_config.write_config(
+            dataset_config.describe(folder, run.spec.dataset.config), cache / "configs"
+        )
+        model = resolve.resolve(run.spec.model, volumes=volumes, cache=cache)
     staging = time.perf_counter() - began
     cached_staging, staged_bytes = 0.0, None
     if mode is Mode.BENCH:
         began = time.perf_counter()
-        data.locate(run.spec.dataset, cache=cache, volumes=volumes, progress=reporter.staging)
+        dataset_config.locate(run.spec.dataset, cache=cache, volumes=volumes, progress=reporter.staging)
         cached_staging = time.perf_counter() - began
-        staged_bytes = inspection.size(folder)
+        staged_bytes = inspect_job.size(folder)
     callbacks: list[Callback] = [reporter]
     if mode is not Mode.TUNE:  # a bench writes one, too: it takes its time
         callbacks.append(Trace(world, storage, run.attempt))

@@ -17,7 +17,7 @@ import sys
 import time
 
 from yolojob.contract import ENV_LAUNCHED, ENV_STARTED, RENDEZVOUS_PORT, ExitCode
-from yolojob_trainer.machine import available_cpus, process_start
+from yolojob_trainer.system.process import available_cpus, process_start
 
 MODULE = "yolojob_trainer"
 ALLOCATOR = ":".join(

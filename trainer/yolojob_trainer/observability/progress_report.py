@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from yolojob.contract import TERMINATION_LIMIT, ExitCode
 from yolojob.measurement import Anatomy, DataFacts, Measurement
 from yolojob.status import Report, Result, State, TuningReport
-from yolojob_trainer.clock import Phase
-from yolojob_trainer.events import Callback
-from yolojob_trainer.metrics import Metrics
+from yolojob_trainer.observability.metrics import Metrics
+from yolojob_trainer.training.callbacks import Callback
+from yolojob_trainer.training.phase_clock import Phase
 
 if TYPE_CHECKING:
-    from yolojob_trainer.clock import Span
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.training.phase_clock import Span
+    from yolojob_trainer.training.trainer import Trainer
 
 WINDOW_SECONDS = 20.0
 """Throughput is a mean over this much of the newest training time."""

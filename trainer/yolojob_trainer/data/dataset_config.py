@@ -17,10 +17,10 @@ import yaml
 
 from yolojob import uri as uris
 from yolojob.spec import Dataset
-from yolojob_trainer import archive, digits
+from yolojob_trainer.data import archive, builtin_digits
+from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.data.staging import Progress, Stage
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.remote import Remote
-from yolojob_trainer.staging import Progress, Stage
 
 SPLITS = ("train", "val", "test")
 MAX_CLASSES = 100_000
@@ -36,7 +36,7 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: Progress) 
     where = uris.parse(dataset.uri, uris.DATASET_SCHEMES)
     stage = Stage(cache / "datasets", progress, "spec.dataset.uri")
     if where.scheme == "builtin":
-        return stage.make(f"digits-v{digits.VERSION}", digits.write)
+        return stage.make(f"digits-v{builtin_digits.VERSION}", builtin_digits.write)
     if where.scheme in uris.REMOTE_SCHEMES:
         return archive.content_root(stage.fetch(Remote(dataset.uri, "spec.dataset.uri")), dataset.config)
     path = (volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)).resolve()

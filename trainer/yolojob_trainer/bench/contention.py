@@ -18,10 +18,10 @@ from torch._C._distributed_c10d import FileStore
 from torch.multiprocessing import get_context
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolojob_trainer import precision
+from yolojob_trainer.model import precision
 
 if TYPE_CHECKING:
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.training.trainer import Trainer
 
 TIMEOUT = timedelta(seconds=120)
 """The twin imports torch first, which takes seconds on a busy machine."""

@@ -13,12 +13,13 @@ from yolojob import uri as uris
 from yolojob.measurement import DataFacts
 from yolojob.run import Run
 from yolojob.spec import Dataset
-from yolojob_trainer import anatomy, architecture, data
+from yolojob_trainer.data import dataset_config
+from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.remote import Remote
+from yolojob_trainer.model import profile, resolve
 
 if TYPE_CHECKING:
-    from yolojob_trainer.report import Reporter
+    from yolojob_trainer.observability.progress_report import Reporter
 
 ANY_CLASSES = 80
 """As COCO has; where the data set's own number is not known yet. It changes the head a little."""
@@ -31,7 +32,7 @@ def run(run: Run, reporter: Reporter, *, cache: Path, volumes: Path) -> None:
         BadInput: there is no such model or data set.
     """
     classes, facts = _dataset(run.spec.dataset, run.spec.train.fraction, cache=cache, volumes=volumes)
-    description, _ = architecture.resolve(run.spec.model, volumes=volumes, cache=cache)
+    description, _ = resolve.resolve(run.spec.model, volumes=volumes, cache=cache)
     try:
         model = DetectionModel(description, nc=classes or ANY_CLASSES, verbose=False)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
@@ -40,7 +41,7 @@ def run(run: Run, reporter: Reporter, *, cache: Path, volumes: Path) -> None:
     # What is asked for, on machines that are not this one: half of fp32 wherever there is mixed precision.
     dtype = torch.float32 if amp is False else torch.bfloat16
     model.to(memory_format=torch.channels_last)
-    parts = anatomy.of(model, run.spec.train.imgsz, dtype)
+    parts = profile.of(model, run.spec.train.imgsz, dtype)
     reporter.conclude(anatomy=parts, data=facts)
 
 
@@ -57,8 +58,8 @@ def _dataset(dataset: Dataset, fraction: float | None, *, cache: Path, volumes: 
         sizes = [file.size for file in files]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)
-    folder = data.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
-    description = data.describe(folder, dataset.config)
+    folder = dataset_config.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
+    description = dataset_config.describe(folder, dataset.config)
     train, val = (sum(_images(Path(part)) for part in description[split]) for split in ("train", "val"))
     if fraction is not None:
         train = int(fraction) if fraction > 1 else round(train * fraction)

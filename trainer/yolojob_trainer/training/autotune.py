@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from yolojob.status import Trial, TuningReport
-from yolojob_trainer import precision
-from yolojob_trainer.machine import available_cpus
-from yolojob_trainer.order import SampleOrder
+from yolojob_trainer.data.sample_order import SampleOrder
+from yolojob_trainer.model import precision
+from yolojob_trainer.system.process import available_cpus
 
 if TYPE_CHECKING:
-    from yolojob_trainer.pipeline import Pipeline
+    from yolojob_trainer.training.setup import Pipeline
 
 LOSS_STEPS = 2
 """Global batches whose loss is compared; they also warm up."""

@@ -20,14 +20,14 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.run import Run
 from yolojob.status import TuningReport
-from yolojob_trainer import precision
-from yolojob_trainer.clock import Mark, PhaseClock
-from yolojob_trainer.dataset import IGNORED, DetectionDataset, MicroBatches, TrainSamples, loader
+from yolojob_trainer.data.dataset import IGNORED, DetectionDataset, MicroBatches, TrainSamples, loader
+from yolojob_trainer.data.sample_order import SampleOrder
+from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.machine import available_cpus
-from yolojob_trainer.order import SampleOrder
-from yolojob_trainer.tuning import Choice
-from yolojob_trainer.world import World
+from yolojob_trainer.model import precision
+from yolojob_trainer.system.process import available_cpus
+from yolojob_trainer.training.autotune import Choice
+from yolojob_trainer.training.phase_clock import Mark, PhaseClock
 
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
 """Description and starting weights, as `architecture.resolve` gives them."""
@@ -51,7 +51,7 @@ class Pipeline(DetectionTrainer):
         Args:
             run: what is trained.
             world: this process among all, connected.
-            data: data file, see `yolojob_trainer.data`.
+            data: data file, see `yolojob_trainer.data.dataset_config`.
             model: the network.
             save_dir: where Ultralytics writes what it likes.
             cache: folder of this node for label caches.

@@ -19,15 +19,17 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.fingerprint import fingerprint
 from yolojob.measurement import DataFacts, Link, Measurement, Micro, Steps
-from yolojob_trainer import anatomy, host, network, probes
-from yolojob_trainer.clock import Phase, Span
-from yolojob_trainer.energy import Meter
+from yolojob_trainer.bench import all_reduce, io_rates
+from yolojob_trainer.bench.contention import Twin
+from yolojob_trainer.bench.power import Meter
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.events import Callback
-from yolojob_trainer.twin import Twin
+from yolojob_trainer.model import profile
+from yolojob_trainer.system import host
+from yolojob_trainer.training.callbacks import Callback
+from yolojob_trainer.training.phase_clock import Phase, Span
 
 if TYPE_CHECKING:
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.training.trainer import Trainer
 
 WARM_UP = 5
 """Steps before any time counts: the first ones allocate, and choose kernels."""
@@ -69,9 +71,9 @@ class Bench:
             BadInput: it does not fit into memory.
         """
         trainer, began = self._trainer, time.monotonic()
-        parts = anatomy.of(unwrap_model(trainer.model), trainer.args.imgsz, trainer.dtype, trainer.optimizer)
+        parts = profile.of(unwrap_model(trainer.model), trainer.args.imgsz, trainer.dtype, trainer.optimizer)
         self._check_memory(parts.memory)
-        rates = probes.rates(trainer)
+        rates = io_rates.rates(trainer)
         trainer.clock.start()
         self._train(trainer.batches(0, 0), 0, 2)
         early, _ = self._end_of_epoch()
@@ -81,7 +83,7 @@ class Bench:
         late, rest = self._end_of_epoch()
         checkpoint = self._checkpoint()
         if trainer.world.world_size > 1:
-            link: Link | None = network.measure(trainer.world, parts.parameters)
+            link: Link | None = all_reduce.measure(trainer.world, parts.parameters)
             micro = self._passes(None)
         else:
             link, micro = self._beside_a_twin(parts.parameters)
@@ -222,7 +224,7 @@ class Bench:
         if self._trainer.device.type == "cuda":  # each has a GPU of its own
             return None, self._passes(None)
         with Twin(self._trainer, self._half()) as twin:
-            return network.between_processes(twin, parameters), self._passes(twin)
+            return all_reduce.between_processes(twin, parameters), self._passes(twin)
 
     def _half(self) -> int:
         """Images of half a micro-batch."""

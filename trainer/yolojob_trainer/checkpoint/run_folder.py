@@ -8,11 +8,11 @@ from pathlib import Path
 
 from yolojob import uri as uris
 from yolojob.spec import YoloTrainingJobSpec
-from yolojob_trainer import mirror
-from yolojob_trainer.checkpoint import CheckpointStore, State, write_atomically
+from yolojob_trainer.checkpoint import bucket_mirror
+from yolojob_trainer.checkpoint.bucket_mirror import Mirror
+from yolojob_trainer.checkpoint.store import CheckpointStore, State, write_atomically
+from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.errors import BadInput, TrainerError
-from yolojob_trainer.mirror import Mirror
-from yolojob_trainer.remote import Remote
 
 CHECKPOINTS, WEIGHTS, TRACE = "checkpoints", "weights", "trace"
 MARKER = ".yolojob"
@@ -44,7 +44,7 @@ class Storage:
         except OSError as error:
             raise BadInput("StorageFailed", f"spec.storage: {folder}: {error.strerror}") from None
         if spec.storage and uris.parse(spec.storage.uri, uris.STORAGE_SCHEMES).scheme in uris.REMOTE_SCHEMES:
-            remote = Remote(self.uri, "spec.storage.uri", patience=mirror.PATIENCE)
+            remote = Remote(self.uri, "spec.storage.uri", patience=bucket_mirror.PATIENCE)
             self._mirror = Mirror(folder, remote, failed)
             (folder / MARKER).write_text("This folder belongs to a run of yolojob.\n")
             self._mirror.start(MARKER)
@@ -140,4 +140,4 @@ class Storage:
             TrainerError: they do not get done.
         """
         if self._mirror:
-            self._mirror.close(mirror.GRACE_SECONDS if interrupted else mirror.CLOSE_SECONDS)
+            self._mirror.close(bucket_mirror.GRACE_SECONDS if interrupted else bucket_mirror.CLOSE_SECONDS)

@@ -6,8 +6,8 @@ import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yolojob_trainer.clock import Span
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.training.phase_clock import Span
+    from yolojob_trainer.training.trainer import Trainer
 
 
 class Event(enum.StrEnum):

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from yolojob_trainer.world import World
+from yolojob_trainer.distributed.world import World
 
 LOOK_EVERY = 1.0
 """Seconds between two looks."""

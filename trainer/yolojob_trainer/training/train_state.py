@@ -12,12 +12,12 @@ import ultralytics
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.spec import YoloTrainingJobSpec
-from yolojob_trainer.checkpoint import State
-from yolojob_trainer.clock import Clocks
+from yolojob_trainer.checkpoint.store import State
 from yolojob_trainer.errors import BadInput
+from yolojob_trainer.training.phase_clock import Clocks
 
 if TYPE_CHECKING:
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.training.trainer import Trainer
 
 FIXED = ("model", "dataset", "train")
 """Parts of the spec that must not change under a checkpoint."""

@@ -24,17 +24,18 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolojob.measurement import Measurement
 from yolojob.run import Run
 from yolojob.status import TuningReport
-from yolojob_trainer import accelerator, state
-from yolojob_trainer.bench import Bench
-from yolojob_trainer.checkpoint import FORMAT, decode
-from yolojob_trainer.clock import Beginning, Clocks, Phase
+from yolojob_trainer.bench.bench import Bench
+from yolojob_trainer.checkpoint.run_folder import Storage
+from yolojob_trainer.checkpoint.store import FORMAT, decode
+from yolojob_trainer.distributed.world import Votes, World
 from yolojob_trainer.errors import Interrupted, TrainerError
-from yolojob_trainer.events import Callback, Event, emit
-from yolojob_trainer.losses import EpochLosses
-from yolojob_trainer.pipeline import NetworkSource, Pipeline
-from yolojob_trainer.storage import Storage
-from yolojob_trainer.tuning import Choice, Tuner
-from yolojob_trainer.world import Votes, World
+from yolojob_trainer.system import gpu
+from yolojob_trainer.training import train_state
+from yolojob_trainer.training.autotune import Choice, Tuner
+from yolojob_trainer.training.callbacks import Callback, Event, emit
+from yolojob_trainer.training.losses import EpochLosses
+from yolojob_trainer.training.phase_clock import Beginning, Clocks, Phase
+from yolojob_trainer.training.setup import NetworkSource, Pipeline
 
 MAX_ROLLBACKS = 3
 """Times that a run may go back to a checkpoint because its loss was not finite. Each halves the learning rate: the same
@@ -66,8 +67,8 @@ class Trainer(Pipeline):
         Args:
             run: what is trained.
             world: this process among all, connected.
-            data: data file, see `yolojob_trainer.data`.
-            model: network description and starting weights, see `yolojob_trainer.architecture`.
+            data: data file, see `yolojob_trainer.data.dataset_config`.
+            model: network description and starting weights, see `yolojob_trainer.model.resolve`.
             storage: where the run is kept; rank 0 has one.
             scratch: a folder for what Ultralytics writes on the other ranks.
             cache: folder of this node for label caches.
@@ -404,7 +405,7 @@ class Trainer(Pipeline):
 
     def gpu(self) -> tuple[int, float]:
         """(most bytes allocated so far, share of the time in which it computes now)."""
-        return accelerator.memory_peak(self.device), accelerator.utilization(self.device)
+        return gpu.memory_peak(self.device), gpu.utilization(self.device)
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -416,7 +417,7 @@ class Trainer(Pipeline):
         self._between(Phase.UNACCOUNTED)
         if self.storage:
             files = self._files() if step == 0 else {}
-            captured = state.capture(self, step, finished)
+            captured = train_state.capture(self, step, finished)
             self.storage.save(captured, epoch=self.epoch, step=step, files=files, last=finished)
         self._saved_at = time.monotonic()
         self.checkpoint_took = time.perf_counter() - began
@@ -425,7 +426,7 @@ class Trainer(Pipeline):
 
     def _files(self) -> dict[str, Any]:
         """Name -> writer of the files for people, at the end of an epoch."""
-        content = state.stock_checkpoint(self)
+        content = train_state.stock_checkpoint(self)
 
         def weights(file: BinaryIO) -> None:
             torch.save(content, file)
@@ -435,7 +436,7 @@ class Trainer(Pipeline):
             files["weights/best.pt"] = weights
         if self.args.save_period > 0 and self.epoch % self.args.save_period == 0:
             files[f"weights/epoch{self.epoch}.pt"] = weights
-        table = state.results_csv(self.rows).encode()
+        table = train_state.results_csv(self.rows).encode()
         return {**files, "results.csv": lambda file: file.write(table)}
 
     def tune(self) -> None:
@@ -458,19 +459,19 @@ class Trainer(Pipeline):
         if data is None:
             return None
         saved = decode(data)
-        state.check_fingerprint(saved, self)
+        train_state.check_fingerprint(saved, self)
         return saved
 
     def _restore(self) -> bool:
         """Take up from the checkpoint that was read; True where the run was finished already."""
         self._initial_rates = list(self.scheduler.base_lrs)
         beginning = io.BytesIO()
-        torch.save({"format": FORMAT, **state.capture(self, 0, False)}, beginning)
+        torch.save({"format": FORMAT, **train_state.capture(self, 0, False)}, beginning)
         self._beginning = beginning.getvalue()
         saved, self._saved = self._saved, None
         if saved is None:
             return False
-        state.apply(self, saved)
+        train_state.apply(self, saved)
         return bool(saved["finished"])
 
     def _roll_back(self) -> None:
@@ -488,7 +489,7 @@ class Trainer(Pipeline):
         clocks = self.clocks
         self.losses = EpochLosses()
         data, _ = self.storage.newest() if self.storage else (None, [])
-        state.apply(self, decode(self.world.broadcast_bytes(data) or self._beginning))
+        train_state.apply(self, decode(self.world.broadcast_bytes(data) or self._beginning))
         self.clocks, self.rollbacks = clocks, rollbacks
         self.scale_rates()
         self.warn(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from yolojob_trainer.clock import Span
-from yolojob_trainer.events import Callback
-from yolojob_trainer.storage import TRACE, Storage
-from yolojob_trainer.world import World
+from yolojob_trainer.checkpoint.run_folder import TRACE, Storage
+from yolojob_trainer.distributed.world import World
+from yolojob_trainer.training.callbacks import Callback
+from yolojob_trainer.training.phase_clock import Span
 
 if TYPE_CHECKING:
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.training.trainer import Trainer
 
 FLUSH_SECONDS = 2.0
 """A run that is killed loses so much of rank 0's lines, and of the others' what came after the last checkpoint."""

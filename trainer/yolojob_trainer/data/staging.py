@@ -22,9 +22,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from yolojob_trainer import archive
+from yolojob_trainer.data import archive
+from yolojob_trainer.data.object_store import FIRST_PAUSE, LONGEST_PAUSE, Remote, RemoteFile, Unavailable
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.remote import FIRST_PAUSE, LONGEST_PAUSE, Remote, RemoteFile, Unavailable
 
 BLOCK = 8 << 20
 """Bytes of one request: large enough for full speed, small enough to be worth little when the connection breaks."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yolojob_trainer.machine import available_cpus
+from yolojob_trainer.system.process import available_cpus
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - it is the point
 Image = NDArray[np.uint8]

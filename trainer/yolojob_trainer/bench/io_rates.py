@@ -12,11 +12,11 @@ import cv2
 
 from yolojob import uri as uris
 from yolojob.measurement import Rates
-from yolojob_trainer.remote import Remote
-from yolojob_trainer.storage import Storage
+from yolojob_trainer.checkpoint.run_folder import Storage
+from yolojob_trainer.data.object_store import Remote
 
 if TYPE_CHECKING:
-    from yolojob_trainer.trainer import Trainer
+    from yolojob_trainer.training.trainer import Trainer
 
 T = TypeVar("T")
 SECONDS = 1.0

@@ -13,9 +13,9 @@ from ultralytics.utils import YAML
 
 from yolojob import uri as uris
 from yolojob.spec import ModelRef
+from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.remote import Remote
-from yolojob_trainer.staging import Stage
 
 CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
 SCALES = "nsmlx"

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.errors import TrainerError
-from yolojob_trainer.remote import Remote
 
 PATIENCE = 10.0
 """Seconds for which a remote should repeat one request; the repeating over minutes is done here."""

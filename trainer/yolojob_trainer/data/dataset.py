@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 from ultralytics.data.dataset import YOLODataset
 
-from yolojob_trainer import images
-from yolojob_trainer.order import SampleOrder
+from yolojob_trainer.data import image_cache
+from yolojob_trainer.data.sample_order import SampleOrder
 
 IGNORED = "ignoring corrupt image/label"
 """How upstream says that it leaves an image out."""
@@ -46,7 +46,7 @@ class DetectionDataset(YOLODataset):
     ims: Any
     im_hw0: Any
     im_hw: Any
-    shared: images.SharedImages | None = None
+    shared: image_cache.SharedImages | None = None
     """The decoded images, where the job wants them in memory."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +63,7 @@ class DetectionDataset(YOLODataset):
         """Whether the decoded images fit, judged by some of them."""
         some = range(0, self.ni, max(self.ni // 30, 1))
         needed = sum(self.load_image(i)[0].nbytes for i in some) / len(some) * self.ni * (1 + safety_margin)
-        if why := images.fits(int(needed)):
+        if why := image_cache.fits(int(needed)):
             self.messages.append(why)
             self.cache = None
         return why is None
@@ -73,7 +73,7 @@ class DetectionDataset(YOLODataset):
             super().cache_images()
             return
         key = f"{self.get_cache_hash()}/{self.im_files}/{self.imgsz}/{self.channels}"
-        self.shared = images.share(key, self.ni, self.load_image)
+        self.shared = image_cache.share(key, self.ni, self.load_image)
         self.ims, self.im_hw0, self.im_hw = self.shared, self.shared.originals, self.shared.sizes
 
     def keep_in_memory(self, keep: bool) -> None:

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from yolojob.measurement import Link
-from yolojob_trainer.twin import Twin
-from yolojob_trainer.world import World
+from yolojob_trainer.bench.contention import Twin
+from yolojob_trainer.distributed.world import World
 
 LATENCIES, TRANSFERS = 50, 8
 MOST_BYTES = 64 << 20

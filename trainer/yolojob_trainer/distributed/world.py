@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
 from yolojob.spec import Gpu
+from yolojob_trainer.distributed.heartbeat import Heartbeat
 from yolojob_trainer.errors import BadInput, Interrupted, PeerLost
-from yolojob_trainer.heartbeat import Heartbeat
-from yolojob_trainer.machine import available_cpus
+from yolojob_trainer.system.process import available_cpus
 
 TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer has lost somebody. Ultralytics waits three hours."""

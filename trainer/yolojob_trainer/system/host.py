@@ -9,7 +9,7 @@ import torch
 import ultralytics
 
 from yolojob.measurement import Host
-from yolojob_trainer.machine import available_cpus
+from yolojob_trainer.system.process import available_cpus
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
