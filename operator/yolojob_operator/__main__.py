@@ -13,7 +13,7 @@ import typer
 from kubernetes.aio.config import ConfigException
 
 from yolojob import __version__
-from yolojob.contract import ExitCode
+from yolojob.api.constants import ExitCode
 from yolojob_operator.kopf_app import supervisor
 from yolojob_operator.objects.pods import Defaults
 from yolojob_operator.objects.template_policy import Privilege

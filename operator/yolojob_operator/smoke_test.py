@@ -1,4 +1,4 @@
-"""`python -m yolojob_operator.smoke_test FILE`: submits a job, tells how it goes, and deletes it. This is what `helm test` runs."""
+"""`python -m yolojob_operator.smoke_test FILE`: submits a job, follows it, and deletes it. `helm test` runs this."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from yolojob import contract, manifest
-from yolojob.status import ConditionType, Phase, YoloTrainingJobStatus
+from yolojob.api import constants, manifest
+from yolojob.api.status import ConditionType, Phase, YoloTrainingJobStatus
 from yolojob_operator.kube.api_client import Cluster, ClusterError
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.conditions import find
@@ -87,7 +87,7 @@ def _words(status: YoloTrainingJobStatus) -> str:
         return f"Failed: {failed.reason}: {failed.message}"
     rejected = find(status, ConditionType.ACCEPTED)
     if rejected and rejected.status == "False":
-        return f"{contract.KIND} not accepted: {rejected.reason}: {rejected.message}"
+        return f"{constants.KIND} not accepted: {rejected.reason}: {rejected.message}"
     epoch = f", {status.progress.epoch} of {status.progress.epochs} epochs" if status.progress else ""
     return f"{status.phase}{epoch}"
 

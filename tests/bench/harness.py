@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from yolojob.local import LocalRun, Places
-from yolojob.manifest import parse
+from yolojob.api.manifest import parse
+from yolojob.client.local_run import LocalRun, Places
 
 HERE = Path(__file__).parent
 IMAGES = 400
@@ -61,7 +61,7 @@ def network_file(network: str, folder: Path) -> str:
     """The network's description as stock Ultralytics reads it."""
     from yolojob_trainer.model.resolve import resolve
 
-    from yolojob.spec import ModelRef
+    from yolojob.api.spec import ModelRef
 
     description, _ = resolve(ModelRef.model_validate(NETWORKS[network]), volumes=folder, cache=folder)
     path = folder / f"{network}.yaml"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from harness import NETWORKS, Report
 
-from yolojob import prediction
-from yolojob.contract import Mode
-from yolojob.job import YoloTrainingJob
-from yolojob.local import LocalRun, Places
-from yolojob.manifest import parse
-from yolojob.measurement import Measurement
+from yolojob.api.constants import Mode
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.manifest import parse
+from yolojob.api.measurement import Measurement
+from yolojob.client.local_run import LocalRun, Places
+from yolojob.estimation import prediction
 
 JOBS = {
     "yolo26n-320": ("yolo26n", {"imgsz": 320, "epochs": 9, "close_mosaic": 4}),

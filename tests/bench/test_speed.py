@@ -14,8 +14,8 @@ import pytest
 from harness import HERE, IMAGES, Report, in_turns, network_file, ratio, script, train
 from yolojob_trainer.launch import ALLOCATOR
 
-from yolojob.manifest import parse
-from yolojob.run import Run
+from yolojob.api.manifest import parse
+from yolojob.api.run import Run
 
 ROUNDS = int(os.environ.get("YOLOJOB_BENCH_ROUNDS", "3"))
 EPOCHS = 3

@@ -10,7 +10,7 @@ import pytest
 from kube import Kube
 from support import minimal
 
-from yolojob.manifest import InvalidManifest, parse
+from yolojob.api.manifest import InvalidManifest, parse
 
 REPLICAS = {"workers": {"replicas": 2}}
 VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {

@@ -19,7 +19,7 @@ from rendered_chart import CHART, VARIANTS, render
 from support import ROOT, eventually
 from test_placement import crds
 
-from yolojob.manifest import parse
+from yolojob.api.manifest import parse
 
 PRESETS = sorted((CHART / "presets").glob("*.yaml"))
 MONITORING = ("podmonitors", "servicemonitors", "prometheusrules")

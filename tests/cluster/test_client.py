@@ -16,10 +16,10 @@ from faults import proxy
 from kube import Kube
 from support import eventually, minimal
 
-from yolojob import manifest
-from yolojob.client import Client, ClusterError, NotFound
-from yolojob.job import YoloTrainingJob
-from yolojob.status import Phase
+from yolojob.api import manifest
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import Phase
+from yolojob.client.client import Client, ClusterError, NotFound
 
 pytestmark = pytest.mark.usefixtures("operator")
 

@@ -16,7 +16,7 @@ from kube import Kube, devcluster
 from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT, eventually
 
-from yolojob.status import YoloTrainingJobStatus
+from yolojob.api.status import YoloTrainingJobStatus
 
 # Prometheus looks on from the beginning, for test_dashboards.
 pytestmark = [pytest.mark.usefixtures("operator", "prometheus"), pytest.mark.timeout(1200)]

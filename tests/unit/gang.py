@@ -12,9 +12,9 @@ from typing import Any
 
 from support import minimal
 
-from yolojob.manifest import parse
-from yolojob.run import Run
-from yolojob.status import Report
+from yolojob.api.manifest import parse
+from yolojob.api.run import Run
+from yolojob.api.status import Report
 
 WORKER = Path(__file__).parent / "worker.py"
 TINY = {"yolo11": [0.33, 0.0625, 256], "yolo26": [0.33, 0.0625, 128]}

@@ -11,8 +11,8 @@ from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.lifecycle import Plan, plan
 from yolojob_operator.plan.pod_facts import PodFacts
 
-from yolojob.job import YoloTrainingJob
-from yolojob.status import YoloTrainingJobStatus
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import YoloTrainingJobStatus
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DEFAULTS = Defaults(image="trainer:test")

@@ -6,11 +6,11 @@ from typing import Any
 
 from support import minimal
 
-from yolojob import catalogue
-from yolojob.assumptions import Assumptions
-from yolojob.job import YoloTrainingJob
-from yolojob.measurement import Anatomy, DataFacts, Energy, Host, Link, Measurement, Micro, Rates, Record, Steps
-from yolojob.survey import Survey
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.measurement import Anatomy, DataFacts, Energy, Host, Link, Measurement, Micro, Rates, Record, Steps
+from yolojob.catalogue import machines
+from yolojob.estimation.assumptions import Assumptions
+from yolojob.estimation.estimator import Survey
 
 ANATOMY = Anatomy(parameters=500_000, gflops=1.0, activation_bytes=50 << 20, fixed_bytes=10 << 20)
 DATA = DataFacts(images=400, val_images=100, bytes=1 << 30)
@@ -64,7 +64,7 @@ def survey(*records: Record, assumed: dict[str, Any] | None = None, **spec: Any)
         spec=job(**spec).spec,
         anatomy=ANATOMY,
         data=DATA,
-        known=catalogue.builtin(),
+        known=machines.builtin(),
         assumed=Assumptions.model_validate(assumed or {}),
         records=list(records),
     )

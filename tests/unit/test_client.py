@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 from support import kubeconfig, minimal
 
-from yolojob import client as module
-from yolojob import display
-from yolojob.client import Client, ClusterError
-from yolojob.job import YoloTrainingJob
-from yolojob.kubeconfig import contexts
-from yolojob.status import Condition, ConditionType, YoloTrainingJobStatus
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import Condition, ConditionType, YoloTrainingJobStatus
+from yolojob.cli import live_view
+from yolojob.client import client as module
+from yolojob.client.client import Client, ClusterError
+from yolojob.client.kubeconfig import contexts
 
 
 class TestContext:
@@ -96,10 +96,10 @@ def told(message: str, width: int | None = None) -> str:
     job = YoloTrainingJob.model_validate(minimal("a-name-that-is-rather-long-for-a-column-of-a-terminal"))
     job.status = YoloTrainingJobStatus(conditions=[condition])
     out = io.StringIO()
-    console = display.console()
+    console = live_view.console()
     console.file = out
-    display.story(job, [{"message": message, "reason": "[x]", "type": "Warning"}], console)
-    display.jobs([job], console)
+    live_view.story(job, [{"message": message, "reason": "[x]", "type": "Warning"}], console)
+    live_view.jobs([job], console)
     return out.getvalue()
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from yolojob.crd import COLUMNS, crd, render, structural
+from yolojob.api.crd import COLUMNS, crd, render, structural
 
 
 def test_it_is_small_enough_for_plain_apply() -> None:

@@ -13,8 +13,8 @@ import pytest
 from gang import Gang
 from yolojob_trainer.data import image_cache
 
-from yolojob.contract import ExitCode
-from yolojob.status import Report, State
+from yolojob.api.constants import ExitCode
+from yolojob.api.status import Report, State
 
 
 def data_set(folder: Path, train: int, val: int = 2, *, suffix: str = ".jpg") -> Path:

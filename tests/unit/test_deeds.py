@@ -11,8 +11,8 @@ from yolojob_operator.control import executor as module
 from yolojob_operator.control.executor import REMEMBERED_SECONDS, Deeds
 from yolojob_operator.plan.lifecycle import Plan
 
-from yolojob.job import YoloTrainingJob
-from yolojob.status import YoloTrainingJobStatus
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import YoloTrainingJobStatus
 
 KEY = ("default", "digits")
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from support import ROOT, minimal
 
-from yolojob import catalogue
-from yolojob.assumptions import Assumptions
-from yolojob.manifest import parse
+from yolojob.api.manifest import parse
+from yolojob.catalogue import machines
+from yolojob.estimation.assumptions import Assumptions
 
 _YAML = re.compile(r"^```yaml\n(.*?)^```", re.M | re.S)
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)(?:#([^)\s]+))?\)")
@@ -67,4 +67,4 @@ def test_the_docs_know_every_assumption() -> None:
 def test_the_catalogue_in_the_docs_is_one(tmp_path: Path) -> None:
     block = next(b for b in _YAML.findall((ROOT / "docs" / "costs.md").read_text()) if b.startswith("machines:"))
     (tmp_path / "mine.yaml").write_text(block)
-    assert "team-a100" in catalogue.load(tmp_path / "mine.yaml").machines
+    assert "team-a100" in machines.load(tmp_path / "mine.yaml").machines

@@ -15,7 +15,7 @@ from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.node_facts import NodeFacts
 
-from yolojob.status import Phase, Progress, Report, Timing, YoloTrainingJobStatus
+from yolojob.api.status import Phase, Progress, Report, Timing, YoloTrainingJobStatus
 
 QUOTA = Obstacle(reason="QuotaExceeded", message="exceeded quota: pods")
 NOWHERE: dict[str, Any] = {"node": "", "scheduled": None, "started": None, "ready": False}

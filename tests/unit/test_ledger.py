@@ -14,8 +14,8 @@ from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts
 
-from yolojob.contract import ExitCode
-from yolojob.status import Progress, Report, Timing, YoloTrainingJobStatus
+from yolojob.api.constants import ExitCode
+from yolojob.api.status import Progress, Report, Timing, YoloTrainingJobStatus
 
 CREATED = after(-10)
 PRICE = {"pricing": {"perWorkerHour": 3.6}}

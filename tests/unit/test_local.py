@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 
-from yolojob.local import LocalRun
+from yolojob.client.local_run import LocalRun
 
 
 def test_a_trainer_that_ends_in_the_middle_of_its_answer_has_said_nothing() -> None:

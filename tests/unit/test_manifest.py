@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import EXAMPLES, minimal
 
-from yolojob.manifest import InvalidManifest, load, parse
+from yolojob.api.manifest import InvalidManifest, load, parse
 
 
 def faults(document: dict[str, Any]) -> dict[str, str]:

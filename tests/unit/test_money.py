@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from studies import WATTS, job, measurement, record, survey
 
-from yolojob import assumptions, catalogue, money, prediction, tables, target
-from yolojob.assumptions import Assumptions, InvalidAssumption
-from yolojob.catalogue import InvalidCatalogue, UnknownMachine
-from yolojob.option import Option, break_even, pareto, recommend
-from yolojob.survey import NotKnown
-from yolojob.target import Target, UnknownTarget
+from yolojob.catalogue import machines
+from yolojob.catalogue.machines import InvalidCatalogue, UnknownMachine
+from yolojob.cli import tables
+from yolojob.estimation import assumptions, billing, prediction, target
+from yolojob.estimation.assumptions import Assumptions, InvalidAssumption
+from yolojob.estimation.estimator import NotKnown
+from yolojob.estimation.option import Option, break_even, pareto, recommend
+from yolojob.estimation.target import Target, UnknownTarget
 
 LOCAL = Target(text="local")
 L4 = Target(text="gke:g2-standard-4", machine="g2-standard-4")
@@ -25,7 +27,7 @@ def predicted() -> prediction.Prediction:
 class TestBills:
     def test_machines_are_price_times_running_time_of_each(self) -> None:
         found = predicted()
-        bill = money.rented(
+        bill = billing.rented(
             found, job().spec, Assumptions(), per_worker_hour=3.6, currency="EUR", words="told", dataset_bytes=None
         )
         assert bill.parts["machines"].value == pytest.approx(2 * 3.6 * found.running.value / 3600)
@@ -71,7 +73,7 @@ class TestBills:
         epoch = found.running.value / 20
         start = found.parts["startup"].value + found.parts["staging"].value
         lost = 2 * found.running.value / 3600 * (epoch / 2 + start)
-        assert money.repeated(found, spec, assumed).value == pytest.approx(lost)
+        assert billing.repeated(found, spec, assumed).value == pytest.approx(lost)
 
     def test_spot_prices(self) -> None:
         spec: dict[str, Any] = {"pricing": {"spot": True}}
@@ -93,7 +95,7 @@ def cheap(name: str, seconds: float, cost: float | None, stays: bool = True) -> 
     }
     made = prediction.Prediction(workers=1, parts=parts, images_per_second=1.0, limit="computing")
     figure = parts["forward"].times((cost or 0.0) / seconds)
-    bill = money.Bill(
+    bill = billing.Bill(
         currency="USD",
         parts={"machines": figure},
         price_words=f"price of {name}",
@@ -163,7 +165,7 @@ class TestTargets:
         ],
     )
     def test_parsed(self, text: str, expected: Target) -> None:
-        assert target.parse(text, CONTEXTS, catalogue.builtin()) == expected
+        assert target.parse(text, CONTEXTS, machines.builtin()) == expected
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -179,7 +181,7 @@ class TestTargets:
     )
     def test_unknown(self, text: str, words: str) -> None:
         with pytest.raises(UnknownTarget) as error:
-            target.parse(text, CONTEXTS, catalogue.builtin())
+            target.parse(text, CONTEXTS, machines.builtin())
         assert words in str(error.value)
 
     def test_what_was_not_measured(self) -> None:
@@ -189,7 +191,7 @@ class TestTargets:
 
 class TestFiles:
     def test_every_machine_has_a_gpu_that_is_known(self) -> None:
-        known = catalogue.builtin()
+        known = machines.builtin()
         for name, row in known.machines.items():
             assert row.gpu in known.accelerators, name
 
@@ -198,11 +200,11 @@ class TestFiles:
         path.write_text(
             "machines: {box: {provider: us, gpu: T4, gpus: 1, cpus: 8, network: 1, price: 0.1, date: 2026-01-01, source: us}}"
         )
-        known = catalogue.load(path)
+        known = machines.load(path)
         assert known.machine("box").price == pytest.approx(0.1)
         assert "g5.xlarge" in known.machines
         path.write_text("currency: EUR")
-        assert catalogue.load(path).machines == {}, "prices in dollars are no euros"
+        assert machines.load(path).machines == {}, "prices in dollars are no euros"
 
     @pytest.mark.parametrize(
         "text", ["[]", "foo: 1", "machines: {box: {price: -1}}", "machines: {box: {price: x}}", "{"]
@@ -211,11 +213,11 @@ class TestFiles:
         path = tmp_path / "mine.yaml"
         path.write_text(text)
         with pytest.raises(InvalidCatalogue, match=r"mine\.yaml"):
-            catalogue.load(path)
+            machines.load(path)
 
     def test_nearest_names(self) -> None:
         with pytest.raises(UnknownMachine, match=r"p5\.48xlarge"):
-            catalogue.builtin().machine("p5.48xlargo")
+            machines.builtin().machine("p5.48xlargo")
 
     def test_assumptions_from_file_and_command_line(self, tmp_path: Any) -> None:
         path = tmp_path / "assumed.yaml"

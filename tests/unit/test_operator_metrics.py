@@ -8,7 +8,7 @@ import pytest
 from plans import NOW, after, failed, job, make, pod, running
 from yolojob_operator.control.metrics import Metrics
 
-from yolojob.status import Phase, YoloTrainingJobStatus
+from yolojob.api.status import Phase, YoloTrainingJobStatus
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

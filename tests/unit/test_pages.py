@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from studies import WATTS, job, record, survey
 
-from yolojob import advice, comparison, results, retrospect
-from yolojob.client import ClusterError
-from yolojob.job import YoloTrainingJob
-from yolojob.status import Attempt, Cost, Timing, YoloTrainingJobStatus
-from yolojob.target import Target
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import Attempt, Cost, Timing, YoloTrainingJobStatus
+from yolojob.client.client import ClusterError
+from yolojob.estimation.target import Target
+from yolojob.reports import advice, comparison, run_files, run_report
 
 
 def run_folder(folder: Path, epochs: int = 3) -> Path:
@@ -43,7 +43,7 @@ def run_folder(folder: Path, epochs: int = 3) -> Path:
 
 class TestStory:
     def test_a_run_by_its_own_record(self, tmp_path: Path) -> None:
-        story = retrospect.of_folder(run_folder(tmp_path / "digits"))
+        story = run_report.of_folder(run_folder(tmp_path / "digits"))
         assert story.name == "digits"
         assert story.parts == pytest.approx(
             {"startup": 5.0, "data_wait": 7.2, "forward": 1.2, "backward": 2.4, "all_reduce": 1.8, "validation": 1.5}
@@ -57,7 +57,7 @@ class TestStory:
         folder = run_folder(tmp_path)
         with (folder / "trace" / "rank-0" / "epoch-00003.attempt-1.jsonl").open("a") as file:
             file.write('{"epoch":2,"st')
-        assert len(results.traces(folder)) == 2 * (1 + 3 * 5)
+        assert len(run_files.traces(folder)) == 2 * (1 + 3 * 5)
 
     @pytest.mark.parametrize(
         ("file", "text", "words"),
@@ -73,8 +73,8 @@ class TestStory:
         (folder / file).write_text(text)
         if not text:
             (folder / file).unlink()
-        with pytest.raises(results.NoRun, match=words):
-            retrospect.of_folder(folder)
+        with pytest.raises(run_files.NoRun, match=words):
+            run_report.of_folder(folder)
 
     def test_a_job_by_its_status(self) -> None:
         told = job()
@@ -88,23 +88,23 @@ class TestStory:
         told.status = YoloTrainingJobStatus(
             timing=timing, history=attempts, cost=Cost(currency="USD", so_far=0.15, message="told")
         )
-        story = retrospect.told(told)
+        story = run_report.told(told)
         assert story.parts["queued"] == 10.0
         recomputed = sum(a.pod_seconds * (a.per_worker_hour or 0) / 3600 for a in attempts)
         assert story.cost is not None
         assert story.cost.so_far == pytest.approx(recomputed)
-        assert retrospect.cost_words(story.cost) == "0.150000 USD: told"
+        assert run_report.cost_words(story.cost) == "0.150000 USD: told"
         assert any("image pull is" in str(a) for a in story.advice)
 
     def test_no_price_is_said(self) -> None:
         told = job()
         told.status = YoloTrainingJobStatus(timing=Timing(queued_seconds=1.0), cost=Cost(message="no price: set it"))
-        assert retrospect.cost_words(retrospect.told(told).cost) == "no price: set it"
-        assert "no price" in retrospect.cost_words(None)
+        assert run_report.cost_words(run_report.told(told).cost) == "no price: set it"
+        assert "no price" in run_report.cost_words(None)
 
     def test_a_job_that_has_not_begun(self) -> None:
         with pytest.raises(ClusterError, match="has not begun"):
-            retrospect.told(YoloTrainingJob.model_validate(job().to_json()))
+            run_report.told(YoloTrainingJob.model_validate(job().to_json()))
 
 
 class TestAdvice:
@@ -158,7 +158,7 @@ def test_a_comparison_has_all_that_was_asked(tmp_path: Path) -> None:
 
 
 def test_a_report_page(tmp_path: Path) -> None:
-    retrospect.write(retrospect.of_folder(run_folder(tmp_path / "run")), tmp_path / "report.html")
+    run_report.write(run_report.of_folder(run_folder(tmp_path / "run")), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     for heading in (
         "From start to model",

@@ -15,10 +15,10 @@ from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.placement import GROWTH_PAUSE, PATIENCE, SHORT_LIFE
 from yolojob_operator.plan.pod_facts import PodFacts
 
-from yolojob import rules
-from yolojob.job import YoloTrainingJob
-from yolojob.run import Run
-from yolojob.status import YoloTrainingJobStatus
+from yolojob.api import rules
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.run import Run
+from yolojob.api.status import YoloTrainingJobStatus
 
 FULL = 4
 NO_ROOM = {"node": "", "scheduled": None, "started": None, "waiting": "Unschedulable: 0/3 nodes are available"}

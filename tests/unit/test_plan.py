@@ -16,8 +16,8 @@ from yolojob_operator.plan.lifecycle import FAREWELL, SURVIVORS_PATIENCE
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts
 
-from yolojob.contract import ExitCode
-from yolojob.status import Failure, Phase, Progress, Report, Result, State, Timing, YoloTrainingJobStatus
+from yolojob.api.constants import ExitCode
+from yolojob.api.status import Failure, Phase, Progress, Report, Result, State, Timing, YoloTrainingJobStatus
 
 
 def test_a_new_job_gets_a_service_and_all_its_pods_at_once() -> None:

@@ -16,9 +16,9 @@ from support import eventually, minimal
 from yolojob_operator.objects import pods
 from yolojob_operator.plan.pod_facts import Cause, pod_facts
 
-from yolojob import gpus
-from yolojob.job import YoloTrainingJob
-from yolojob.run import Run
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.run import Run
+from yolojob.catalogue import gpu_labels
 
 DEFAULTS = pods.Defaults(image="trainer:test")
 
@@ -102,9 +102,9 @@ def test_a_gpu_is_asked_for_under_every_platforms_name() -> None:
 
 
 def test_the_gpu_table_is_whole() -> None:
-    for name, kinds in gpus.table().items():
-        assert set(kinds) == set(gpus.LABELS), name
-    assert gpus.labels(["MY-GPU"])["nvidia.com/gpu.product"] == ["MY-GPU"]
+    for name, kinds in gpu_labels.table().items():
+        assert set(kinds) == set(gpu_labels.LABELS), name
+    assert gpu_labels.labels(["MY-GPU"])["nvidia.com/gpu.product"] == ["MY-GPU"]
 
 
 def test_template_is_laid_over_by_strategic_merge() -> None:

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from studies import ANATOMY, DATA, PLAIN, job, measurement, record, survey
 from support import minimal
 
-from yolojob import catalogue, prediction, roofline, work
-from yolojob.assumptions import Assumptions
-from yolojob.figure import Basis, Figure, total
-from yolojob.fingerprint import fingerprint
-from yolojob.job import YoloTrainingJob
-from yolojob.measurement import Link, Micro, Steps
-from yolojob.option import flattening
-from yolojob.target import Target
+from yolojob.api.fingerprint import fingerprint
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.measurement import Link, Micro, Steps
+from yolojob.catalogue import machines
+from yolojob.estimation import prediction, roofline, workload
+from yolojob.estimation.assumptions import Assumptions
+from yolojob.estimation.estimate import Basis, Figure, total
+from yolojob.estimation.option import flattening
+from yolojob.estimation.target import Target
 
 
 def brute(spec: Any, images: int) -> int:
@@ -54,7 +55,7 @@ class TestWork:
         given_ = {"nbs": nbs, "warmup_epochs": warmup}
         train = {"epochs": epochs, "batch": batch, **{k: v for k, v in given_.items() if v is not None}}
         spec = YoloTrainingJob.model_validate(minimal(train=train)).spec
-        assert work.of(spec, images).updates == brute(spec, images)
+        assert workload.of(spec, images).updates == brute(spec, images)
 
     @pytest.mark.parametrize(
         ("train", "mosaic"),
@@ -67,7 +68,7 @@ class TestWork:
         ],
     )
     def test_epochs_with_mosaic(self, train: dict[str, Any], mosaic: int) -> None:
-        assert work.of(job(train=train).spec, 100).mosaic_epochs == mosaic
+        assert workload.of(job(train=train).spec, 100).mosaic_epochs == mosaic
 
     def test_the_defaults_are_ultralytics(self) -> None:
         from ultralytics.utils import DEFAULT_CFG as defaults
@@ -76,8 +77,8 @@ class TestWork:
             defaults.close_mosaic,
             defaults.warmup_epochs,
             defaults.nbs,
-        ) == (work.CLOSE_MOSAIC, work.WARMUP_EPOCHS, work.NOMINAL_BATCH)
-        assert {name: getattr(defaults, name) for name in work.MIXES} == work.MIXES
+        ) == (workload.CLOSE_MOSAIC, workload.WARMUP_EPOCHS, workload.NOMINAL_BATCH)
+        assert {name: getattr(defaults, name) for name in workload.MIXES} == workload.MIXES
 
 
 def predict(workers: int = 1, shared: bool = True, **facts: Any) -> prediction.Prediction:
@@ -155,7 +156,7 @@ class TestFigures:
 
 
 def on(machine: str, workers: int = 1, **spec: Any) -> prediction.Prediction:
-    known = catalogue.builtin()
+    known = machines.builtin()
     row = known.machine(machine)
     return roofline.of(
         job(**spec).spec, ANATOMY, DATA, row, known.accelerators[row.gpu], workers=workers, assumed=Assumptions()
@@ -177,7 +178,7 @@ class TestRoofline:
 
     def test_what_does_not_fit_says_how_much_is_missing(self) -> None:
         large = ANATOMY.model_copy(update={"activation_bytes": 2 << 30})
-        known = catalogue.builtin()
+        known = machines.builtin()
         row = known.machine("g4dn.xlarge")
         with pytest.raises(roofline.DoesNotFit, match=r"batch 16 needs 40.0 GiB in each GPU, 25.9 GiB more.*fits is 5"):
             roofline.of(job().spec, large, DATA, row, known.accelerators["T4"], workers=1, assumed=Assumptions())

@@ -17,8 +17,8 @@ from yolojob_trainer.observability.metrics import Metrics, serve
 from yolojob_trainer.observability.progress_report import Throughput, shorten, write_termination_message
 from yolojob_trainer.training.phase_clock import Phase, Span
 
-from yolojob.contract import ExitCode
-from yolojob.status import Failure, Progress, Report, State
+from yolojob.api.constants import ExitCode
+from yolojob.api.status import Failure, Progress, Report, State
 
 
 @given(st.text(max_size=9000), st.lists(st.text(max_size=2000), max_size=8))

@@ -7,7 +7,7 @@ import re
 import pytest
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
-from yolojob.settings import REPLACED, TrainSettings
+from yolojob.api.train_settings import REPLACED, TrainSettings
 
 PREDICT = [
     "source",

@@ -22,7 +22,7 @@ from yolojob_trainer.data.object_store import Remote, Unavailable
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
 
-from yolojob.spec import Dataset
+from yolojob.api.spec import Dataset
 
 FIELD = "spec.dataset.uri"
 
@@ -129,7 +129,7 @@ from pathlib import Path
 from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.data.staging import Stage
 
-from yolojob.spec import Dataset
+from yolojob.api.spec import Dataset
 print(Stage(Path(sys.argv[1]), lambda *_: None, "f").fetch(Remote(sys.argv[2], "f")))
 """
 

@@ -13,7 +13,7 @@ import yaml
 from support import kubeconfig
 from test_cli import call, manifest, small
 
-from yolojob.measurement import Record
+from yolojob.api.measurement import Record
 
 pytestmark = pytest.mark.slow
 QUICK_BENCH = ("--seconds", "6")

@@ -16,8 +16,8 @@ import torch
 from stores import Bucket
 from support import eventually
 
-from yolojob.contract import ExitCode
-from yolojob.status import Report, State
+from yolojob.api.constants import ExitCode
+from yolojob.api.status import Report, State
 
 
 def loss_rows(folder: Path) -> list[dict[str, str]]:

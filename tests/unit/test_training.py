@@ -16,10 +16,10 @@ import torch
 from gang import IMAGES, Gang
 from support import eventually, minimal
 
-from yolojob.contract import ExitCode
-from yolojob.manifest import parse
-from yolojob.run import Run
-from yolojob.status import State
+from yolojob.api.constants import ExitCode
+from yolojob.api.manifest import parse
+from yolojob.api.run import Run
+from yolojob.api.status import State
 
 
 @pytest.mark.parametrize("model", ["yolo11", "yolo26"])

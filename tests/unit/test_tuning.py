@@ -19,7 +19,7 @@ from support import eventually, minimal
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.training.autotune import Choice, Measured, Tuner
 
-from yolojob.contract import ExitCode
+from yolojob.api.constants import ExitCode
 
 FIRST = Choice(amp="fp32", channels_last=True)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolojob import uri
-from yolojob.types import parse_quantity
+from yolojob.api import uri
+from yolojob.api.fields import parse_quantity
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from support import eventually, kubeconfig, minimal
 
-from yolojob.client import Client, ClusterError, NotFound
-from yolojob.job import YoloTrainingJob
+from yolojob.api.job import YoloTrainingJob
+from yolojob.client.client import Client, ClusterError, NotFound
 
 JOBS = "/apis/yolojob.dev/v1alpha1/namespaces/default/yolotrainingjobs"
 PODS = "/api/v1/namespaces/default/pods"
@@ -166,7 +166,7 @@ class TestLogs:
 
     def test_followed_from_before_there_is_a_pod(self, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
         """No pods, then one of two, then no node, then an image on its way: each is waited for."""
-        monkeypatch.setattr("yolojob.logs.PAUSE", 0.05)
+        monkeypatch.setattr("yolojob.client.pod_logs.PAUSE", 0.05)
         api.add("a", phase="Pending")
         answers = iter([(204, b""), (400, b'container "trainer" is waiting to start: ContainerCreating')] * 2)
         api.log = lambda pod: next(answers, (200, f"{pod} says\n".encode()))

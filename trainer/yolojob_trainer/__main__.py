@@ -1,7 +1,7 @@
 """One training process: `torchrun -m yolojob_trainer`, or started by `yolojob_trainer.launch`.
 
 Reads the run from YOLOJOB_RUN, trains it, leaves a report where Kubernetes finds it, and ends with one of
-`yolojob.contract.ExitCode`.
+`yolojob.api.constants.ExitCode`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from yolojob import contract
-from yolojob.contract import ExitCode, Mode
-from yolojob.run import Run
-from yolojob.status import Failure, Report, Result, State
+from yolojob.api import constants
+from yolojob.api.constants import ExitCode, Mode
+from yolojob.api.run import Run
+from yolojob.api.status import Failure, Report, Result, State
 from yolojob_trainer import environment
 from yolojob_trainer.errors import BadInput, PeerLost, TrainerError, is_lost_peer
 from yolojob_trainer.system.process import process_start
@@ -85,16 +85,16 @@ def _end_without(who: str, rank: int) -> None:
 
 
 def _termination_log() -> Path:
-    return Path(os.environ.get(contract.ENV_TERMINATION_LOG, contract.TERMINATION_LOG))
+    return Path(os.environ.get(constants.ENV_TERMINATION_LOG, constants.TERMINATION_LOG))
 
 
 def _train(rank: int) -> Report:
     try:
-        run = Run.model_validate_json(os.environ[contract.ENV_RUN])
+        run = Run.model_validate_json(os.environ[constants.ENV_RUN])
     except KeyError:
-        raise BadInput("NoRun", f"{contract.ENV_RUN} is not set: workers are started by yolojob") from None
+        raise BadInput("NoRun", f"{constants.ENV_RUN} is not set: workers are started by yolojob") from None
     except ValidationError as error:
-        raise BadInput("InvalidRun", f"{contract.ENV_RUN}: {error}") from None
+        raise BadInput("InvalidRun", f"{constants.ENV_RUN}: {error}") from None
 
     # Only now: these take a second and more to import.
     from yolojob_trainer.distributed.world import World
@@ -105,7 +105,7 @@ def _train(rank: int) -> Report:
     world = World.from_env(run.spec.workers.gpu, lambda who: _end_without(who, rank))
     reporter = Reporter(metrics, world_size=world.world_size)
     _reporters.append(reporter)
-    if port := int(os.environ.get(contract.ENV_METRICS_PORT, contract.METRICS_PORT)):
+    if port := int(os.environ.get(constants.ENV_METRICS_PORT, constants.METRICS_PORT)):
         prometheus.serve(metrics, reporter.snapshot, port + world.local_rank)
     rendezvous = _waited_for_launcher()
     began = time.perf_counter()
@@ -166,7 +166,7 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
             callbacks=callbacks,
             warn=reporter.warn,
             beginning=Beginning(
-                started=float(os.environ.get(contract.ENV_STARTED) or process_start()),
+                started=float(os.environ.get(constants.ENV_STARTED) or process_start()),
                 rendezvous=rendezvous,
                 staging=staging,
                 cached_staging=cached_staging,
@@ -188,7 +188,7 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
 
 def _waited_for_launcher() -> float:
     """Seconds that torchrun has waited for the other workers before it started this process."""
-    launched = os.environ.get(contract.ENV_LAUNCHED)
+    launched = os.environ.get(constants.ENV_LAUNCHED)
     return max(process_start() - float(launched), 0.0) if launched else 0.0
 
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from yolojob import contract
+from yolojob.api import constants
 from yolojob_trainer.errors import BadInput
 
 
@@ -15,15 +15,15 @@ def folder(variable: str, default: str) -> Path:
 
 
 def cache_dir() -> Path:
-    return folder(contract.ENV_CACHE_DIR, "~/.cache/yolojob")
+    return folder(constants.ENV_CACHE_DIR, "~/.cache/yolojob")
 
 
 def volumes_dir() -> Path:
-    return folder(contract.ENV_VOLUMES_DIR, "volumes")
+    return folder(constants.ENV_VOLUMES_DIR, "volumes")
 
 
 def output_dir() -> Path:
-    return folder(contract.ENV_OUTPUT_DIR, "runs/run")
+    return folder(constants.ENV_OUTPUT_DIR, "runs/run")
 
 
 def chrome_steps() -> int:
@@ -32,23 +32,23 @@ def chrome_steps() -> int:
     Raises:
         BadInput: the variable is no number.
     """
-    text = os.environ.get(contract.ENV_TRACE_STEPS) or "0"
+    text = os.environ.get(constants.ENV_TRACE_STEPS) or "0"
     if not text.isdigit():
-        raise BadInput("InvalidEnvironment", f"{contract.ENV_TRACE_STEPS}: {text!r}: must be a number of steps")
+        raise BadInput("InvalidEnvironment", f"{constants.ENV_TRACE_STEPS}: {text!r}: must be a number of steps")
     return int(text)
 
 
-def mode() -> contract.Mode:
+def mode() -> constants.Mode:
     """What this process is for.
 
     Raises:
         BadInput: the variable is none of the modes.
     """
-    text = os.environ.get(contract.ENV_MODE) or contract.Mode.TRAIN
-    if text not in list(contract.Mode):
-        known = ", ".join(contract.Mode)
-        raise BadInput("InvalidEnvironment", f"{contract.ENV_MODE}: {text!r}: must be one of {known}")
-    return contract.Mode(text)
+    text = os.environ.get(constants.ENV_MODE) or constants.Mode.TRAIN
+    if text not in list(constants.Mode):
+        known = ", ".join(constants.Mode)
+        raise BadInput("InvalidEnvironment", f"{constants.ENV_MODE}: {text!r}: must be one of {known}")
+    return constants.Mode(text)
 
 
 def bench_seconds() -> float:
@@ -57,9 +57,9 @@ def bench_seconds() -> float:
     Raises:
         BadInput: the variable is no number.
     """
-    text = os.environ.get(contract.ENV_BENCH_SECONDS) or "45"
+    text = os.environ.get(constants.ENV_BENCH_SECONDS) or "45"
     if not text.isdigit() or not int(text):
-        raise BadInput("InvalidEnvironment", f"{contract.ENV_BENCH_SECONDS}: {text!r}: must be a number of seconds")
+        raise BadInput("InvalidEnvironment", f"{constants.ENV_BENCH_SECONDS}: {text!r}: must be a number of seconds")
     return float(text)
 
 

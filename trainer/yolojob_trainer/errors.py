@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from yolojob.contract import ExitCode
+from yolojob.api.constants import ExitCode
 
 
 class TrainerError(Exception):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-from yolojob.contract import ENV_LAUNCHED, ENV_STARTED, RENDEZVOUS_PORT, ExitCode
+from yolojob.api.constants import ENV_LAUNCHED, ENV_STARTED, RENDEZVOUS_PORT, ExitCode
 from yolojob_trainer.system.process import available_cpus, process_start
 
 MODULE = "yolojob_trainer"

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from yolojob.job import YoloTrainingJob
+from yolojob.api.job import YoloTrainingJob
 from yolojob_operator.kube.api_client import Cluster, ClusterError
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.builder import Obstacle

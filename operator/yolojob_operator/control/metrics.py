@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from yolojob.job import YoloTrainingJob
-from yolojob.status import Phase, YoloTrainingJobStatus
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import Phase, YoloTrainingJobStatus
 from yolojob_operator.plan.conditions import is_finished
 from yolojob_operator.plan.pod_facts import Key
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from yolojob.manifest import InvalidManifest, parse
-from yolojob.status import Phase, YoloTrainingJobStatus
+from yolojob.api.manifest import InvalidManifest, parse
+from yolojob.api.status import Phase, YoloTrainingJobStatus
 from yolojob_operator.control.executor import Deeds
 from yolojob_operator.control.metrics import Metrics
 from yolojob_operator.control.progress_poller import Reports

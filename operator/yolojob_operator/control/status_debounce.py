@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from yolojob.status import Phase, YoloTrainingJobStatus
+from yolojob.api.status import Phase, YoloTrainingJobStatus
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.pod_facts import Key
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from yolojob import contract
+from yolojob.api import constants
 from yolojob_operator.kube.api_client import Cluster, ClusterError
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import Key, PodFacts
@@ -94,7 +94,7 @@ class Census:
             jobs, pods = dict(self._jobs()), {facts.uid: key for key, facts in self._pods()}
             nodes = None if (known := self._nodes()) is None else {facts.uid for facts in known.values()}
             try:
-                living_jobs = await self._cluster.versions(contract.KIND, self._namespaces)
+                living_jobs = await self._cluster.versions(constants.KIND, self._namespaces)
                 living_pods = await self._cluster.versions("Pod", self._namespaces)
                 living_nodes = {} if nodes is None else await self._cluster.versions("Node", ())
             except ClusterError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import kopf
 
-from yolojob import contract
+from yolojob.api import constants
 from yolojob_operator.control import leader_election
 from yolojob_operator.control.metrics import Metrics
 from yolojob_operator.control.reconciler import Reconciler
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SERVED_SECONDS = 2.0
 """Between two looks for our kind of object."""
-WORKER_PODS: dict[str, Any] = {contract.LABEL_JOB: kopf.PRESENT}
+WORKER_PODS: dict[str, Any] = {constants.LABEL_JOB: kopf.PRESENT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +97,11 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     settings.queueing.idle_timeout = 0.5
     settings.networking.error_backoffs = Endless()
     # The filter of a handler is kopf's own: without this it is sent every pod of the cluster.
-    settings.watching.label_selectors["pods"] = contract.LABEL_JOB
+    settings.watching.label_selectors["pods"] = constants.LABEL_JOB
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.posting.reporting_component = "yolojob-operator"
-    settings.persistence.finalizer = f"{contract.GROUP}/never-used"
+    settings.persistence.finalizer = f"{constants.GROUP}/never-used"
     settings.persistence.diffbase_storage = NoDiffBase()
     settings.persistence.progress_storage = NoProgress()
     given: Settings = memo.settings
@@ -137,7 +137,7 @@ async def _until_served(cluster: Cluster, namespaces: tuple[str, ...]) -> None:
     """Wait until the API server knows our jobs: kopf looks for their kind once, and never again."""
     while True:
         try:
-            await cluster.versions(contract.KIND, namespaces)
+            await cluster.versions(constants.KIND, namespaces)
         except ClusterError as error:
             log.warning("waiting for the API server, and for the CustomResourceDefinition: %s", error)
             await asyncio.sleep(SERVED_SECONDS)
@@ -170,7 +170,7 @@ async def cleanup(memo: Any, **_: Any) -> None:
 # server which is away.
 @kopf.index("", "v1", "pods", id="pods", labels=WORKER_PODS)
 async def index_pod(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[Key, PodFacts]:
-    return {(namespace, labels[contract.LABEL_JOB]): pod_facts(body)}
+    return {(namespace, labels[constants.LABEL_JOB]): pod_facts(body)}
 
 
 def watch_nodes() -> None:
@@ -186,10 +186,10 @@ async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: 
     memo.indices.take(kwargs)
     if type is None:
         memo.reconciler.census.begun_anew()
-    await memo.reconciler.pods_changed((namespace, labels[contract.LABEL_JOB]), body["metadata"]["uid"])
+    await memo.reconciler.pods_changed((namespace, labels[constants.LABEL_JOB]), body["metadata"]["uid"])
 
 
-@kopf.on.event(contract.GROUP, contract.VERSION, contract.PLURAL)
+@kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL)
 async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
     if type is None:

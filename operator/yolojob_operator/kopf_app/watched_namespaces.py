@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from yolojob import contract
+from yolojob.api import constants
 from yolojob_operator.kube.api_client import Cluster, ClusterError
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ async def seen(cluster: Cluster, namespaces: Iterable[str]) -> set[str]:
 
 async def _may_list(cluster: Cluster, namespace: str) -> bool:
     try:
-        await cluster.versions(contract.KIND, (namespace,))
+        await cluster.versions(constants.KIND, (namespace,))
     except ClusterError as error:
         if error.status == 403:
             log.warning("%s: not watched: %s", namespace, error)

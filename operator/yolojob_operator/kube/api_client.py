@@ -17,8 +17,8 @@ from kubernetes.aio import client, config
 from kubernetes.aio.config.config_exception import ConfigException
 from pydantic import ValidationError
 
-from yolojob import contract
-from yolojob.status import Report
+from yolojob.api import constants
+from yolojob.api.status import Report
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.pod_facts import PodFacts
 
@@ -60,7 +60,7 @@ _PLURALS = {
     "Pod": "pods",
     "Service": "services",
     "PodGroup": "podgroups",
-    contract.KIND: contract.PLURAL,
+    constants.KIND: constants.PLURAL,
 }
 
 
@@ -203,8 +203,8 @@ class Cluster:
         Raises:
             ClusterError: no answer, the kind is unknown (404), or none of the namespaces may be seen (403).
         """
-        root = f"/apis/{contract.API_VERSION}" if kind == contract.KIND else "/api/v1"
-        query = {"limit": PAGE, **({"labelSelector": contract.LABEL_JOB} if kind == "Pod" else {})}
+        root = f"/apis/{constants.API_VERSION}" if kind == constants.KIND else "/api/v1"
+        query = {"limit": PAGE, **({"labelSelector": constants.LABEL_JOB} if kind == "Pod" else {})}
         found: dict[str, int] = {}
         refused: list[ClusterError] = []
         places = [f"/namespaces/{name}" for name in namespaces] or [""]
@@ -304,8 +304,8 @@ class Cluster:
             "kind": "Event",
             "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
             "involvedObject": {
-                "apiVersion": contract.API_VERSION,
-                "kind": contract.KIND,
+                "apiVersion": constants.API_VERSION,
+                "kind": constants.KIND,
                 "name": metadata["name"],
                 "namespace": metadata["namespace"],
                 "uid": metadata["uid"],
@@ -341,8 +341,8 @@ class Cluster:
         try:
             if self.inside:
                 host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
-                return Report.model_validate_json(await self._read(f"http://{host}:{contract.METRICS_PORT}/progress"))
-            path = f"/api/v1/namespaces/{namespace}/pods/{pod.name}:{contract.METRICS_PORT}/proxy/progress"
+                return Report.model_validate_json(await self._read(f"http://{host}:{constants.METRICS_PORT}/progress"))
+            path = f"/api/v1/namespaces/{namespace}/pods/{pod.name}:{constants.METRICS_PORT}/proxy/progress"
             return Report.model_validate(await asyncio.wait_for(self._request("GET", path), PROGRESS_TIMEOUT))
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ClusterError):
             return None
@@ -363,7 +363,7 @@ class Cluster:
 
     @staticmethod
     def _job_path(namespace: str, name: str) -> str:
-        return f"/apis/{contract.API_VERSION}/namespaces/{namespace}/{contract.PLURAL}/{name}"
+        return f"/apis/{constants.API_VERSION}/namespaces/{namespace}/{constants.PLURAL}/{name}"
 
 
 def merge_patch(old: Object, new: Object) -> Object:

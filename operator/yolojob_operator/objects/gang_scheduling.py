@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from yolojob import contract
-from yolojob.job import YoloTrainingJob
-from yolojob.types import parse_quantity
+from yolojob.api import constants
+from yolojob.api.fields import parse_quantity
+from yolojob.api.job import YoloTrainingJob
 
 Object = dict[str, Any]
 
@@ -84,7 +84,7 @@ def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None
             spec["priorityClassName"] = scheduling.priority_class_name
     elif seconds := job.spec.run_policy.pre_running_deadline_seconds:
         spec["scheduleTimeoutSeconds"] = seconds
-    labels = {contract.LABEL_JOB: job.metadata.name, contract.LABEL_MANAGED_BY: contract.MANAGER}
+    labels = {constants.LABEL_JOB: job.metadata.name, constants.LABEL_MANAGED_BY: constants.MANAGER}
     return {**group, "metadata": {**group["metadata"], "labels": labels, "ownerReferences": [owner]}, "spec": spec}
 
 

@@ -7,11 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from yolojob import contract, gpus, uri
-from yolojob.contract import worker_name
-from yolojob.job import YoloTrainingJob
-from yolojob.run import Run
-from yolojob.types import parse_quantity
+from yolojob.api import constants, uri
+from yolojob.api.constants import worker_name
+from yolojob.api.fields import parse_quantity
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.run import Run
+from yolojob.catalogue import gpu_labels
 from yolojob_operator.objects import gang_scheduling
 from yolojob_operator.objects.template_policy import Privilege
 
@@ -78,16 +79,16 @@ def overlay(base: Any, patch: Any, key: str = "") -> Any:
 
 def labels(job: YoloTrainingJob) -> dict[str, str]:
     return {
-        contract.LABEL_JOB: job.metadata.name,
-        contract.LABEL_MANAGED_BY: contract.MANAGER,
+        constants.LABEL_JOB: job.metadata.name,
+        constants.LABEL_MANAGED_BY: constants.MANAGER,
         "app.kubernetes.io/name": "yolojob-trainer",
     }
 
 
 def owner_reference(job: YoloTrainingJob) -> Object:
     return {
-        "apiVersion": contract.API_VERSION,
-        "kind": contract.KIND,
+        "apiVersion": constants.API_VERSION,
+        "kind": constants.KIND,
         "name": job.metadata.name,
         "uid": job.metadata.uid,
         "controller": True,
@@ -112,8 +113,8 @@ def service(job: YoloTrainingJob) -> Object:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {contract.LABEL_JOB: job.metadata.name, contract.LABEL_WORKER: "0"},
-            "ports": [{"name": "metrics", "port": contract.METRICS_PORT}],
+            "selector": {constants.LABEL_JOB: job.metadata.name, constants.LABEL_WORKER: "0"},
+            "ports": [{"name": "metrics", "port": constants.METRICS_PORT}],
         },
     }
 
@@ -145,7 +146,7 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {contract.LABEL_JOB: job.metadata.name}},
+                "labelSelector": {"matchLabels": {constants.LABEL_JOB: job.metadata.name}},
             }
         ],
     }
@@ -160,16 +161,16 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         "namespace": job.metadata.namespace,
         "labels": {
             **labels(job),
-            contract.LABEL_WORKER: str(index),
-            contract.LABEL_WORKERS: str(job.spec.workers.replicas),
-            contract.LABEL_ATTEMPT: str(attempt),
+            constants.LABEL_WORKER: str(index),
+            constants.LABEL_WORKERS: str(job.spec.workers.replicas),
+            constants.LABEL_ATTEMPT: str(attempt),
         },
         "ownerReferences": [owner_reference(job)],
     }
     over = template.get("metadata") or {}
     metadata["annotations"] = dict(over.get("annotations") or {})
     if job.metadata.generation:
-        metadata["annotations"][contract.ANNOTATION_GENERATION] = str(job.metadata.generation)
+        metadata["annotations"][constants.ANNOTATION_GENERATION] = str(job.metadata.generation)
     # The job's own labels win: pods are found by them.
     metadata["labels"] = {**(over.get("labels") or {}), **metadata["labels"]}
     pod: Object = {
@@ -188,11 +189,11 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
 def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
     """A pod of a worker's size that does nothing: where it finds a place, so will the worker of a larger attempt."""
     pod = worker(job, index, attempt, defaults)
-    pod["metadata"]["labels"][contract.LABEL_SPARE] = "true"
+    pod["metadata"]["labels"][constants.LABEL_SPARE] = "true"
     # Blocked first: process 1 is not told of signals that it does nothing about.
     wait = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {s.SIGTERM}); s.sigwait({s.SIGTERM})"
     for container in pod["spec"]["containers"]:
-        if container["name"] == contract.CONTAINER:
+        if container["name"] == constants.CONTAINER:
             container |= {"command": ["python", "-c", wait], "ports": []}
     return pod
 
@@ -201,11 +202,11 @@ def _container(
     job: YoloTrainingJob, index: int, attempt: int, output: str, mounts: list[Object], defaults: Defaults
 ) -> Object:
     container: Object = {
-        "name": contract.CONTAINER,
+        "name": constants.CONTAINER,
         "image": job.spec.workers.image or defaults.image,
         "command": ["python", "-m", "yolojob_trainer.launch"],
         "env": _environment(job, index, attempt, output),
-        "ports": [{"name": "metrics", "containerPort": contract.METRICS_PORT}],
+        "ports": [{"name": "metrics", "containerPort": constants.METRICS_PORT}],
         "resources": _resources(job),
         "volumeMounts": mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -226,20 +227,20 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) ->
     run = Run(name=job.metadata.name, namespace=job.metadata.namespace or "default", attempt=attempt, spec=job.spec)
     master = f"{worker_name(job.metadata.name, 0)}.{job.metadata.name}"
     values = {
-        contract.ENV_RUN: run.to_env(),
-        contract.ENV_OUTPUT_DIR: output,
-        contract.ENV_CACHE_DIR: CACHE,
-        contract.ENV_VOLUMES_DIR: VOLUMES,
+        constants.ENV_RUN: run.to_env(),
+        constants.ENV_OUTPUT_DIR: output,
+        constants.ENV_CACHE_DIR: CACHE,
+        constants.ENV_VOLUMES_DIR: VOLUMES,
         "PET_NNODES": str(workers.replicas),
         "PET_NODE_RANK": str(index),
         "PET_NPROC_PER_NODE": str(processes),
         "PET_MASTER_ADDR": master,
-        "PET_MASTER_PORT": str(contract.RENDEZVOUS_PORT),
+        "PET_MASTER_PORT": str(constants.RENDEZVOUS_PORT),
         "PET_RDZV_BACKEND": "static",
         "PET_MAX_RESTARTS": "0",
         # The same for images that do not use torchrun.
         "MASTER_ADDR": master,
-        "MASTER_PORT": str(contract.RENDEZVOUS_PORT),
+        "MASTER_PORT": str(constants.RENDEZVOUS_PORT),
         "WORLD_SIZE": str(workers.replicas * processes),
         "NODE_RANK": str(index),
         "PYTHONUNBUFFERED": "1",
@@ -248,7 +249,7 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) ->
     }
     cpu = workers.resources.limits.get("cpu") or workers.resources.requests.get("cpu")
     if cpu:
-        values[contract.ENV_CPUS] = str(max(math.ceil(parse_quantity(cpu)), 1))
+        values[constants.ENV_CPUS] = str(max(math.ceil(parse_quantity(cpu)), 1))
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
@@ -326,6 +327,6 @@ def _gpu_affinity(types: list[str]) -> Object:
     """Any label by which any platform names one of these GPUs: the terms are OR-ed."""
     terms = [
         {"matchExpressions": [{"key": label, "operator": "In", "values": values}]}
-        for label, values in gpus.labels(types).items()
+        for label, values in gpu_labels.labels(types).items()
     ]
     return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}

@@ -11,9 +11,9 @@ import itertools
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from yolojob.job import YoloTrainingJob
-from yolojob.prices import NoPrice, price_of
-from yolojob.status import Attempt, ConditionType, Cost, Report, Timing, YoloTrainingJobStatus
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import Attempt, ConditionType, Cost, Report, Timing, YoloTrainingJobStatus
+from yolojob.catalogue.prices import NoPrice, price_of
 from yolojob_operator.plan.conditions import find, is_finished, is_set
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts

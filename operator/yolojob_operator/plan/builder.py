@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from yolojob.job import YoloTrainingJob
-from yolojob.status import Attempt, ConditionType, Report, YoloTrainingJobStatus
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import Attempt, ConditionType, Report, YoloTrainingJobStatus
 from yolojob_operator.objects import gang_scheduling, pods
 from yolojob_operator.plan import accounting, completed_indexes
 from yolojob_operator.plan.conditions import find, is_finished, set_condition

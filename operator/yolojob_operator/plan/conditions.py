@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from yolojob.status import Condition, ConditionType, YoloTrainingJobStatus
+from yolojob.api.status import Condition, ConditionType, YoloTrainingJobStatus
 
 MOST_REASON, MOST_MESSAGE = 1024, 32768
 """Characters of a metav1.Condition; the words in it may be a trainer's, and of any length."""

@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from yolojob import contract
-from yolojob.contract import worker_name
-from yolojob.job import YoloTrainingJob
-from yolojob.status import ConditionType, YoloTrainingJobStatus
+from yolojob.api import constants
+from yolojob.api.constants import worker_name
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.status import ConditionType, YoloTrainingJobStatus
 from yolojob_operator.objects import gang_scheduling, pods, template_policy
 from yolojob_operator.objects.template_policy import Privilege
 from yolojob_operator.plan import accounting, placement, status_summary, worker_counts
@@ -101,7 +101,7 @@ def is_ours(deletion: object, manager: object) -> bool:
         deletion: its metadata.deletionTimestamp; set while it is being deleted.
         manager: its spec.runPolicy.managedBy.
     """
-    return deletion is None and manager in (None, contract.MANAGER)
+    return deletion is None and manager in (None, constants.MANAGER)
 
 
 def _without_account(status: YoloTrainingJobStatus) -> YoloTrainingJobStatus:

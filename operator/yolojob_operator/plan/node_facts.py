@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from yolojob import gpus
-from yolojob.spec import Gpu
-from yolojob.types import parse_quantity
+from yolojob.api.fields import parse_quantity
+from yolojob.api.spec import Gpu
+from yolojob.catalogue import gpu_labels
 
 INSTANCE_TYPE = "node.kubernetes.io/instance-type"
 _SPOT = {
@@ -18,7 +18,7 @@ _SPOT = {
     "karpenter.sh/capacity-type": "spot",
 }
 """Labels by which platforms mark a spot node."""
-_KEPT = {INSTANCE_TYPE, *_SPOT, *(name for names in gpus.LABELS.values() for name in names)}
+_KEPT = {INSTANCE_TYPE, *_SPOT, *(name for names in gpu_labels.LABELS.values() for name in names)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class NodeFacts:
         """Whether a worker that asks for these GPUs could run here, if the node were empty."""
         if self.devices.get(gpu.resource, 0) < gpu.count:
             return False
-        wanted = gpus.labels(gpu.types)
+        wanted = gpu_labels.labels(gpu.types)
         return not wanted or any(self.labels.get(label) in values for label, values in wanted.items())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from yolojob.status import ConditionType
+from yolojob.api.status import ConditionType
 from yolojob_operator.objects import gang_scheduling, pods
 from yolojob_operator.plan import worker_counts
 from yolojob_operator.plan.builder import Draft

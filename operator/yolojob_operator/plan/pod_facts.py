@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from yolojob import contract
-from yolojob.contract import ExitCode
+from yolojob.api import constants
+from yolojob.api.constants import ExitCode
 from yolojob_operator.objects import gang_scheduling
 
 Body = Mapping[str, Any]
@@ -138,11 +138,11 @@ def pod_facts(body: Body) -> PodFacts:
     labels = metadata.get("labels") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     containers = status.get("containerStatuses") or ()
-    trainer: Body = next((c for c in containers if c.get("name") == contract.CONTAINER), {})
+    trainer: Body = next((c for c in containers if c.get("name") == constants.CONTAINER), {})
     state = trainer.get("state") or {}
     terminated = state.get("terminated") or {}
     running = state.get("running") or {}
-    container: Body = next((c for c in spec.get("containers") or () if c["name"] == contract.CONTAINER), {})
+    container: Body = next((c for c in spec.get("containers") or () if c["name"] == constants.CONTAINER), {})
     limits: Body = (container.get("resources") or {}).get("limits") or {}
     owner: Body = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), {})
     phase = status.get("phase", "Pending")
@@ -158,10 +158,10 @@ def pod_facts(body: Body) -> PodFacts:
         uid=metadata.get("uid", ""),
         version=_number(metadata.get("resourceVersion")),
         owner_uid=owner.get("uid", ""),
-        index=_number(labels.get(contract.LABEL_WORKER)),
-        attempt=_number(labels.get(contract.LABEL_ATTEMPT)),
-        workers=max(_number(labels.get(contract.LABEL_WORKERS)), 0),
-        generation=max(_number((metadata.get("annotations") or {}).get(contract.ANNOTATION_GENERATION)), 0),
+        index=_number(labels.get(constants.LABEL_WORKER)),
+        attempt=_number(labels.get(constants.LABEL_ATTEMPT)),
+        workers=max(_number(labels.get(constants.LABEL_WORKERS)), 0),
+        generation=max(_number((metadata.get("annotations") or {}).get(constants.ANNOTATION_GENERATION)), 0),
         phase=phase,
         lingers=lingers,
         node=spec.get("nodeName") or "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from yolojob.status import Report
+from yolojob.api.status import Report
 from yolojob_operator.plan.pod_facts import KILLED, PodFacts
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from yolojob import contract
-from yolojob.status import ConditionType, Phase, Progress, Report
+from yolojob.api import constants
+from yolojob.api.status import ConditionType, Phase, Progress, Report
 from yolojob_operator.plan import accounting, completed_indexes
 from yolojob_operator.plan.builder import Draft
 from yolojob_operator.plan.conditions import find, is_set
@@ -74,7 +74,7 @@ def sum_up(draft: Draft) -> None:
     workers.ready = sum(p.ready and not p.terminal and p.deleted is None for p in gang)
     workers.succeeded, workers.completed_indexes = len(draft.completed), completed_indexes.join(draft.completed)
     workers.failed = sum(p.phase == "Failed" for p in gang)
-    workers.selector = f"{contract.LABEL_JOB}={draft.job.metadata.name}"
+    workers.selector = f"{constants.LABEL_JOB}={draft.job.metadata.name}"
     status.observed_generation = draft.job.metadata.generation
     status.phase = _phase(draft)
     record = draft.record

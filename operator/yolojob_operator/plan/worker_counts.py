@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from yolojob.spec import YoloTrainingJobSpec
+from yolojob.api.spec import YoloTrainingJobSpec
 
 
 def sizes(spec: YoloTrainingJobSpec) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from yolojob.measurement import Link
+from yolojob.api.measurement import Link
 from yolojob_trainer.bench.contention import Twin
 from yolojob_trainer.distributed.world import World
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolojob.fingerprint import fingerprint
-from yolojob.measurement import DataFacts, Link, Measurement, Micro, Steps
+from yolojob.api.fingerprint import fingerprint
+from yolojob.api.measurement import DataFacts, Link, Measurement, Micro, Steps
 from yolojob_trainer.bench import all_reduce, io_rates
 from yolojob_trainer.bench.contention import Twin
 from yolojob_trainer.bench.power import Meter

@@ -9,10 +9,10 @@ import torch
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.nn.tasks import DetectionModel
 
-from yolojob import uri as uris
-from yolojob.measurement import DataFacts
-from yolojob.run import Run
-from yolojob.spec import Dataset
+from yolojob.api import uri as uris
+from yolojob.api.measurement import DataFacts
+from yolojob.api.run import Run
+from yolojob.api.spec import Dataset
 from yolojob_trainer.data import dataset_config
 from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.errors import BadInput

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 
-from yolojob import uri as uris
-from yolojob.measurement import Rates
+from yolojob.api import uri as uris
+from yolojob.api.measurement import Rates
 from yolojob_trainer.checkpoint.run_folder import Storage
 from yolojob_trainer.data.object_store import Remote
 

@@ -9,7 +9,7 @@ from typing import Literal
 import pynvml
 import torch
 
-from yolojob.measurement import Energy
+from yolojob.api.measurement import Energy
 
 RAPL = Path("/sys/class/powercap")
 """https://www.kernel.org/doc/html/latest/power/powercap/powercap.html; readable by root alone since CVE-2020-8694."""

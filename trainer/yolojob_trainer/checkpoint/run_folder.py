@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from yolojob import uri as uris
-from yolojob.spec import YoloTrainingJobSpec
+from yolojob.api import uri as uris
+from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob_trainer.checkpoint import bucket_mirror
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
 from yolojob_trainer.checkpoint.store import CheckpointStore, State, write_atomically

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from yolojob import uri as uris
-from yolojob.spec import Dataset
+from yolojob.api import uri as uris
+from yolojob.api.spec import Dataset
 from yolojob_trainer.data import archive, builtin_digits
 from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.data.staging import Progress, Stage

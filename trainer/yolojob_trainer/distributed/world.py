@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
-from yolojob.spec import Gpu
+from yolojob.api.spec import Gpu
 from yolojob_trainer.distributed.heartbeat import Heartbeat
 from yolojob_trainer.errors import BadInput, Interrupted, PeerLost
 from yolojob_trainer.system.process import available_cpus

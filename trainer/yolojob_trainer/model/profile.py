@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolojob.measurement import Anatomy
+from yolojob.api.measurement import Anatomy
 
 PROBE = 2
 """Images that memory is measured with; batch norm wants more than one."""

@@ -11,8 +11,8 @@ import ultralytics
 from ultralytics.nn.tasks import guess_model_scale, load_checkpoint, yaml_model_load
 from ultralytics.utils import YAML
 
-from yolojob import uri as uris
-from yolojob.spec import ModelRef
+from yolojob.api import uri as uris
+from yolojob.api.spec import ModelRef
 from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolojob.contract import TERMINATION_LIMIT, ExitCode
-from yolojob.measurement import Anatomy, DataFacts, Measurement
-from yolojob.status import Report, Result, State, TuningReport
+from yolojob.api.constants import TERMINATION_LIMIT, ExitCode
+from yolojob.api.measurement import Anatomy, DataFacts, Measurement
+from yolojob.api.status import Report, Result, State, TuningReport
 from yolojob_trainer.observability.metrics import Metrics
 from yolojob_trainer.training.callbacks import Callback
 from yolojob_trainer.training.phase_clock import Phase

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import ultralytics
 
-from yolojob.measurement import Host
+from yolojob.api.measurement import Host
 from yolojob_trainer.system.process import available_cpus
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

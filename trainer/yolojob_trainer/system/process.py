@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from yolojob import contract
+from yolojob.api import constants
 
 
 def available_cpus() -> int:
@@ -29,7 +29,7 @@ def available_cpus() -> int:
                 count = min(count, math.ceil(int(quota) / int(period)))
         except (OSError, ValueError, IndexError):
             continue
-    promised = os.environ.get(contract.ENV_CPUS, "")
+    promised = os.environ.get(constants.ENV_CPUS, "")
     if promised.isdigit():
         count = min(count, int(promised))
     return max(count, 1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from yolojob.status import Timing
+from yolojob.api.status import Timing
 
 Mark = float | torch.cuda.Event
 

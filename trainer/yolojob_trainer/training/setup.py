@@ -18,8 +18,8 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolojob.run import Run
-from yolojob.status import TuningReport
+from yolojob.api.run import Run
+from yolojob.api.status import TuningReport
 from yolojob_trainer.data.dataset import IGNORED, DetectionDataset, MicroBatches, TrainSamples, loader
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.distributed.world import World

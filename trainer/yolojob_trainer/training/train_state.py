@@ -11,7 +11,7 @@ import torch
 import ultralytics
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolojob.spec import YoloTrainingJobSpec
+from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob_trainer.checkpoint.store import State
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.training.phase_clock import Clocks

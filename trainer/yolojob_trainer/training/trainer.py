@@ -21,9 +21,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolojob.measurement import Measurement
-from yolojob.run import Run
-from yolojob.status import TuningReport
+from yolojob.api.measurement import Measurement
+from yolojob.api.run import Run
+from yolojob.api.status import TuningReport
 from yolojob_trainer.bench.bench import Bench
 from yolojob_trainer.checkpoint.run_folder import Storage
 from yolojob_trainer.checkpoint.store import FORMAT, decode

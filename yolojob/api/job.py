@@ -1,0 +1,45 @@
+"""The object itself: `YoloTrainingJob`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from yolojob.api.base import Model
+from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.api.status import Phase, Time, YoloTrainingJobStatus
+
+
+class Metadata(Model):
+    """The part of Kubernetes' ObjectMeta that anyone here reads; the rest is carried along."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    namespace: str | None = None
+    uid: str | None = None
+    generation: int = 0
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class YoloTrainingJob(Model):
+    """One training of one detector."""
+
+    api_version: Literal["yolojob.dev/v1alpha1"] = "yolojob.dev/v1alpha1"
+    kind: Literal["YoloTrainingJob"] = "YoloTrainingJob"
+    metadata: Metadata
+    spec: YoloTrainingJobSpec
+    status: YoloTrainingJobStatus | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has succeeded or failed, and stays so."""
+        return self.status is not None and self.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object as Kubernetes has it, without what was never set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,222 @@
+"""From a YAML file to a job, or to every fault in it with its field path."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from yolojob.api.constants import API_VERSION, KIND
+from yolojob.api.job import YoloTrainingJob
+from yolojob.api.rules import violations
+from yolojob.api.train_settings import REPLACED
+
+MAX_BYTES = 1 << 20
+"""A manifest that is larger is no manifest; the API server's own limit is 1.5 MiB for an object."""
+MAX_NODES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong, where, and the way out."""
+
+    path: str
+    """Field path (spec.train.batch), or where in the file."""
+    message: str
+    value: object = None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.path}: {self.message}"
+        shown = self.value if isinstance(self.value, str) else json.dumps(self.value, default=str)
+        return f"{self.path}: {shown if len(shown) <= 80 else shown[:77] + '...'}: {self.message}"
+
+
+class InvalidManifest(ValueError):
+    """The manifest is wrong; `faults` says where."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it: no key twice, and 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# Dates stay text, as in JSON; floats follow YAML 1.2.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":timestamp", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _bounded(value: Any, depth: int = 0, budget: list[int] | None = None) -> None:
+    """Refuse what aliases blow up: a document that holds itself, or grows without end."""
+    budget = budget if budget is not None else [MAX_NODES]
+    budget[0] -= 1
+    if depth > 64 or budget[0] < 0:
+        raise yaml.YAMLError("the document is nested too deeply, or too large once its aliases are followed")
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _bounded(child, depth + 1, budget)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The one YoloTrainingJob of a file; documents of other kinds beside it are left alone.
+
+    Raises:
+        InvalidManifest: no file, no YAML, no job in it, or more than one.
+    """
+    return load_beside(path)[0]
+
+
+def load_beside(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """(the one YoloTrainingJob of a file, KIND/NAME of the documents beside it).
+
+    Raises:
+        InvalidManifest: as `load`.
+    """
+    documents = _documents(path)
+    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(jobs) > 1:
+        raise _fault(path, f"holds {len(jobs)} YoloTrainingJobs; one at a time, please")
+    if not jobs:
+        kinds = ", ".join(str(d.get("kind")) if isinstance(d, dict) else type(d).__name__ for d in documents)
+        words = f"holds no document with apiVersion: {API_VERSION} and kind: {KIND}, but {kinds or 'nothing'}"
+        raise _fault(path, words)
+    return jobs[0], [_called(d) for d in documents if isinstance(d, dict) and d is not jobs[0]]
+
+
+def _called(document: dict[str, Any]) -> str:
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return f"{document.get('kind') or '?'}/{name or '?'}"
+
+
+def _fault(path: Path, message: str, where: str = "") -> InvalidManifest:
+    return InvalidManifest([Fault(path=f"{path}{where}", message=message)])
+
+
+def _documents(path: Path) -> list[Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _fault(path, f"{path.stat().st_size} bytes are too many for a manifest (at most {MAX_BYTES})")
+        text = path.read_text(encoding="utf-8")
+        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+        for document in documents:
+            _bounded(document)
+    except OSError as error:
+        raise _fault(path, f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _fault(path, "is no UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise _fault(path, error.problem or "no YAML", where) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if isinstance(error, InvalidManifest):
+            raise
+        raise _fault(path, f"no YAML: {error}") from None
+    return documents
+
+
+def parse(document: dict[str, Any]) -> YoloTrainingJob:
+    """A checked job.
+
+    Raises:
+        InvalidManifest: with every fault.
+    """
+    try:
+        job = YoloTrainingJob.model_validate(document)
+    except ValidationError as error:
+        raise InvalidManifest(list(_faults(error))) from None
+    except RecursionError:
+        raise InvalidManifest([Fault(path="", message="the document is nested too deeply")]) from None
+    broken = [Fault(path=path, value=value, message=message) for path, value, message in violations(job)]
+    if broken:
+        raise InvalidManifest(broken)
+    return job
+
+
+def _faults(error: ValidationError) -> Iterator[Fault]:
+    seen: set[str] = set()
+    for detail in error.errors():
+        path = _path(detail["loc"])
+        if path not in seen:  # a union says it once for each of its members
+            seen.add(path)
+            yield Fault(path=path, value=_value(detail), message=_message(detail, path))
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """spec.workers.gpu.types[0]; pydantic's own words for union members and keys are left out."""
+    out = ""
+    model: type[BaseModel] | None = YoloTrainingJob
+    for part in location:
+        if isinstance(part, int):
+            out += f"[{part}]"
+            continue
+        if "[" in part or part in ("int", "float", "str", "bool"):
+            continue
+        fields = {f.alias or name: f for name, f in model.model_fields.items()} if model else {}
+        out += f".{part}" if out else part
+        model = _model_of(fields[part].annotation) if part in fields else None
+    return out
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for m in map(_model_of, get_args(annotation)) if m), None)
+
+
+def _value(detail: ErrorDetails) -> object:
+    return None if detail["type"] in ("missing", "extra_forbidden") else detail["input"]
+
+
+def _message(detail: ErrorDetails, path: str) -> str:
+    if detail["type"] == "missing":
+        return "is required"
+    if detail["type"] == "extra_forbidden":
+        parent, _, name = path.rpartition(".")
+        if parent == "spec.train" and name in REPLACED:
+            return f"unknown field: {REPLACED[name]}"
+        near = difflib.get_close_matches(name, _fields(parent), n=1)
+        return "unknown field" + (f"; did you mean {near[0]}?" if near else "")
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    message = detail["msg"].replace("Input should", "must")
+    return message[0].lower() + message[1:]
+
+
+def _fields(path: str) -> list[str]:
+    model: type[BaseModel] | None = YoloTrainingJob
+    for part in filter(None, path.split(".")):
+        if model is None:
+            break
+        fields = {f.alias or name: f for name, f in model.model_fields.items()}
+        model = _model_of(fields[part].annotation) if part in fields else None
+    return [f.alias or name for name, f in model.model_fields.items()] if model else []

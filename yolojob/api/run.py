@@ -1,0 +1,18 @@
+"""What a worker is told about the run that it belongs to."""
+
+from __future__ import annotations
+
+from yolojob.api.base import Model
+from yolojob.api.spec import YoloTrainingJobSpec
+
+
+class Run(Model):
+    """One run: the job's spec with all defaults, frozen at the start of the attempt."""
+
+    name: str
+    namespace: str = "local"
+    attempt: int = 1
+    spec: YoloTrainingJobSpec
+
+    def to_env(self) -> str:
+        return self.model_dump_json(by_alias=True, exclude_none=True)

@@ -1,0 +1,193 @@
+"""`spec.train`: Ultralytics' training settings under their own names, typed.
+
+The list is ours, so that neither CRD nor operator needs Ultralytics; a trainer test holds it against the package. A
+setting that is left out is not passed on: Ultralytics' own default (said in each field's text) applies.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from yolojob.api.base import Model
+from yolojob.api.fields import Amp, Cache, Compile, Freeze, Scale
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+REPLACED: dict[str, str] = {
+    "model": "spec.model.name names it",
+    "data": "spec.dataset names it",
+    "device": "spec.workers.gpu decides",
+    "project": "spec.storage.uri is where results go",
+    "name": "metadata.name is the run's name",
+    "exist_ok": "the run's folder is metadata.name's own",
+    "resume": "a run always resumes from its newest checkpoint",
+    "save": "spec.checkpoint decides what is saved",
+    "cfg": "write the settings themselves under spec.train",
+    "time": "spec.runPolicy.activeDeadlineSeconds bounds a run's time",
+    "task": "only detection is trained",
+    "mode": "a job always trains",
+    "pretrained": "spec.model.weights names the starting weights",
+    "rect": "samples are shuffled and shared between workers, which rectangular batches exclude",
+    "quantize": "quantization-aware training is not supported",
+    "distill_model": "distillation is not supported",
+    "dis": "distillation is not supported",
+    "profile": "spec.tuning and the job's metrics measure speed",
+}
+"""Ultralytics' training settings that `spec.train` does not take, each with what does its work here."""
+
+
+class TrainSettings(Model):
+    """Training settings, with Ultralytics' names and meanings."""
+
+    model_config = ConfigDict(alias_generator=None)
+
+    epochs: Annotated[int, Field(ge=1)] = 100
+    """Number of epochs."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Global batch: images per step, shared evenly by all worker processes."""
+    imgsz: Annotated[int, Field(ge=32, le=8192)] = 640
+    """Side of the square training image in pixels; rounded up to a multiple of the model's stride."""
+    amp: Amp = "auto"
+    """Mixed precision: bf16 where the hardware is good at it, fp16 on older GPUs, else off (auto); or bf16, fp16, false."""
+
+    patience: Count | None = None
+    """Stop after so many epochs without a better validation; 0 never does. Default: 100."""
+    cache: Cache | None = None
+    """Keep decoded images in memory (true, ram) or beside the images (disk). Default: false."""
+    workers: Count | None = None
+    """Loader processes per worker process, at most as many as there are CPUs. Default: 8, and none on a CPU."""
+    optimizer: Literal["auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp"] | None = None
+    """Optimizer. Default: auto, which also chooses lr0 and momentum."""
+    seed: Count | None = None
+    """Seed of initial weights, sample order and augmentation. Default: 0."""
+    deterministic: bool | None = None
+    """Deterministic operations. Default: true."""
+    single_cls: bool | None = None
+    """Treat all classes as one. Default: false."""
+    cos_lr: bool | None = None
+    """Cosine instead of linear learning rate schedule. Default: false."""
+    close_mosaic: Count | None = None
+    """Switch mosaic, mixup, cutmix and copy_paste off for the last epochs. Default: 10."""
+    fraction: Annotated[float, Field(gt=0)] | None = None
+    """Part of the training images to use; a whole number above 1 is a count. Default: 1.0."""
+    freeze: Freeze | None = None
+    """Freeze the first N layers, or the listed layers. Default: none."""
+    multi_scale: Fraction | None = None
+    """Vary the image size by this part of imgsz. Default: 0.0."""
+    compile: Compile | None = None
+    """torch.compile, or its mode. Default: false."""
+    channels_last: bool | None = None
+    """Memory format with channels last. Default: where it is faster."""
+    cls_remap: bool | None = None
+    """Map the rows of a pretrained class head by class name. Default: true."""
+    save_period: Annotated[int, Field(ge=-1)] | None = None
+    """Also keep the weights of every Nth epoch as epochN.pt. Default: -1, off."""
+    verbose: bool | None = None
+    """Log what Ultralytics logs. Default: false here."""
+    plots: bool | None = None
+    """Draw Ultralytics' plots of labels and results. Default: false here."""
+
+    val: bool | None = None
+    """Validate after every epoch; the last epoch is always validated. Default: true."""
+    split: Literal["val", "test", "train"] | None = None
+    """Split to validate on. Default: val."""
+    conf: Fraction | None = None
+    """Confidence threshold of the validation. Default: 0.001."""
+    iou: Fraction | None = None
+    """IoU threshold of the non-maximum suppression in validation. Default: 0.7."""
+    max_det: Annotated[int, Field(ge=1)] | None = None
+    """Detections per image in validation. Default: 300."""
+    agnostic_nms: bool | None = None
+    """Non-maximum suppression across classes. Default: false."""
+    classes: Annotated[list[Count], Field(max_length=1000)] | None = None
+    """Train and validate on these class ids only. Default: all."""
+    augment: bool | None = None
+    """Test-time augmentation in validation. Default: false."""
+
+    lr0: Fraction | None = None
+    """Initial learning rate. Default: 0.01."""
+    lrf: Fraction | None = None
+    """Final learning rate as a part of lr0. Default: 0.01."""
+    momentum: Fraction | None = None
+    """SGD momentum, or Adam's beta1. Default: 0.937."""
+    weight_decay: Fraction | None = None
+    """Weight decay. Default: 0.0005."""
+    warmup_epochs: NonNegative | None = None
+    """Warm-up epochs, fractions allowed. Default: 3.0."""
+    warmup_momentum: Fraction | None = None
+    """Momentum at the start of the warm-up. Default: 0.8."""
+    warmup_bias_lr: Fraction | None = None
+    """Learning rate of biases at the start of the warm-up. Default: 0.1."""
+    nbs: Annotated[int, Field(ge=1)] | None = None
+    """Nominal batch: gradients accumulate over round(nbs / batch) steps. Default: 64."""
+
+    box: NonNegative | None = None
+    """Gain of the box loss. Default: 7.5."""
+    cls: NonNegative | None = None
+    """Gain of the class loss. Default: 0.5."""
+    cls_pw: Fraction | None = None
+    """Power of the inverse class frequency as class weight. Default: 0.0, off."""
+    dfl: NonNegative | None = None
+    """Gain of the distribution focal loss. Default: 1.5."""
+
+    hsv_h: Fraction | None = None
+    """Hue augmentation. Default: 0.015."""
+    hsv_s: Fraction | None = None
+    """Saturation augmentation. Default: 0.7."""
+    hsv_v: Fraction | None = None
+    """Brightness augmentation. Default: 0.4."""
+    degrees: Annotated[float, Field(ge=0, le=180)] | None = None
+    """Rotation in degrees. Default: 0.0."""
+    translate: Fraction | None = None
+    """Translation as a part of the image. Default: 0.1."""
+    scale: Scale | None = None
+    """Scale gain, or [min, max]. Default: 0.5."""
+    shear: Annotated[float, Field(ge=-180, le=180)] | None = None
+    """Shear in degrees. Default: 0.0."""
+    perspective: Annotated[float, Field(ge=0, le=0.001)] | None = None
+    """Perspective. Default: 0.0."""
+    flipud: Fraction | None = None
+    """Probability of a vertical flip. Default: 0.0."""
+    fliplr: Fraction | None = None
+    """Probability of a horizontal flip. Default: 0.5."""
+    bgr: Fraction | None = None
+    """Probability of swapped colour channels. Default: 0.0."""
+    mosaic: Fraction | None = None
+    """Probability of mosaic. Default: 1.0."""
+    mixup: Fraction | None = None
+    """Probability of MixUp. Default: 0.0."""
+    cutmix: Fraction | None = None
+    """Probability of CutMix. Default: 0.0."""
+    copy_paste: Fraction | None = None
+    """Copy-paste (segment only). Default: 0.0."""
+    copy_paste_mode: Literal["flip", "mixup"] | None = None
+    """Kind of copy-paste (segment only). Default: flip."""
+    auto_augment: Literal["randaugment", "autoaugment", "augmix"] | None = None
+    """Augmentation policy (classify only). Default: randaugment."""
+    erasing: Fraction | None = None
+    """Probability of random erasing (classify only). Default: 0.4."""
+
+    overlap_mask: bool | None = None
+    """Merge masks (segment only). Default: true."""
+    mask_ratio: Annotated[int, Field(ge=1)] | None = None
+    """Downsampling of masks (segment only). Default: 4."""
+    dropout: Fraction | None = None
+    """Dropout of the head (classify only). Default: 0.0."""
+    pose: NonNegative | None = None
+    """Gain of the pose loss (pose only). Default: 12.0."""
+    kobj: NonNegative | None = None
+    """Gain of the keypoint objectness loss (pose only). Default: 1.0."""
+    rle: NonNegative | None = None
+    """Gain of the RLE loss (pose only). Default: 1.0."""
+    angle: NonNegative | None = None
+    """Gain of the angle loss (obb only). Default: 1.0."""
+    dlog: NonNegative | None = None
+    """Gain of the log depth loss (depth only). Default: 1.0."""
+    dgrad: NonNegative | None = None
+    """Gain of the depth gradient loss (depth only). Default: 0.5."""
+    dlam: Fraction | None = None
+    """Variance focus of the depth loss (depth only). Default: 1.0."""

@@ -1,0 +1,6 @@
+"""Jobs in a cluster and on this machine, from Python: `Client().submit(job)`."""
+
+from yolojob.api.errors import ClusterError, NotFound
+from yolojob.client.client import Change, Client
+
+__all__ = ["Change", "Client", "ClusterError", "NotFound"]

@@ -1,0 +1,81 @@
+"""What to change first, by where the time of a run went. Pure; each piece says what it is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.estimation.option import clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """One thing to change."""
+
+    what: str
+    """What takes the time: "data wait is 61 %"."""
+    change: str
+    saves: float
+    """Seconds, about."""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.change} would save about {clock(self.saves)}"
+
+
+CACHED = 0.8
+"""Part of the waiting for data that decoded images in memory save; the rest is augmentation. Assumed."""
+
+
+def of(parts: dict[str, float], stragglers: dict[int, float], spec: YoloTrainingJobSpec | None) -> list[Advice]:
+    """Advice, the most valuable first.
+
+    Args:
+        parts: seconds of the run by part, as `status.timing` has them.
+        stragglers: seconds of computing in a step, by rank.
+        spec: the job's, where it is known.
+    """
+    total = sum(parts.values()) or 1.0
+    share = {part: seconds / total for part, seconds in parts.items()}
+    steps = sum(
+        parts.get(p, 0.0) for p in ("data_wait", "h2d", "forward", "loss", "backward", "all_reduce", "optimizer", "ema")
+    )
+    found: list[Advice] = []
+
+    def add(part: str, least: float, change: str, saves: float) -> None:
+        if share.get(part, 0.0) > least:
+            name = part.replace("_", " ")
+            found.append(Advice(what=f"{name} is {share[part]:.0%}", change=change, saves=saves))
+
+    wait = parts.get("data_wait", 0.0)
+    cached = spec is not None and spec.train.cache in (True, "ram")
+    change = "more loader processes (train.workers) and CPUs" if cached else "cache: ram"
+    add("data_wait", 0.1, change, wait * (0.5 if cached else CACHED))
+    add("all_reduce", 0.15, "fewer workers, or a larger train.batch,", parts.get("all_reduce", 0.0) * 0.5)
+    add("validation", 0.2, "val: false (the last epoch is validated all the same)", parts.get("validation", 0.0) * 0.9)
+    every = spec.checkpoint.every_epochs if spec else 1
+    add("checkpoint", 0.05, f"checkpoint.everyEpochs: {every * 5}", parts.get("checkpoint", 0.0) * 0.8)
+    add("image pull", 0.1, "pulling the image onto the nodes beforehand", parts.get("image pull", 0.0) * 0.9)
+    add(
+        "staging",
+        0.1,
+        "trainer.cacheVolume of the chart, so that nodes keep the data set,",
+        parts.get("staging", 0.0) * 0.9,
+    )
+    add("queued", 0.2, "more quota, or a higher priority class,", parts.get("queued", 0.0) * 0.5)
+    add("scheduling", 0.1, "nodes that are there already", parts.get("scheduling", 0.0) * 0.8)
+    add("lost", 0.05, "a smaller checkpoint.everySeconds", parts.get("lost", 0.0) * 0.5)
+    if len(stragglers) > 1:
+        slow = max(stragglers, key=lambda rank: stragglers[rank])
+        others = [value for rank, value in stragglers.items() if rank != slow]
+        usual = sorted(others)[len(others) // 2]
+        if stragglers[slow] > 1.1 * usual:
+            saves = steps * (1 - usual / stragglers[slow])
+            ratio = stragglers[slow] / usual
+            found.append(
+                Advice(
+                    what=f"rank {slow} computes {ratio:.2f} times as long as the others",
+                    change="another node",
+                    saves=saves,
+                )
+            )
+    return sorted(found, key=lambda advice: -advice.saves)
