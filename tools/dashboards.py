@@ -14,10 +14,12 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as enums
 from grafana_foundation_sdk.models import dashboard as models
 
+from yolojob.api.time_parts import TimeGroup, in_group
+
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 JOB = 'namespace=~"$namespace", job_name=~"$job"'
 NAMESPACE = 'namespace=~"$namespace"'
-WAITING = f'{NAMESPACE}, part=~"queued|scheduling|image_pull"'
+WAITING = f'{NAMESPACE}, part=~"{"|".join(in_group(TimeGroup.WAITING))}"'
 RATE = "$__rate_interval"
 WIDE, HALF, THIRD, SIXTH = 24, 12, 8, 4
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from yolojob.api import constants, manifest
-from yolojob.api.status import ConditionType, Phase, YoloTrainingJobStatus
+from yolojob.api.status import ConditionType, JobPhase, YoloTrainingJobStatus
 from yolojob_operator.kube.api_client import Cluster, ClusterError
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.conditions import find
@@ -37,10 +37,10 @@ def main(
     except (ClusterError, TimeoutError) as error:
         print(error)  # noqa: T201
         sys.exit(1)
-    sys.exit(0 if phase is Phase.SUCCEEDED else 1)
+    sys.exit(0 if phase is JobPhase.SUCCEEDED else 1)
 
 
-async def _try(job: Object, seconds: float) -> Phase:
+async def _try(job: Object, seconds: float) -> JobPhase:
     cluster = await Cluster.connect(lambda *_: None)
     try:
         end = time.monotonic() + seconds
@@ -54,7 +54,7 @@ async def _try(job: Object, seconds: float) -> Phase:
         await cluster.close()
 
 
-async def _follow(cluster: Cluster, job: Object, end: float) -> Phase:
+async def _follow(cluster: Cluster, job: Object, end: float) -> JobPhase:
     told = ""
     while True:
         found = await cluster.get(job)
@@ -64,7 +64,7 @@ async def _follow(cluster: Cluster, job: Object, end: float) -> Phase:
         if (words := _words(status)) != told:
             told = words
             print(words, flush=True)  # noqa: T201
-        if status.phase in (Phase.SUCCEEDED, Phase.FAILED):
+        if status.phase in (JobPhase.SUCCEEDED, JobPhase.FAILED):
             return status.phase
         await _pause(end, "it has not ended: is the operator well, and does the cluster find its images?")
 
@@ -83,7 +83,7 @@ async def _pause(end: float, words: str) -> None:
 
 
 def _words(status: YoloTrainingJobStatus) -> str:
-    if status.phase is Phase.FAILED and (failed := find(status, ConditionType.FAILED)):
+    if status.phase is JobPhase.FAILED and (failed := find(status, ConditionType.FAILED)):
         return f"Failed: {failed.reason}: {failed.message}"
     rejected = find(status, ConditionType.ACCEPTED)
     if rejected and rejected.status == "False":

@@ -17,9 +17,10 @@ from kube import Kube
 from support import eventually, minimal
 
 from yolojob.api import manifest
+from yolojob.api.errors import NotFound
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import Phase
-from yolojob.client.client import Client, ClusterError, NotFound
+from yolojob.api.status import JobPhase
+from yolojob.client import Client, ClusterError
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -58,9 +59,9 @@ def test_a_job_from_submission_to_its_end(client: Client) -> None:
     assert [j.metadata.name for j in client.list()] == ["first"]
     done = client.wait("first", 60)
     assert done.status is not None
-    assert done.status.phase is Phase.SUCCEEDED
+    assert done.status.phase is JobPhase.SUCCEEDED
     assert client.get("first").status is not None
-    assert client.get("first").status.phase is Phase.SUCCEEDED  # type: ignore[union-attr]
+    assert client.get("first").status.phase is JobPhase.SUCCEEDED  # type: ignore[union-attr]
     assert any(e["reason"] == "Succeeded" for e in client.events("first")), client.events("first")
     client.delete("first")
     with pytest.raises(NotFound, match='"first" not found'):
@@ -86,7 +87,7 @@ def test_waiting_outlives_an_api_server_that_goes_away(
         eventually(lambda: faulty.faults.counts["watch 410"], "it is told that it is too late")
         faulty.faults.broken = 0
         waiting.join(90)
-        assert [j.status.phase for j in ended] == [Phase.SUCCEEDED]
+        assert [j.status.phase for j in ended] == [JobPhase.SUCCEEDED]
 
 
 def test_a_watch_tells_every_phase_in_order(client: Client) -> None:

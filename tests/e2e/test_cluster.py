@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT, eventually
 
 from yolojob.api.status import YoloTrainingJobStatus
+from yolojob.api.time_parts import TimePart
 
 # Prometheus looks on from the beginning, for test_dashboards.
 pytestmark = [pytest.mark.usefixtures("operator", "prometheus"), pytest.mark.timeout(1200)]
@@ -145,7 +146,7 @@ def accounted_for(kube: Kube, job: str) -> None:
     created = datetime.fromisoformat(found["metadata"]["creationTimestamp"])
     wall = (status.completion_time - created).total_seconds()
     parts = status.timing.parts
-    rest = parts.pop("not accounted for")
+    rest = parts.pop(TimePart.UNACCOUNTED)
     print(f"{job}: wall {wall:.0f} s, named parts {sum(parts.values()):.2f} s, rest {rest:.2f} s: {parts}")
     assert abs(wall - sum(parts.values())) <= 0.01 * wall + 1
 

@@ -42,9 +42,9 @@ def test_here_and_in_the_cluster_in_one_comparison(kube: Kube, job: dict[str, An
         assert option["seconds"]["basis"] == "measured"
         assert option["workers"] == 2
     there = found[context]
-    assert {"queued", "scheduling", "image pull"} <= set(there["parts"])
+    assert {"queued", "scheduling", "image_pull"} <= set(there["parts"])
     running = sum(
-        f["value"] for part, f in there["parts"].items() if part not in ("queued", "scheduling", "image pull")
+        f["value"] for part, f in there["parts"].items() if part not in ("queued", "scheduling", "image_pull")
     )
     assert there["costParts"]["machines"]["value"] == pytest.approx(2 * PRICE * running / 3600)
     assert (tmp_path / "compare.html").exists()

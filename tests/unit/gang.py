@@ -14,7 +14,7 @@ from support import minimal
 
 from yolojob.api.manifest import parse
 from yolojob.api.run import Run
-from yolojob.api.status import Report
+from yolojob.api.trainer_report import Report
 
 WORKER = Path(__file__).parent / "worker.py"
 TINY = {"yolo11": [0.33, 0.0625, 256], "yolo26": [0.33, 0.0625, 128]}

@@ -7,14 +7,25 @@ from typing import Any
 from support import minimal
 
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.measurement import Anatomy, DataFacts, Energy, Host, Link, Measurement, Micro, Rates, Record, Steps
+from yolojob.api.measurement import (
+    DataFacts,
+    Energy,
+    Host,
+    Link,
+    Measurement,
+    MicrobatchPass,
+    ModelProfile,
+    Rates,
+    Steps,
+)
 from yolojob.catalogue import machines
 from yolojob.estimation.assumptions import Assumptions
-from yolojob.estimation.estimator import Survey
+from yolojob.estimation.bench_records import Record
+from yolojob.estimation.estimator import Estimator
 
-ANATOMY = Anatomy(parameters=500_000, gflops=1.0, activation_bytes=50 << 20, fixed_bytes=10 << 20)
+ANATOMY = ModelProfile(parameters=500_000, gflops=1.0, activation_bytes=50 << 20, fixed_bytes=10 << 20)
 DATA = DataFacts(images=400, val_images=100, bytes=1 << 30)
-PLAIN = {"data_wait": 0.01, "h2d": 0.001, "forward": 0.03, "loss": 0.004, "backward": 0.05, "unaccounted": 0.005}
+PLAIN = {"data_wait": 0.01, "h2d": 0.001, "forward": 0.03, "loss": 0.004, "backward": 0.05, "other": 0.005}
 
 
 def job(**spec: Any) -> YoloTrainingJob:
@@ -32,20 +43,23 @@ def measurement(**facts: Any) -> Measurement:
         "device": "CPU, 2 threads",
         "precision": "fp32",
         "host": Host(cpu="x", cores=2, memory=1 << 34, system="Linux", python="3", torch="2", ultralytics="8"),
-        "anatomy": ANATOMY,
+        "model_profile": ANATOMY,
         "data": DATA,
         "startup_seconds": 3.0,
         "rendezvous_seconds": 0.0,
         "staging_seconds": 2.0,
         "cached_staging_seconds": 0.0,
         "steps": [
-            Steps(mosaic=True, count=100, seconds={**PLAIN, "data_wait": 0.03}, deviation=0.01),
-            Steps(mosaic=False, count=100, seconds=PLAIN, deviation=0.01),
+            Steps(with_mosaic=True, count=100, seconds={**PLAIN, "data_wait": 0.03}, deviation=0.01),
+            Steps(with_mosaic=False, count=100, seconds=PLAIN, deviation=0.01),
         ],
         "update_seconds": 0.01,
-        "micro": [Micro(images=16, seconds=0.084), Micro(images=8, seconds=0.048, shared_seconds=0.072)],
+        "microbatch_passes": [
+            MicrobatchPass(images=16, seconds=0.084),
+            MicrobatchPass(images=8, seconds=0.048, shared_seconds=0.072),
+        ],
         "validation_seconds": 0.5,
-        "validation_most_seconds": 0.6,
+        "validation_max_seconds": 0.6,
         "checkpoint_seconds": 0.1,
         "epoch_seconds": 0.02,
         "link": Link(between="processes", latency_seconds=1e-4, bytes_per_second=1e9),
@@ -55,14 +69,14 @@ def measurement(**facts: Any) -> Measurement:
 
 
 def record(target: str = "local", **facts: Any) -> Record:
-    kept = {name: facts.pop(name) for name in ("waits", "per_worker_hour", "currency", "price_words") if name in facts}
+    kept = {name: facts.pop(name) for name in ("waits", "per_worker_hour", "currency", "price_source") if name in facts}
     return Record(target=target, measurement=measurement(**facts), **kept)
 
 
-def survey(*records: Record, assumed: dict[str, Any] | None = None, **spec: Any) -> Survey:
-    return Survey(
+def survey(*records: Record, assumed: dict[str, Any] | None = None, **spec: Any) -> Estimator:
+    return Estimator(
         spec=job(**spec).spec,
-        anatomy=ANATOMY,
+        model_profile=ANATOMY,
         data=DATA,
         known=machines.builtin(),
         assumed=Assumptions.model_validate(assumed or {}),

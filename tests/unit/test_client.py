@@ -14,9 +14,9 @@ from support import kubeconfig, minimal
 
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import Condition, ConditionType, YoloTrainingJobStatus
-from yolojob.cli import live_view
+from yolojob.cli import job_view, live_view
+from yolojob.client import Client, ClusterError
 from yolojob.client import client as module
-from yolojob.client.client import Client, ClusterError
 from yolojob.client.kubeconfig import contexts
 
 
@@ -96,10 +96,10 @@ def told(message: str, width: int | None = None) -> str:
     job = YoloTrainingJob.model_validate(minimal("a-name-that-is-rather-long-for-a-column-of-a-terminal"))
     job.status = YoloTrainingJobStatus(conditions=[condition])
     out = io.StringIO()
-    console = live_view.console()
+    console = live_view.plain_console()
     console.file = out
-    live_view.story(job, [{"message": message, "reason": "[x]", "type": "Warning"}], console)
-    live_view.jobs([job], console)
+    job_view.describe_job(job, [{"message": message, "reason": "[x]", "type": "Warning"}], console)
+    job_view.show_jobs([job], console)
     return out.getvalue()
 
 

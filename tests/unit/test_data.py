@@ -14,7 +14,7 @@ from gang import Gang
 from yolojob_trainer.data import image_cache
 
 from yolojob.api.constants import ExitCode
-from yolojob.api.status import Report, State
+from yolojob.api.trainer_report import Report, TrainerState
 
 
 def data_set(folder: Path, train: int, val: int = 2, *, suffix: str = ".jpg") -> Path:
@@ -58,7 +58,7 @@ def test_a_data_set_with_one_image(gangs: Any, tmp_path: Path, world_size: int) 
     """With two ranks one has nothing to train, and one nothing to validate."""
     code, report, gang = train(gangs, data_set(tmp_path / "set", 1, 1), world_size, train={"epochs": 2})
     assert code == 0, gang.log()
-    assert report.state == State.SUCCEEDED
+    assert report.state == TrainerState.SUCCEEDED
     assert report.progress.epoch == 2
     assert report.result is not None
     assert report.result.map50 is not None

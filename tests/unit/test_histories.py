@@ -15,7 +15,8 @@ from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.node_facts import NodeFacts
 
-from yolojob.api.status import Phase, Progress, Report, Timing, YoloTrainingJobStatus
+from yolojob.api.status import JobPhase, Progress, Timing, YoloTrainingJobStatus
+from yolojob.api.trainer_report import Report
 
 QUOTA = Obstacle(reason="QuotaExceeded", message="exceeded quota: pods")
 NOWHERE: dict[str, Any] = {"node": "", "scheduled": None, "started": None, "ready": False}
@@ -145,13 +146,13 @@ def test_a_worker_that_has_succeeded_may_go() -> None:
     story.at(1, early(0), early(1))
     story.at(100, early(0), early(1, "Succeeded", finished=after(100)))
     made = story.at(160, early(0))
-    assert (made.status.phase, made.status.attempt, made.status.disruptions) == (Phase.RUNNING, 1, 0)
+    assert (made.status.phase, made.status.attempt, made.status.disruptions) == (JobPhase.RUNNING, 1, 0)
     assert not made.create
     assert made.status.workers.succeeded == 1
     story.at(200, early(0), report=said(190))
     assert story.shown.progress, "the others are still listened to"
     made = story.at(300, early(0, "Succeeded", finished=after(300)))
-    assert made.status.phase == Phase.SUCCEEDED
+    assert made.status.phase == JobPhase.SUCCEEDED
     assert made.status.workers.succeeded == 2
 
 
@@ -223,7 +224,7 @@ def test_a_deadline_frees_what_the_job_holds_whatever_is_to_be_kept(policy: str)
     other = pod(1) if active else pod(1, "Pending", waiting="Unschedulable: 0/3", **NOWHERE)
     story.at(1, pod(0), other)
     made = story.at(61, pod(0), other)
-    assert made.status.phase == Phase.FAILED
+    assert made.status.phase == JobPhase.FAILED
     assert {d.name for d in made.delete} == {"digits-worker-0", "digits-worker-1"}
     ended = [pod(0, "Failed", exit_code=143), pod(1, "Failed", exit_code=143)]
     assert not story.at(62, *ended).delete, "their logs stay"
@@ -259,5 +260,5 @@ def test_a_training_that_is_done_ends_though_its_first_pod_went() -> None:
     story.at(1, early(0), early(1))
     story.at(100, early(0, "Succeeded", finished=after(100)), early(1))
     made = story.at(103, early(1))
-    assert made.status.phase == Phase.SUCCEEDED
+    assert made.status.phase == JobPhase.SUCCEEDED
     assert made.status.attempt == 1

@@ -15,7 +15,8 @@ from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob.api.constants import ExitCode
-from yolojob.api.status import Progress, Report, Timing, YoloTrainingJobStatus
+from yolojob.api.status import Progress, Timing, YoloTrainingJobStatus
+from yolojob.api.trainer_report import Report
 
 CREATED = after(-10)
 PRICE = {"pricing": {"perWorkerHour": 3.6}}
@@ -196,7 +197,7 @@ def test_the_price_comes_from_the_node() -> None:
     assert story.status is not None
     assert story.status.cost is not None
     assert story.status.history[-1].per_worker_hour == 0.424
-    assert "g2-standard-4" in (story.status.cost.message or "")
+    assert "g2-standard-4" in (story.status.cost.price_source or "")
 
 
 def test_no_price_is_said_and_is_not_nothing() -> None:
@@ -205,7 +206,7 @@ def test_no_price_is_said_and_is_not_nothing() -> None:
     made = story.at(30, *gang(1, 0)).status
     assert made.cost is not None
     assert made.cost.so_far is None
-    assert "g2-standard-4" in (made.cost.message or ""), "the nearest name is offered"
+    assert "g2-standard-4" in (made.cost.price_source or ""), "the nearest name is offered"
 
 
 class TestAnyHistory:
@@ -314,4 +315,4 @@ def test_two_currencies_are_not_added_up() -> None:
     story.at(200, *gang(2, 103))
     cost = story.status.cost  # type: ignore[union-attr]
     assert (cost.currency, cost.so_far) == ("USD", before)
-    assert "EUR" in cost.message
+    assert "EUR" in cost.price_source

@@ -9,11 +9,11 @@ from studies import WATTS, job, measurement, record, survey
 
 from yolojob.catalogue import machines
 from yolojob.catalogue.machines import InvalidCatalogue, UnknownMachine
-from yolojob.cli import tables
 from yolojob.estimation import assumptions, billing, prediction, target
 from yolojob.estimation.assumptions import Assumptions, InvalidAssumption
-from yolojob.estimation.estimator import NotKnown
-from yolojob.estimation.option import Option, break_even, pareto, recommend
+from yolojob.estimation.estimator import CannotEstimate
+from yolojob.estimation.option import Option, cost_text, option_json
+from yolojob.estimation.recommendation import break_even, pareto, recommend
 from yolojob.estimation.target import Target, UnknownTarget
 
 LOCAL = Target(text="local")
@@ -21,7 +21,7 @@ L4 = Target(text="gke:g2-standard-4", machine="g2-standard-4")
 
 
 def predicted() -> prediction.Prediction:
-    return prediction.of(job().spec, measurement(), workers=2, shared=False, cached=True)
+    return prediction.predict_from_bench(job().spec, measurement(), workers=2, shared=False, cached=True)
 
 
 class TestBills:
@@ -45,14 +45,14 @@ class TestBills:
     def test_no_price_is_never_0(self) -> None:
         option = survey(record("cluster")).option(Target(text="cluster", context="cluster"))
         assert option.cost is None
-        assert tables.money(option.bill.total, "USD") == "no price"
-        assert tables.option_json(option)["cost"] is None
-        assert "set spec.pricing.perWorkerHour" in option.bill.price_words
+        assert cost_text(option.bill.total, "USD") == "no price"
+        assert option_json(option)["cost"] is None
+        assert "set spec.pricing.perWorkerHour" in option.bill.price_source
 
     def test_without_a_counter_the_machine_here_has_no_price(self) -> None:
         option = survey(record()).option(LOCAL)
         assert option.cost is None
-        assert "--assume watts" in option.bill.price_words
+        assert "--assume watts" in option.bill.price_source
 
     def test_electricity_and_what_the_machine_has_cost(self) -> None:
         known = survey(
@@ -82,7 +82,7 @@ class TestBills:
         assert "repeated work" in spot.bill.parts
         t4 = Target(text="g4dn.xlarge", machine="g4dn.xlarge")
         assert survey(**spec).option(t4).bill.per_hour == pytest.approx(0.526)
-        assert "no spot price is known" in survey(**spec).option(t4).bill.price_words
+        assert "no spot price is known" in survey(**spec).option(t4).bill.price_source
         assert survey(assumed={"spotDiscount": 0.6}, **spec).option(t4).bill.per_hour == pytest.approx(0.526 * 0.4)
 
 
@@ -98,7 +98,7 @@ def cheap(name: str, seconds: float, cost: float | None, stays: bool = True) -> 
     bill = billing.Bill(
         currency="USD",
         parts={"machines": figure},
-        price_words=f"price of {name}",
+        price_source=f"price of {name}",
         per_hour=None if cost is None else 1.0,
     )
     return Option(target=Target(text=name, context=name), name=name, predicted=made, bill=bill, power=None, stays=stays)
@@ -185,7 +185,7 @@ class TestTargets:
         assert words in str(error.value)
 
     def test_what_was_not_measured(self) -> None:
-        with pytest.raises(NotKnown, match="yolojob bench FILE --on prod"):
+        with pytest.raises(CannotEstimate, match="yolojob bench FILE --on prod"):
             survey().option(Target(text="prod", context="prod"))
 
 

@@ -8,7 +8,7 @@ import pytest
 from plans import NOW, after, failed, job, make, pod, running
 from yolojob_operator.control.metrics import Metrics
 
-from yolojob.api.status import Phase, YoloTrainingJobStatus
+from yolojob.api.status import JobPhase, YoloTrainingJobStatus
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -69,7 +69,7 @@ def test_a_jobs_series_are_read_once_for_each_version_and_go_with_it() -> None:
     def status(version: int) -> Callable[[], YoloTrainingJobStatus]:
         def look() -> YoloTrainingJobStatus:
             read.append(version)
-            return YoloTrainingJobStatus(phase=Phase.RUNNING, restarts=version)
+            return YoloTrainingJobStatus(phase=JobPhase.RUNNING, restarts=version)
 
         return look
 

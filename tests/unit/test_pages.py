@@ -11,9 +11,9 @@ from studies import WATTS, job, record, survey
 
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import Attempt, Cost, Timing, YoloTrainingJobStatus
-from yolojob.client.client import ClusterError
+from yolojob.client import ClusterError
 from yolojob.estimation.target import Target
-from yolojob.reports import advice, comparison, run_files, run_report
+from yolojob.reports import advice, comparison, comparison_page, run_files, run_report, run_report_page
 
 
 def run_folder(folder: Path, epochs: int = 3) -> Path:
@@ -43,7 +43,7 @@ def run_folder(folder: Path, epochs: int = 3) -> Path:
 
 class TestStory:
     def test_a_run_by_its_own_record(self, tmp_path: Path) -> None:
-        story = run_report.of_folder(run_folder(tmp_path / "digits"))
+        story = run_report.from_folder(run_folder(tmp_path / "digits"))
         assert story.name == "digits"
         assert story.parts == pytest.approx(
             {"startup": 5.0, "data_wait": 7.2, "forward": 1.2, "backward": 2.4, "all_reduce": 1.8, "validation": 1.5}
@@ -74,7 +74,7 @@ class TestStory:
         if not text:
             (folder / file).unlink()
         with pytest.raises(run_files.NoRun, match=words):
-            run_report.of_folder(folder)
+            run_report.from_folder(folder)
 
     def test_a_job_by_its_status(self) -> None:
         told = job()
@@ -86,9 +86,9 @@ class TestStory:
             queued_seconds=10.0, image_pull_seconds=30.0, training_seconds={"forward": 60.0}, running_seconds=60.0
         )
         told.status = YoloTrainingJobStatus(
-            timing=timing, history=attempts, cost=Cost(currency="USD", so_far=0.15, message="told")
+            timing=timing, history=attempts, cost=Cost(currency="USD", so_far=0.15, price_source="told")
         )
-        story = run_report.told(told)
+        story = run_report.from_status(told)
         assert story.parts["queued"] == 10.0
         recomputed = sum(a.pod_seconds * (a.per_worker_hour or 0) / 3600 for a in attempts)
         assert story.cost is not None
@@ -98,26 +98,28 @@ class TestStory:
 
     def test_no_price_is_said(self) -> None:
         told = job()
-        told.status = YoloTrainingJobStatus(timing=Timing(queued_seconds=1.0), cost=Cost(message="no price: set it"))
-        assert run_report.cost_words(run_report.told(told).cost) == "no price: set it"
+        told.status = YoloTrainingJobStatus(
+            timing=Timing(queued_seconds=1.0), cost=Cost(price_source="no price: set it")
+        )
+        assert run_report.cost_words(run_report.from_status(told).cost) == "no price: set it"
         assert "no price" in run_report.cost_words(None)
 
     def test_a_job_that_has_not_begun(self) -> None:
         with pytest.raises(ClusterError, match="has not begun"):
-            run_report.told(YoloTrainingJob.model_validate(job().to_json()))
+            run_report.from_status(YoloTrainingJob.model_validate(job().to_json()))
 
 
 class TestAdvice:
     def test_a_run_in_which_nothing_stands_out(self) -> None:
-        assert advice.of({"forward": 50.0, "backward": 45.0, "data_wait": 5.0}, {0: 0.1, 1: 0.101}, None) == []
+        assert advice.suggest({"forward": 50.0, "backward": 45.0, "data_wait": 5.0}, {0: 0.1, 1: 0.101}, None) == []
 
     def test_the_most_valuable_first(self) -> None:
-        found = advice.of({"forward": 10.0, "data_wait": 30.0, "validation": 60.0}, {}, job().spec)
+        found = advice.suggest({"forward": 10.0, "data_wait": 30.0, "validation": 60.0}, {}, job().spec)
         assert [a.change.partition(":")[0] for a in found] == ["val", "cache"]
 
     def test_images_that_are_cached_need_no_cache(self) -> None:
         spec = job(train={"cache": "ram", "epochs": 5}).spec
-        assert "loader processes" in advice.of({"forward": 10.0, "data_wait": 30.0}, {}, spec)[0].change
+        assert "loader processes" in advice.suggest({"forward": 10.0, "data_wait": 30.0}, {}, spec)[0].change
 
 
 def compared(tmp_path: Path, **assumed: Any) -> comparison.Comparison:
@@ -129,7 +131,9 @@ def compared(tmp_path: Path, **assumed: Any) -> comparison.Comparison:
     ]
     named = job()
     named.metadata.name = "</script><b>x"
-    return comparison.of(named, known, [known.option(t) for t in targets], run_folder(tmp_path / "curve", epochs=20))
+    return comparison.build_comparison(
+        named, known, [known.option(t) for t in targets], run_folder(tmp_path / "curve", epochs=20)
+    )
 
 
 def test_a_comparison_has_all_that_was_asked(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_a_comparison_has_all_that_was_asked(tmp_path: Path) -> None:
         assert option["seconds"]["low"] <= option["seconds"]["value"] <= option["seconds"]["high"]
         assert option["costPerEpoch"] == pytest.approx(option["cost"]["value"] / 20)
     assert "cheaper than" in plain["breakEven"]
-    comparison.write(found, tmp_path / "page.html")
+    comparison_page.write_comparison_page(found, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     for heading in (
         "Where the time goes",
@@ -158,7 +162,9 @@ def test_a_comparison_has_all_that_was_asked(tmp_path: Path) -> None:
 
 
 def test_a_report_page(tmp_path: Path) -> None:
-    run_report.write(run_report.of_folder(run_folder(tmp_path / "run")), tmp_path / "report.html")
+    run_report_page.write_run_report_page(
+        run_report.from_folder(run_folder(tmp_path / "run")), tmp_path / "report.html"
+    )
     text = (tmp_path / "report.html").read_text()
     for heading in (
         "From start to model",

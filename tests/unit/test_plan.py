@@ -17,7 +17,8 @@ from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob.api.constants import ExitCode
-from yolojob.api.status import Failure, Phase, Progress, Report, Result, State, Timing, YoloTrainingJobStatus
+from yolojob.api.status import JobPhase, Progress, Result, Timing, YoloTrainingJobStatus
+from yolojob.api.trainer_report import Failure, Report, TrainerState
 
 
 def test_a_new_job_gets_a_service_and_all_its_pods_at_once() -> None:
@@ -28,7 +29,7 @@ def test_a_new_job_gets_a_service_and_all_its_pods_at_once() -> None:
         ("Pod", "digits-worker-1"),
     ]
     assert made.status.attempt == 1
-    assert made.status.phase == Phase.PENDING
+    assert made.status.phase == JobPhase.PENDING
     assert conditions(made)["Accepted"] == ("True", "Accepted")
 
 
@@ -36,7 +37,7 @@ def test_what_is_there_is_not_made_again() -> None:
     first = make(job())
     made = make(job(first.status), pod(0, "Pending", node=""), pod(1, "Pending", node=""))
     assert made.create == ()
-    assert made.status.phase == Phase.QUEUED
+    assert made.status.phase == JobPhase.QUEUED
     only_the_other = make(job(first.status), pod(1, "Pending"))
     assert [o["metadata"]["name"] for o in only_the_other.create] == ["digits-worker-0"]
 
@@ -44,9 +45,9 @@ def test_what_is_there_is_not_made_again() -> None:
 def test_it_runs_when_all_its_pods_run() -> None:
     first = make(job())
     half = make(job(first.status), pod(0), pod(1, "Pending"))
-    assert half.status.phase == Phase.STARTING
+    assert half.status.phase == JobPhase.STARTING
     both = make(job(half.status), pod(0), pod(1))
-    assert both.status.phase == Phase.RUNNING
+    assert both.status.phase == JobPhase.RUNNING
     assert both.status.workers.ready == 2
     assert reasons(both) == [], "conditions and pods say it already"
     again = make(job(both.status), pod(0), pod(1))
@@ -66,7 +67,7 @@ def test_why_it_waits_stands_in_the_condition() -> None:
 
 def test_staging_is_told_and_takes_nothing_away() -> None:
     """While data is fetched there are no epochs yet; what an attempt before had reached stays."""
-    report = Report(state=State.STAGING, progress=Progress(staged_bytes=5, dataset_bytes=10))
+    report = Report(state=TrainerState.STAGING, progress=Progress(staged_bytes=5, dataset_bytes=10))
     first = make(running(), pod(0), pod(1), report=report).status
     assert first.progress is not None
     assert (first.progress.staged_bytes, first.progress.dataset_bytes, first.progress.epochs) == (5, 10, 0)
@@ -88,16 +89,16 @@ def test_progress_is_taken_over_from_rank_0() -> None:
 
 def test_success_takes_the_figures_from_the_termination_message() -> None:
     report = Report(
-        state=State.SUCCEEDED,
+        state=TrainerState.SUCCEEDED,
         progress=Progress(epoch=3, epochs=3, map50=0.93),
         result=Result(weights="pvc://runs/weights/best.pt", map50=0.93, map=0.61),
     )
     last_word = report.model_dump_json(by_alias=True, exclude_none=True)
     waiting = make(running(), pod(0, "Succeeded", message=last_word), pod(1))
-    assert waiting.status.phase == Phase.RUNNING, "the others may end by themselves"
+    assert waiting.status.phase == JobPhase.RUNNING, "the others may end by themselves"
     assert waiting.due == NOW + FAREWELL
     made = make(job(waiting.status), pod(0, "Succeeded", message=last_word), pod(1), now=NOW + FAREWELL)
-    assert made.status.phase == Phase.SUCCEEDED
+    assert made.status.phase == JobPhase.SUCCEEDED
     assert made.status.result == report.result
     assert made.status.completion_time == NOW + FAREWELL
     assert [d.name for d in made.delete] == ["digits-worker-1"], "cleanPodPolicy: Running"
@@ -147,7 +148,7 @@ def test_one_lost_worker_replaces_the_gang(pods: list[PodFacts], restarts: int, 
     made = make(running(), *pods)
     assert (made.status.restarts, made.status.disruptions) == (restarts, disruptions)
     assert made.status.attempt == 2
-    assert made.status.phase == Phase.RESTARTING
+    assert made.status.phase == JobPhase.RESTARTING
     assert conditions(made)["Running"] == ("False", reason)
     assert {d.name for d in made.delete} == {p.name for p in pods if not p.deleted}
     assert made.create == (), "names are free only when the old pods are gone"
@@ -185,9 +186,9 @@ def test_a_worker_that_hangs_again_and_again_is_a_failure() -> None:
 
 def test_bad_input_fails_at_once_in_the_ranks_own_words() -> None:
     failure = Failure(rank=0, reason="DatasetNotFound", message="there is no folder", exit_code=2)
-    words = Report(state=State.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
+    words = Report(state=TrainerState.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
     made = make(running(), failed(0, ExitCode.BAD_INPUT, message=words), failed(1, ExitCode.PEER_LOST))
-    assert made.status.phase == Phase.FAILED
+    assert made.status.phase == JobPhase.FAILED
     assert made.status.restarts == 0
     assert conditions(made)["Failed"] == ("True", "DatasetNotFound")
     assert "there is no folder" in next(c.message for c in made.status.conditions if c.type == "Failed")
@@ -196,10 +197,10 @@ def test_bad_input_fails_at_once_in_the_ranks_own_words() -> None:
 def test_backoff_limit() -> None:
     current = running(runPolicy={"backoffLimit": 1})
     first = make(current, failed(1, 1), pod(0))
-    assert first.status.phase == Phase.RESTARTING
+    assert first.status.phase == JobPhase.RESTARTING
     status = first.status.model_copy(deep=True)
     made = make(job(status, runPolicy={"backoffLimit": 1}), failed(0, 1, attempt=2), pod(1, attempt=2))
-    assert made.status.phase == Phase.FAILED
+    assert made.status.phase == JobPhase.FAILED
     assert conditions(made)["Failed"] == ("True", "BackoffLimitExceeded")
 
 
@@ -251,7 +252,7 @@ def test_a_ready_node_is_given_more_time_to_end_a_pod() -> None:
 
 def test_suspend_and_resume() -> None:
     suspended = make(job(running().status, runPolicy={"suspend": True}), pod(0), pod(1))
-    assert suspended.status.phase == Phase.SUSPENDED
+    assert suspended.status.phase == JobPhase.SUSPENDED
     assert len(suspended.delete) == 2
     assert reasons(suspended) == ["Suspended"]
     still = make(job(suspended.status, runPolicy={"suspend": True}))
@@ -267,7 +268,7 @@ def test_suspend_and_resume() -> None:
 def test_suspended_from_the_start() -> None:
     made = make(job(runPolicy={"suspend": True}))
     assert made.create == ()
-    assert made.status.phase == Phase.SUSPENDED
+    assert made.status.phase == JobPhase.SUSPENDED
     assert make(job(made.status)).status.attempt == 1
 
 
@@ -344,9 +345,9 @@ def test_a_gang_that_runs_is_looked_after_though_its_like_would_be_refused_now()
     current = job(running().status, **forbidden)
     made = make(current, pod(0), pod(1))
     assert conditions(made)["Accepted"] == ("False", "TemplateForbidden")
-    assert made.status.phase == Phase.RUNNING
+    assert made.status.phase == JobPhase.RUNNING
     done = make(job(made.status, **forbidden), pod(0, "Succeeded"), pod(1, "Succeeded"))
-    assert done.status.phase == Phase.SUCCEEDED
+    assert done.status.phase == JobPhase.SUCCEEDED
     lost = make(job(made.status, **forbidden), failed(0, 1), pod(1))
     assert make(job(lost.status, **forbidden)).create == ()
 
@@ -414,7 +415,7 @@ class TestRefusedMeanwhile:
 
     def test_its_pods_vanish(self) -> None:
         made = make(job(running().status, **FORBIDDEN))
-        assert (made.status.phase, made.status.disruptions) == (Phase.RESTARTING, 1)
+        assert (made.status.phase, made.status.disruptions) == (JobPhase.RESTARTING, 1)
         assert make(job(made.status, **FORBIDDEN)).create == ()
 
     def test_deadlines_are_kept(self) -> None:
@@ -425,7 +426,7 @@ class TestRefusedMeanwhile:
 
     def test_it_can_be_suspended(self) -> None:
         made = make(job(running().status, **FORBIDDEN, runPolicy={"suspend": True}))
-        assert made.status.phase == Phase.SUSPENDED
+        assert made.status.phase == JobPhase.SUSPENDED
 
     def test_the_device_is_no_second_verdict(self) -> None:
         gpu = {"types": ["T4"], "required": False}
@@ -469,7 +470,7 @@ class TestTrained:
         assert waiting.due == NOW + FAREWELL
         assert (waiting.status.attempt, waiting.delete) == (1, ())
         made = make(job(waiting.status, runPolicy=policy), *self.DONE, now=NOW + FAREWELL)
-        assert made.status.phase == Phase.SUCCEEDED
+        assert made.status.phase == JobPhase.SUCCEEDED
 
     def test_its_ttl_is_due_at_once(self) -> None:
         ttl = {"ttlSecondsAfterFinished": 7}
@@ -480,7 +481,7 @@ class TestTrained:
 
     @pytest.mark.parametrize("finished", [after(3600), None])
     def test_a_nodes_clock_does_not_hold_it_up(self, finished: datetime | None) -> None:
-        assert make(running(), pod(0, "Succeeded", finished=finished), pod(1)).status.phase == Phase.SUCCEEDED
+        assert make(running(), pod(0, "Succeeded", finished=finished), pod(1)).status.phase == JobPhase.SUCCEEDED
 
 
 def test_replicas_that_changed_in_a_suspension_that_nobody_saw() -> None:
@@ -508,15 +509,15 @@ def test_waiting_in_vain_for_one_that_has_no_place_is_no_failure() -> None:
     for attempt in range(1, 6):
         there = failed(0, ExitCode.PEER_LOST, attempt=attempt), dataclasses.replace(unplaced, attempt=attempt)
         status = make(job(status), *there, now=after(600 * attempt)).status
-    assert (status.restarts, status.disruptions, status.phase) == (0, 5, Phase.RESTARTING)
+    assert (status.restarts, status.disruptions, status.phase) == (0, 5, JobPhase.RESTARTING)
     assert "0/3 nodes" in (status.history[-2].message or "")
 
 
 def test_words_of_any_length_fit_a_condition() -> None:
     failure = Failure(rank=0, reason="X" * 2000, message="y" * 40_000, exit_code=2)
-    words = Report(state=State.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
+    words = Report(state=TrainerState.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
     made = make(running(), failed(0, ExitCode.BAD_INPUT, message=words), pod(1))
-    assert made.status.phase == Phase.FAILED
+    assert made.status.phase == JobPhase.FAILED
 
 
 class TestSilentNodes:
@@ -552,7 +553,7 @@ def test_a_queue_stops_the_clock_of_the_active_deadline() -> None:
     status = make(job(**spec)).status
     gated = [pod(i, "Pending", node="", started=None, scheduled=None, gated=True) for i in range(2)]
     held = make(job(status, **spec), *gated, now=after(61))
-    assert (held.status.phase, held.status.start_time, held.due) == (Phase.QUEUED, None, None)
+    assert (held.status.phase, held.status.start_time, held.due) == (JobPhase.QUEUED, None, None)
     admitted = make(job(held.status, **spec), pod(0), pod(1), now=after(100))
     assert (admitted.status.start_time, admitted.due) == (after(100), after(160))
     over = make(job(admitted.status, **spec), pod(0), pod(1), now=after(160))
@@ -613,9 +614,9 @@ def test_the_words_of_a_suspension_are_true() -> None:
 @pytest.mark.parametrize("policy", ["activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"])
 def test_the_longest_times_can_be_reckoned_with(policy: str) -> None:
     made = make(job(running(runPolicy={policy: 2**31 - 1}).status, runPolicy={policy: 2**31 - 1}), pod(0), pod(1))
-    assert made.status.phase == Phase.RUNNING
+    assert made.status.phase == JobPhase.RUNNING
     done = make(job(made.status, runPolicy={policy: 2**31 - 1}), pod(0, "Succeeded"), pod(1, "Succeeded"))
-    assert done.status.phase == Phase.SUCCEEDED
+    assert done.status.phase == JobPhase.SUCCEEDED
     with pytest.raises(ValueError, match="less than or equal to 2147483647"):
         job(runPolicy={policy: 2**31})
 
@@ -648,7 +649,7 @@ def test_suspended_at_any_moment(moment: str) -> None:
         ).status
         there = [pod(0), pod(1), pod(2), pod(3, "Pending", node="")]
     asleep = make(job(status, **elastic, runPolicy={"suspend": True}), *there)
-    assert asleep.status.phase == Phase.SUSPENDED
+    assert asleep.status.phase == JobPhase.SUSPENDED
     assert asleep.create == ()
     assert {d.name for d in asleep.delete} == {p.name for p in there}
     assert asleep.status.next_attempt_time is None

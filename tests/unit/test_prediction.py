@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from studies import ANATOMY, DATA, PLAIN, job, measurement, record, survey
 from support import minimal
 
-from yolojob.api.fingerprint import fingerprint
+from yolojob.api.fingerprint import job_fingerprint
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.measurement import Link, Micro, Steps
+from yolojob.api.measurement import Link, MicrobatchPass, Steps
 from yolojob.catalogue import machines
 from yolojob.estimation import prediction, roofline, workload
 from yolojob.estimation.assumptions import Assumptions
-from yolojob.estimation.estimate import Basis, Figure, total
-from yolojob.estimation.option import flattening
+from yolojob.estimation.estimate import Basis, Estimate, total
+from yolojob.estimation.recommendation import flattening
 from yolojob.estimation.target import Target
 
 
@@ -55,7 +55,7 @@ class TestWork:
         given_ = {"nbs": nbs, "warmup_epochs": warmup}
         train = {"epochs": epochs, "batch": batch, **{k: v for k, v in given_.items() if v is not None}}
         spec = YoloTrainingJob.model_validate(minimal(train=train)).spec
-        assert workload.of(spec, images).updates == brute(spec, images)
+        assert workload.count_workload(spec, images).updates == brute(spec, images)
 
     @pytest.mark.parametrize(
         ("train", "mosaic"),
@@ -68,7 +68,7 @@ class TestWork:
         ],
     )
     def test_epochs_with_mosaic(self, train: dict[str, Any], mosaic: int) -> None:
-        assert workload.of(job(train=train).spec, 100).mosaic_epochs == mosaic
+        assert workload.count_workload(job(train=train).spec, 100).mosaic_epochs == mosaic
 
     def test_the_defaults_are_ultralytics(self) -> None:
         from ultralytics.utils import DEFAULT_CFG as defaults
@@ -82,7 +82,7 @@ class TestWork:
 
 
 def predict(workers: int = 1, shared: bool = True, **facts: Any) -> prediction.Prediction:
-    return prediction.of(job().spec, measurement(**facts), workers=workers, shared=shared, cached=True)
+    return prediction.predict_from_bench(job().spec, measurement(**facts), workers=workers, shared=shared, cached=True)
 
 
 class TestMeasured:
@@ -98,7 +98,7 @@ class TestMeasured:
         assert found.limit == "computing"
 
     def test_staging_counts_where_the_data_is_not_there(self) -> None:
-        cold = prediction.of(job().spec, measurement(), workers=1, shared=False, cached=False)
+        cold = prediction.predict_from_bench(job().spec, measurement(), workers=1, shared=False, cached=False)
         assert cold.total.value == pytest.approx(predict().total.value + 2.0)
 
     def test_two_workers_of_one_machine_are_slowed_down_as_the_twin_was(self) -> None:
@@ -125,12 +125,12 @@ class TestMeasured:
         assert other.parts["backward"].value <= one.parts["backward"].value * (1 + 1e-9)
 
     def test_a_bench_without_half_passes_scales_by_images(self) -> None:
-        found = predict(2, shared=False, micro=[Micro(images=16, seconds=0.084)])
+        found = predict(2, shared=False, microbatch_passes=[MicrobatchPass(images=16, seconds=0.084)])
         assert found.parts["forward"].value == pytest.approx(500 * 0.03 / 2)
 
     def test_a_noisy_bench_has_a_wider_interval(self) -> None:
-        noisy = [Steps(mosaic=False, count=10, seconds=PLAIN, deviation=0.05)]
-        calm = [Steps(mosaic=False, count=10, seconds=PLAIN, deviation=0.001)]
+        noisy = [Steps(with_mosaic=False, count=10, seconds=PLAIN, deviation=0.05)]
+        calm = [Steps(with_mosaic=False, count=10, seconds=PLAIN, deviation=0.001)]
         a, b = predict(steps=noisy).total, predict(steps=calm).total
         assert a.high - a.low > b.high - b.low
 
@@ -144,13 +144,13 @@ class TestMeasured:
 
 class TestFigures:
     def test_a_sum_is_known_as_its_worst_part_that_counts(self) -> None:
-        large, small = Figure.within(100.0, 0.1, Basis.MEASURED), Figure.factor(1.0, 2.0)
+        large, small = Estimate.within(100.0, 0.1, Basis.MEASURED), Estimate.factor(1.0, 2.0)
         assert total([large, small]).basis is Basis.MEASURED
         assert total([large, small.times(50)]).basis is Basis.PREDICTED
 
     @given(st.lists(st.floats(0, 1e9), max_size=6))
     def test_intervals_hold_their_values(self, values: list[float]) -> None:
-        found = total(Figure.within(v, 0.2, Basis.SCALED) for v in values)
+        found = total(Estimate.within(v, 0.2, Basis.SCALED) for v in values)
         assert found.low <= found.value * (1 + 1e-9)
         assert found.value <= found.high * (1 + 1e-9) + 1e-9
 
@@ -158,7 +158,7 @@ class TestFigures:
 def on(machine: str, workers: int = 1, **spec: Any) -> prediction.Prediction:
     known = machines.builtin()
     row = known.machine(machine)
-    return roofline.of(
+    return roofline.predict_from_roofline(
         job(**spec).spec, ANATOMY, DATA, row, known.accelerators[row.gpu], workers=workers, assumed=Assumptions()
     )
 
@@ -181,7 +181,9 @@ class TestRoofline:
         known = machines.builtin()
         row = known.machine("g4dn.xlarge")
         with pytest.raises(roofline.DoesNotFit, match=r"batch 16 needs 40.0 GiB in each GPU, 25.9 GiB more.*fits is 5"):
-            roofline.of(job().spec, large, DATA, row, known.accelerators["T4"], workers=1, assumed=Assumptions())
+            roofline.predict_from_roofline(
+                job().spec, large, DATA, row, known.accelerators["T4"], workers=1, assumed=Assumptions()
+            )
 
     def test_a_bench_on_another_gpu_makes_it_better_known(self) -> None:
         host = measurement().host.model_copy(update={"gpu": "NVIDIA L4", "gpus": 1})
@@ -198,7 +200,7 @@ def test_the_fingerprint_is_of_what_the_speed_depends_on() -> None:
     base = {"epochs": 20, "batch": 16}
     same = [{**base, "epochs": 99}, {**base, "seed": 7}, {**base, "lr0": 0.1}]
     other = [{**base, "imgsz": 320}, {**base, "batch": 32}, {**base, "mosaic": 0.0}, {**base, "amp": "bf16"}]
-    found = fingerprint(job(train=base).spec)
-    assert {fingerprint(job(train=t).spec) for t in same} == {found}
-    assert found not in {fingerprint(job(train=t).spec) for t in other}
-    assert fingerprint(job(train=base, workers={"replicas": 4}).spec) == found
+    found = job_fingerprint(job(train=base).spec)
+    assert {job_fingerprint(job(train=t).spec) for t in same} == {found}
+    assert found not in {job_fingerprint(job(train=t).spec) for t in other}
+    assert job_fingerprint(job(train=base, workers={"replicas": 4}).spec) == found

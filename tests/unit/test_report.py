@@ -15,18 +15,19 @@ from yolojob_trainer.errors import is_lost_peer
 from yolojob_trainer.launch import single_process_environment, verdict
 from yolojob_trainer.observability.metrics import Metrics, serve
 from yolojob_trainer.observability.progress_report import Throughput, shorten, write_termination_message
-from yolojob_trainer.training.phase_clock import Phase, Span
+from yolojob_trainer.training.phase_clock import Span
 
 from yolojob.api.constants import ExitCode
-from yolojob.api.status import Failure, Progress, Report, State
+from yolojob.api.status import JobPhase, Progress
+from yolojob.api.trainer_report import Failure, Report, TrainerState
 
 
 @given(st.text(max_size=9000), st.lists(st.text(max_size=2000), max_size=8))
 def test_the_termination_message_fits(message: str, warnings: list[str]) -> None:
     failure = Failure(rank=0, reason="TrainingFailed", message=message, exit_code=1)
-    text = shorten(Report(state=State.FAILED, failure=failure, warnings=warnings, progress=Progress(epoch=3)))
+    text = shorten(Report(state=TrainerState.FAILED, failure=failure, warnings=warnings, progress=Progress(epoch=3)))
     assert len(text.encode()) <= 4096
-    assert Report.model_validate_json(text).state == State.FAILED
+    assert Report.model_validate_json(text).state == TrainerState.FAILED
 
 
 def test_a_survivor_does_not_overwrite_the_culprit(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_a_survivor_does_not_overwrite_the_culprit(tmp_path: Path) -> None:
 
     def leave(code: ExitCode) -> None:
         failure = Failure(rank=0, reason="Why", message=code.name, exit_code=code)
-        write_termination_message(Report(state=State.FAILED, failure=failure), path)
+        write_termination_message(Report(state=TrainerState.FAILED, failure=failure), path)
 
     def word() -> str:
         return str(json.loads(path.read_text())["failure"]["message"])
@@ -99,7 +100,7 @@ def test_throughput_is_a_sliding_mean() -> None:
 def test_metrics_are_served_and_parse() -> None:
     metrics = Metrics(namespace="default", job_name="digits", rank=1)
     metrics.images.inc(32)
-    parts = [(Phase.FORWARD, 0.25), (Phase.BACKWARD, 0.5)]
+    parts = [(JobPhase.FORWARD, 0.25), (JobPhase.BACKWARD, 0.5)]
     metrics.observe_step(Span(epoch=0, step=0, images=32, start=0.0, parts=parts, reduction=0.375))
     metrics.describe({"device": 'CPU "fast"'})
     port = serve(metrics, lambda: {"state": "Training"}, 0)

@@ -13,7 +13,7 @@ import yaml
 from support import kubeconfig
 from test_cli import call, manifest, small
 
-from yolojob.api.measurement import Record
+from yolojob.estimation.bench_records import Record
 
 pytestmark = pytest.mark.slow
 QUICK_BENCH = ("--seconds", "6")
@@ -40,7 +40,7 @@ def test_a_bench_measures_all_of_a_training(measured: tuple[Path, Any]) -> None:
     assert {"data_wait", "forward", "loss", "backward"} <= set(steps["seconds"])
     for name in ("startupSeconds", "updateSeconds", "validationSeconds", "checkpointSeconds"):
         assert m[name] > 0, name
-    whole, half = m["micro"]
+    whole, half = m["microbatchPasses"]
     assert whole["images"] == 2 * half["images"]
     assert half["sharedSeconds"] > 0.5 * half["seconds"]
     assert m["link"]["between"] == "processes"
@@ -63,7 +63,7 @@ def test_an_estimate_needs_no_training(tmp_path: Path, cache: Path) -> None:
     done = call(tmp_path, cache, "estimate", manifest(tmp_path, small()), "--output", "json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["anatomy"]["parameters"] > 100_000
+    assert found["model_profile"]["parameters"] > 100_000
     assert found["data"]["images"] > 0
     assert len(found["options"]) >= 7
     assert {o["seconds"]["basis"] for o in found["options"]} == {"predicted"}
@@ -87,11 +87,11 @@ def test_operations_are_counted_as_ultralytics_counts_them() -> None:
 TRAIN_16 = """
 import resource, torch
 from ultralytics.nn.tasks import DetectionModel
-from yolojob_trainer import anatomy
+from yolojob_trainer import model_profile
 
 torch.set_num_threads(1)
 model = DetectionModel("yolo11n.yaml", verbose=False)
-found = anatomy.of(model, 320, torch.float32)
+found = model_profile.of(model, 320, torch.float32)
 model.train()
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 out = model(torch.rand(16, 3, 320, 320))

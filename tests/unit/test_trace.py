@@ -10,40 +10,42 @@ from typing import Any
 import pytest
 import torch
 from yolojob_trainer.observability.trace import line, phase_events
-from yolojob_trainer.training.phase_clock import Clocks, Phase, PhaseClock, Span
+from yolojob_trainer.training.phase_clock import Clocks, PhaseClock, Span
+
+from yolojob.api.time_parts import TimePart
 
 
 def test_marks_leave_no_gap() -> None:
     clock = PhaseClock(torch.device("cpu"))
     clock.start()
-    clock.mark(Phase.DATA_WAIT)
-    clock.mark(Phase.FORWARD, at=clock.now())
+    clock.mark(TimePart.DATA_WAIT)
+    clock.mark(TimePart.FORWARD, at=clock.now())
     clock.reduced(1.0, 1.5)
-    clock.end(Phase.UNACCOUNTED, epoch=0, step=3, images=8)
-    clock.end(Phase.VALIDATION, epoch=0, step=4)
+    clock.end(TimePart.OTHER, epoch=0, step=3, images=8)
+    clock.end(TimePart.VALIDATION, epoch=0, step=4)
     step, validation = clock.completed()
     assert clock.completed() == []
     assert (step.step, step.images, step.reduction) == (3, 8, 0.5)
-    assert [phase for phase, _ in step.parts] == [Phase.DATA_WAIT, Phase.FORWARD, Phase.UNACCOUNTED]
+    assert [phase for phase, _ in step.parts] == [TimePart.DATA_WAIT, TimePart.FORWARD, TimePart.OTHER]
     assert validation.images == 0
     assert validation.start == pytest.approx(step.start + step.duration, abs=1e-9)
 
 
 def test_clocks_add_up_by_phase() -> None:
     clocks = Clocks(staging=1.0, startup=2.0)
-    parts = [(Phase.FORWARD, 0.25), (Phase.FORWARD, 0.25), (Phase.UNACCOUNTED, 0.125)]
+    parts = [(TimePart.FORWARD, 0.25), (TimePart.FORWARD, 0.25), (TimePart.OTHER, 0.125)]
     clocks.add(Span(epoch=0, step=0, images=8, start=0.0, parts=parts, reduction=0.5))
-    clocks.add(Span(epoch=0, step=1, images=0, start=0.0, parts=[(Phase.VALIDATION, 3.0)]))
-    clocks.add(Span(epoch=0, step=1, images=0, start=0.0, parts=[(Phase.CHECKPOINT, 4.0)]))
+    clocks.add(Span(epoch=0, step=1, images=0, start=0.0, parts=[(TimePart.VALIDATION, 3.0)]))
+    clocks.add(Span(epoch=0, step=1, images=0, start=0.0, parts=[(TimePart.CHECKPOINT, 4.0)]))
     timing = clocks.timing()
-    assert timing.training_seconds == {"forward": 0.5, "unaccounted": 0.125}
+    assert timing.training_seconds == {"forward": 0.5, "other": 0.125}
     assert (timing.staging_seconds, timing.startup_seconds) == (1.0, 2.0)
     assert (timing.validation_seconds, timing.checkpoint_seconds) == (3.0, 4.0)
-    assert timing.all_reduce_total_seconds == 0.5
+    assert timing.all_reduce_with_overlap_seconds == 0.5
 
 
 def test_a_line_and_its_row_in_the_chrome_trace() -> None:
-    parts = [(Phase.DATA_WAIT, 0.25), (Phase.FORWARD, 0.5)]
+    parts = [(TimePart.DATA_WAIT, 0.25), (TimePart.FORWARD, 0.5)]
     span = Span(epoch=1, step=2, images=16, start=1_000.5, parts=parts, reduction=0.125)
     assert line(span) == {
         "epoch": 1,
@@ -51,7 +53,7 @@ def test_a_line_and_its_row_in_the_chrome_trace() -> None:
         "start": 1_000.5,
         "images": 16,
         "seconds": {"data_wait": 0.25, "forward": 0.5},
-        "allReduceTotal": 0.125,
+        "allReduceWithOverlap": 0.125,
     }
     name, wait, forward = phase_events([span], base=1_000 * 10**9, rank=3)
     assert name["args"] == {"name": "phases"}

@@ -19,7 +19,7 @@ from support import eventually, minimal
 from yolojob.api.constants import ExitCode
 from yolojob.api.manifest import parse
 from yolojob.api.run import Run
-from yolojob.api.status import State
+from yolojob.api.trainer_report import TrainerState
 
 
 @pytest.mark.parametrize("model", ["yolo11", "yolo26"])
@@ -83,7 +83,7 @@ def test_kill_9_in_mid_epoch_resumes_at_the_exact_sample(gangs: Any, tmp_path: P
     eventually(lambda: progress(stopped)() > before + 10, "it trains on", seconds=60)
     stopped.processes[0].send_signal(signal.SIGTERM)
     assert stopped.wait() == [ExitCode.INTERRUPTED]
-    assert stopped.report().state == State.INTERRUPTED
+    assert stopped.report().state == TrainerState.INTERRUPTED
     assert "image" in stopped.report().resumed_from
 
     ended = gangs(2, replicas=2, train=train, checkpoint=checkpoint)
@@ -110,7 +110,7 @@ def test_a_finished_run_started_again_ends_well_at_once(gangs: Any, tmp_path: Pa
     again = gangs(1, replicas=1)
     assert again.wait() == [0]
     report = again.report()
-    assert report.state == State.SUCCEEDED
+    assert report.state == TrainerState.SUCCEEDED
     assert report.progress.epoch == report.progress.epochs == 2
     assert report.result is not None
     assert report.result.map50 is not None

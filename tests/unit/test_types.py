@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -50,4 +51,5 @@ def test_no_way_out_of_a_claim(path: str) -> None:
 def test_parts() -> None:
     where = uri.parse("pvc://runs/team/digits/", ("pvc",))
     assert (where.scheme, where.location, where.path) == ("pvc", "runs", "team/digits")
-    assert str(where) == "pvc://runs/team/digits"
+    assert str(where) == "pvc://runs/team/digits/", "as it was written: the API server compares texts"
+    assert where.under(Path("/volumes")) == Path("/volumes/runs/team/digits")

@@ -19,8 +19,9 @@ import pytest
 import yaml
 from support import eventually, kubeconfig, minimal
 
+from yolojob.api.errors import NotFound
 from yolojob.api.job import YoloTrainingJob
-from yolojob.client.client import Client, ClusterError, NotFound
+from yolojob.client import Client, ClusterError
 
 JOBS = "/apis/yolojob.dev/v1alpha1/namespaces/default/yolotrainingjobs"
 PODS = "/api/v1/namespaces/default/pods"

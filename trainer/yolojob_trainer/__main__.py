@@ -17,8 +17,10 @@ from pydantic import ValidationError
 
 from yolojob.api import constants
 from yolojob.api.constants import ExitCode, Mode
+from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
-from yolojob.api.status import Failure, Report, Result, State
+from yolojob.api.status import Result
+from yolojob.api.trainer_report import Failure, Report, TrainerState
 from yolojob_trainer import environment
 from yolojob_trainer.errors import BadInput, PeerLost, TrainerError, is_lost_peer
 from yolojob_trainer.system.process import process_start
@@ -33,7 +35,7 @@ def main() -> int:
         report = _train(rank)
     except Exception as error:  # noqa: BLE001 - whatever it was, it is told in full, and mapped to an exit code
         failure = _failure(error, rank)
-        state = State.INTERRUPTED if failure.exit_code == ExitCode.INTERRUPTED else State.FAILED
+        state = TrainerState.INTERRUPTED if failure.exit_code == ExitCode.INTERRUPTED else TrainerState.FAILED
         report = _last_report() or Report()
         report.state, report.failure = state, failure
         _tell(error, failure)
@@ -54,13 +56,13 @@ def _last_report() -> Report | None:
 
 def _failure(error: Exception, rank: int) -> Failure:
     if is_lost_peer(error) and not isinstance(error, TrainerError):
-        error = PeerLost("PeerLost", f"another worker went away: {str(error).partition(chr(10))[0][:300]}")
+        error = PeerLost(Reason.PEER_LOST, f"another worker went away: {str(error).partition(chr(10))[0][:300]}")
     if isinstance(error, TrainerError):
         return Failure(rank=rank, reason=error.reason, message=str(error), exit_code=error.exit_code)
     if "out of memory" in str(error).lower():
-        reason, hint = "OutOfMemory", " (use a smaller spec.train.batch or spec.train.imgsz, or more workers)"
+        reason, hint = Reason.OUT_OF_MEMORY, " (use a smaller spec.train.batch or spec.train.imgsz, or more workers)"
     else:
-        reason, hint = "TrainingFailed", ""
+        reason, hint = Reason.TRAINING_FAILED, ""
     message = f"{type(error).__name__}: {error}{hint}"
     return Failure(rank=rank, reason=reason, message=message, exit_code=ExitCode.FAILED)
 
@@ -77,8 +79,8 @@ def _end_without(who: str, rank: int) -> None:
 
     message = f"another worker went away: {who}"
     report = _last_report() or Report()
-    report.state = State.FAILED
-    report.failure = Failure(rank=rank, reason="PeerLost", message=message, exit_code=ExitCode.PEER_LOST)
+    report.state = TrainerState.FAILED
+    report.failure = Failure(rank=rank, reason=Reason.PEER_LOST, message=message, exit_code=ExitCode.PEER_LOST)
     print(f"yolojob: rank {rank}: PeerLost: {message}", file=sys.stderr, flush=True)  # noqa: T201
     write_termination_message(report, _termination_log())
     os._exit(ExitCode.PEER_LOST)
@@ -92,9 +94,9 @@ def _train(rank: int) -> Report:
     try:
         run = Run.model_validate_json(os.environ[constants.ENV_RUN])
     except KeyError:
-        raise BadInput("NoRun", f"{constants.ENV_RUN} is not set: workers are started by yolojob") from None
+        raise BadInput(Reason.NO_RUN, f"{constants.ENV_RUN} is not set: workers are started by yolojob") from None
     except ValidationError as error:
-        raise BadInput("InvalidRun", f"{constants.ENV_RUN}: {error}") from None
+        raise BadInput(Reason.INVALID_RUN, f"{constants.ENV_RUN}: {error}") from None
 
     # Only now: these take a second and more to import.
     from yolojob_trainer.distributed.world import World
@@ -132,7 +134,7 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
     if mode is Mode.INSPECT:
         inspect_job.run(run, reporter, cache=cache, volumes=volumes)
         return None
-    reporter.say(State.STAGING)
+    reporter.say(TrainerState.STAGING)
     began = time.perf_counter()
     # Before hours are spent on the data: whether the result can be kept.
     storage = Storage(environment.output_dir(), run.spec, reporter.not_saved) if world.is_main else None
@@ -174,7 +176,7 @@ def _train_in(world, run: Run, reporter, scratch: Path, rendezvous: float) -> Re
             ),
         )
     except ValueError as error:
-        raise BadInput("InvalidSettings", f"spec.train: {' '.join(str(error).split())}") from error
+        raise BadInput(Reason.INVALID_SETTINGS, f"spec.train: {' '.join(str(error).split())}") from error
     if mode is Mode.TUNE:
         reporter.conclude(tuning=trainer.measure())
         return None

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from yolojob.api import constants
+from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput
 
 
@@ -34,7 +35,7 @@ def chrome_steps() -> int:
     """
     text = os.environ.get(constants.ENV_TRACE_STEPS) or "0"
     if not text.isdigit():
-        raise BadInput("InvalidEnvironment", f"{constants.ENV_TRACE_STEPS}: {text!r}: must be a number of steps")
+        raise BadInput(Reason.INVALID_ENVIRONMENT, f"{constants.ENV_TRACE_STEPS}: {text!r}: must be a number of steps")
     return int(text)
 
 
@@ -47,7 +48,7 @@ def mode() -> constants.Mode:
     text = os.environ.get(constants.ENV_MODE) or constants.Mode.TRAIN
     if text not in list(constants.Mode):
         known = ", ".join(constants.Mode)
-        raise BadInput("InvalidEnvironment", f"{constants.ENV_MODE}: {text!r}: must be one of {known}")
+        raise BadInput(Reason.INVALID_ENVIRONMENT, f"{constants.ENV_MODE}: {text!r}: must be one of {known}")
     return constants.Mode(text)
 
 
@@ -59,7 +60,9 @@ def bench_seconds() -> float:
     """
     text = os.environ.get(constants.ENV_BENCH_SECONDS) or "45"
     if not text.isdigit() or not int(text):
-        raise BadInput("InvalidEnvironment", f"{constants.ENV_BENCH_SECONDS}: {text!r}: must be a number of seconds")
+        raise BadInput(
+            Reason.INVALID_ENVIRONMENT, f"{constants.ENV_BENCH_SECONDS}: {text!r}: must be a number of seconds"
+        )
     return float(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from yolojob.api.constants import ExitCode
+from yolojob.api.reasons import Reason
 
 
 class TrainerError(Exception):
@@ -10,10 +11,9 @@ class TrainerError(Exception):
 
     exit_code = ExitCode.FAILED
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        """One word in CamelCase, as in a condition."""
 
 
 class BadInput(TrainerError):

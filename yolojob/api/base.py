@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 
-class Model(BaseModel):
+class ApiModel(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel,
         populate_by_name=True,
@@ -19,7 +19,7 @@ class Model(BaseModel):
     )
 
 
-class Received(Model):
+class LenientModel(ApiModel):
     """What a program says to another, which may be older: it reads what it knows."""
 
     model_config = ConfigDict(extra="ignore")

@@ -7,9 +7,11 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema, WithJsonSchema
+from pydantic_core import core_schema
 
 from yolojob.api import uri as uris
+from yolojob.api.uri import Uri
 
 # A structural schema has no unions. A field without a type keeps whatever comes, and `enum`, `minimum`, `pattern`…
 # bind only values of their own type, so together they describe a union after all.
@@ -125,18 +127,20 @@ AutoOrQuantity = Annotated[
 ]
 
 
-def _checked(schemes: tuple[str, ...]) -> tuple[AfterValidator, WithJsonSchema]:
-    def check(value: str) -> str:
-        uris.parse(value, schemes)
-        return value
-
-    schema = {"type": "string", "maxLength": 1024, "pattern": uris.pattern(schemes)}
-    return AfterValidator(check), WithJsonSchema(schema)
+_MAX_URI_LENGTH = 1024
 
 
-_dataset_check, _dataset_schema = _checked(uris.DATASET_SCHEMES)
-_weights_check, _weights_schema = _checked(uris.WEIGHTS_SCHEMES)
-_storage_check, _storage_schema = _checked(uris.STORAGE_SCHEMES)
-DatasetUri = Annotated[str, Field(max_length=1024), _dataset_check, _dataset_schema]
-WeightsUri = Annotated[str, Field(max_length=1024), _weights_check, _weights_schema]
-StorageUri = Annotated[str, Field(max_length=1024), _storage_check, _storage_schema]
+def _uri(schemes: tuple[str, ...]) -> tuple[GetPydanticSchema, WithJsonSchema]:
+    """A string outside, a parsed `Uri` inside."""
+    schema = core_schema.no_info_after_validator_function(
+        lambda text: uris.parse(text, schemes),
+        core_schema.str_schema(max_length=_MAX_URI_LENGTH),
+        serialization=core_schema.to_string_ser_schema(when_used="always"),
+    )
+    described = {"type": "string", "maxLength": _MAX_URI_LENGTH, "pattern": uris.pattern(schemes)}
+    return GetPydanticSchema(lambda *_: schema), WithJsonSchema(described)
+
+
+DatasetUri = Annotated[Uri, *_uri(uris.DATASET_SCHEMES)]
+WeightsUri = Annotated[Uri, *_uri(uris.WEIGHTS_SCHEMES)]
+StorageUri = Annotated[Uri, *_uri(uris.STORAGE_SCHEMES)]

@@ -11,7 +11,7 @@ _NO_MATTER = ("epochs", "patience", "seed", "lr0", "lrf", "momentum", "weight_de
 """Settings that change how many steps there are, or what is learnt, but not how long a step takes."""
 
 
-def fingerprint(spec: YoloTrainingJobSpec) -> str:
+def job_fingerprint(spec: YoloTrainingJobSpec) -> str:
     """A short name for all that the speed of a job depends on, but for machines and the number of workers."""
     train = spec.train.model_dump(mode="json", exclude_none=True, exclude=set(_NO_MATTER))
     content = [

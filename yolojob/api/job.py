@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 from yolojob.api.spec import YoloTrainingJobSpec
-from yolojob.api.status import Phase, Time, YoloTrainingJobStatus
+from yolojob.api.status import JobPhase, Time, YoloTrainingJobStatus
 
 
-class Metadata(Model):
+class Metadata(ApiModel):
     """The part of Kubernetes' ObjectMeta that anyone here reads; the rest is carried along."""
 
     model_config = ConfigDict(extra="allow")
@@ -26,7 +26,7 @@ class Metadata(Model):
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
-class YoloTrainingJob(Model):
+class YoloTrainingJob(ApiModel):
     """One training of one detector."""
 
     api_version: Literal["yolojob.dev/v1alpha1"] = "yolojob.dev/v1alpha1"
@@ -38,7 +38,7 @@ class YoloTrainingJob(Model):
     @property
     def has_ended(self) -> bool:
         """Whether it has succeeded or failed, and stays so."""
-        return self.status is not None and self.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
+        return self.status is not None and self.status.phase in (JobPhase.SUCCEEDED, JobPhase.FAILED)
 
     def to_json(self) -> dict[str, Any]:
         """The object as Kubernetes has it, without what was never set."""

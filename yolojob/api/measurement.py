@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 
 # Rounded when it is written: in a cluster a measurement travels in a termination message, of 4096 bytes.
 Amount = Annotated[float, Field(ge=0), PlainSerializer(lambda value: float(f"{value:.6g}"), return_type=float)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Host(Model):
+class Host(ApiModel):
     """The machine under worker 0."""
 
     cpu: str
@@ -36,7 +36,7 @@ class Host(Model):
     ultralytics: str
 
 
-class Anatomy(Model):
+class ModelProfile(ApiModel):
     """What the job's network is made of, at the job's image size."""
 
     parameters: Count
@@ -57,7 +57,7 @@ TRANSIENT = 1.25
 docs/costs.md."""
 
 
-class DataFacts(Model):
+class DataFacts(ApiModel):
     """The data set."""
 
     images: Count | None = None
@@ -67,10 +67,10 @@ class DataFacts(Model):
     """To be staged."""
 
 
-class Steps(Model):
+class Steps(ApiModel):
     """Training steps of one kind, after the first ones, which are slower."""
 
-    mosaic: bool
+    with_mosaic: bool
     """With mosaic and its kin, which the last `close_mosaic` epochs do without."""
     count: Count
     seconds: dict[str, Amount]
@@ -79,7 +79,7 @@ class Steps(Model):
     """Standard deviation of a step."""
 
 
-class Micro(Model):
+class MicrobatchPass(ApiModel):
     """A forward and a backward pass alone, without data and optimizer."""
 
     images: Count
@@ -88,7 +88,7 @@ class Micro(Model):
     """With half of the CPUs, while another process computes the same on the other half; none on a GPU."""
 
 
-class Link(Model):
+class Link(ApiModel):
     """Reducing gradients among workers."""
 
     between: Literal["workers", "processes"]
@@ -100,7 +100,7 @@ class Link(Model):
     (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md, "busbw")."""
 
 
-class Rates(Model):
+class Rates(ApiModel):
     """What feeds the training."""
 
     samples_per_core: Amount | None = None
@@ -113,7 +113,7 @@ class Rates(Model):
     """From the data set's object store, by one connection."""
 
 
-class Energy(Model):
+class Energy(ApiModel):
     """Power while training."""
 
     watts: Amount
@@ -121,7 +121,7 @@ class Energy(Model):
     """nvml: the GPUs' own counters. rapl: the CPU packages'."""
 
 
-class Measurement(Model):
+class Measurement(ApiModel):
     """The outcome of a bench."""
 
     made_at: str
@@ -135,7 +135,7 @@ class Measurement(Model):
     device: str
     precision: str
     host: Host
-    anatomy: Anatomy
+    model_profile: ModelProfile
     data: DataFacts
     startup_seconds: Amount
     rendezvous_seconds: Amount
@@ -145,10 +145,10 @@ class Measurement(Model):
     steps: list[Steps]
     update_seconds: Amount
     """Optimizer and moving average, of each optimizer step."""
-    micro: list[Micro]
+    microbatch_passes: list[MicrobatchPass]
     validation_seconds: Amount
     """Of all validation images, by all ranks; the shorter one of an early network's and a later one's."""
-    validation_most_seconds: Amount
+    validation_max_seconds: Amount
     """The longer one: a network that has begun to learn sees more objects than there are."""
     checkpoint_seconds: Amount
     epoch_seconds: Amount
@@ -156,18 +156,3 @@ class Measurement(Model):
     link: Link | None = None
     rates: Rates
     energy: Energy | None = None
-
-
-class Record(Model):
-    """A measurement and where it was made: what `yolojob bench` writes into a file."""
-
-    target: str
-    """As it was asked for: local, or a kubeconfig's context."""
-    waits: dict[str, Amount] = Field(default_factory=dict)
-    """Seconds before the pods ran, by part: queued, scheduling, image pull."""
-    per_worker_hour: Amount | None = None
-    """Price of a worker there, and its currency, where there is one."""
-    currency: str | None = None
-    price_words: str = ""
-    """Where it comes from, or what is missing."""
-    measurement: Measurement

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 from yolojob.api.spec import YoloTrainingJobSpec
 
 
-class Run(Model):
+class Run(ApiModel):
     """One run: the job's spec with all defaults, frozen at the start of the attempt."""
 
     name: str

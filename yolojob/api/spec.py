@@ -6,28 +6,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 from yolojob.api.fields import AutoOrCount, AutoOrQuantity, DatasetUri, Quantity, StorageUri, WeightsUri
 from yolojob.api.train_settings import TrainSettings
 
-MOST = 2**31 - 1
+MAX_INT32 = 2**31 - 1
 """The largest whole number that stands for a time or a count, as in Kubernetes' own objects; 68 years."""
-Seconds = Annotated[int, Field(ge=0, le=MOST)]
-PositiveSeconds = Annotated[int, Field(ge=1, le=MOST)]
+Seconds = Annotated[int, Field(ge=0, le=MAX_INT32)]
+PositiveSeconds = Annotated[int, Field(ge=1, le=MAX_INT32)]
 
 # A file name inside a data set or a weights folder: relative, and not out of it.
 FILE_PATTERN = r"^([^./][^/]*|\.[^./][^/]*)(/([^./][^/]*|\.[^./][^/]*))*$"
 FileName = Annotated[str, Field(min_length=1, max_length=253, pattern=FILE_PATTERN)]
 
 
-class Weights(Model):
+class Weights(ApiModel):
     """Starting point of the training."""
 
     uri: WeightsUri
     """A .pt file to start from, or a folder that holds spec.model.name."""
 
 
-class ModelRef(Model):
+class ModelRef(ApiModel):
     """What is trained."""
 
     name: FileName
@@ -38,7 +38,7 @@ class ModelRef(Model):
     """Compound scale [depth, width, max_channels] in place of the architecture's own, for models smaller than n."""
 
 
-class Dataset(Model):
+class Dataset(ApiModel):
     """What it is trained on."""
 
     uri: DatasetUri
@@ -48,7 +48,7 @@ class Dataset(Model):
     """The Ultralytics data file inside it. A `download:` in it is never run."""
 
 
-class Gpu(Model):
+class Gpu(ApiModel):
     """GPUs of each worker."""
 
     count: Annotated[int, Field(ge=1, le=64)] = 1
@@ -66,7 +66,7 @@ class Gpu(Model):
 ResourceMap = dict[str, Quantity]
 
 
-class Resources(Model):
+class Resources(ApiModel):
     """Resources of the trainer container, as in any pod. GPUs belong in spec.workers.gpu."""
 
     requests: ResourceMap = Field(default_factory=dict)
@@ -90,7 +90,7 @@ PodTemplate = Annotated[
 ]
 
 
-class Workers(Model):
+class Workers(ApiModel):
     """The pods that train together."""
 
     replicas: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -121,7 +121,7 @@ class Workers(Model):
         return self.replicas * self.processes
 
 
-class Elastic(Model):
+class Elastic(ApiModel):
     """How few and how many workers an attempt may have."""
 
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -130,7 +130,7 @@ class Elastic(Model):
     """Never use more workers than this."""
 
 
-class Storage(Model):
+class Storage(ApiModel):
     """Where checkpoints, weights, results and logs go."""
 
     uri: StorageUri
@@ -138,10 +138,10 @@ class Storage(Model):
     laptop, file:///FOLDER. To a bucket, files are uploaded in the background."""
 
 
-class Checkpoint(Model):
+class Checkpoint(ApiModel):
     """When the state is saved, and how often it is kept."""
 
-    every_epochs: Annotated[int, Field(ge=1, le=MOST)] = 1
+    every_epochs: Annotated[int, Field(ge=1, le=MAX_INT32)] = 1
     """Save after every Nth epoch."""
     every_seconds: PositiveSeconds = 300
     """Save within an epoch when the last save is this long ago."""
@@ -149,7 +149,7 @@ class Checkpoint(Model):
     """Checkpoints kept; at least two, so that a broken newest one loses little."""
 
 
-class Scheduling(Model):
+class Scheduling(ApiModel):
     """How the pods are placed together."""
 
     queue: Annotated[str, Field(max_length=253)] = ""
@@ -160,12 +160,12 @@ class Scheduling(Model):
     """PriorityClass of the pods."""
 
 
-class RunPolicy(Model):
+class RunPolicy(ApiModel):
     """The job's life, with the field names of Kubernetes' Job."""
 
     suspend: bool = False
     """Stop the pods, keep the checkpoint."""
-    backoff_limit: Annotated[int, Field(ge=0, le=MOST)] = 3
+    backoff_limit: Annotated[int, Field(ge=0, le=MAX_INT32)] = 3
     """Restarts after failures before the job fails. Preemption, eviction and lost nodes do not count."""
     active_deadline_seconds: PositiveSeconds | None = None
     """Fail when the job has been active for so long."""
@@ -179,7 +179,7 @@ class RunPolicy(Model):
     """A controller other than this operator looks after the job."""
 
 
-class Tuning(Model):
+class Tuning(ApiModel):
     """Short trials before the first epoch that choose what does not change the result."""
 
     mode: Literal["Off", "Auto"] = "Off"
@@ -189,7 +189,7 @@ class Tuning(Model):
     """Time for the trials."""
 
 
-class Pricing(Model):
+class Pricing(ApiModel):
     """What an hour costs; empty takes it from the node's instance type."""
 
     machine: Annotated[str, Field(max_length=63)] | None = None
@@ -205,7 +205,7 @@ class Pricing(Model):
     will be."""
 
 
-class YoloTrainingJobSpec(Model):
+class YoloTrainingJobSpec(ApiModel):
     """What is trained, on what, by how many, and what happens when it ends."""
 
     model_config = ConfigDict(title="spec")

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, PlainSerializer
 
-from yolojob.api.base import Received
-from yolojob.api.measurement import Anatomy, DataFacts, Measurement
+from yolojob.api.base import LenientModel
+from yolojob.api.time_parts import STEP_PARTS, TimePart, known_part
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
-class Phase(enum.StrEnum):
+class JobPhase(enum.StrEnum):
     """One word for where the job stands, derived from the conditions."""
 
     PENDING = "Pending"
@@ -45,7 +45,7 @@ class ConditionType(enum.StrEnum):
     FAILED = "Failed"
 
 
-class Condition(Received):
+class Condition(LenientModel):
     """A metav1.Condition."""
 
     type: Annotated[ConditionType, Field(strict=False)]
@@ -56,7 +56,7 @@ class Condition(Received):
     observed_generation: Count = 0
 
 
-class WorkerCounts(Received):
+class WorkerCounts(LenientModel):
     """Pods of the current attempt."""
 
     desired: Count = 0
@@ -70,7 +70,7 @@ class WorkerCounts(Received):
     """Label selector of the worker pods, for the scale subresource."""
 
 
-class Progress(Received):
+class Progress(LenientModel):
     """How far the training is."""
 
     epoch: Count = 0
@@ -103,7 +103,7 @@ class Progress(Received):
     """When the trainer said so."""
 
 
-class Timing(Received):
+class Timing(LenientModel):
     """Where the time went, in seconds, over all attempts. From queuedSeconds to unaccountedSeconds the parts share no time."""
 
     queued_seconds: Seconds | None = None
@@ -136,30 +136,27 @@ class Timing(Received):
     """Running time that no trainer has accounted for: rounding, and images that make no report."""
     running_seconds: Seconds | None = None
     """From the first worker's start to its end, over all attempts: rendezvous to lostSeconds, and unaccountedSeconds."""
-    all_reduce_total_seconds: Seconds | None = None
+    all_reduce_with_overlap_seconds: Seconds | None = None
     """Reducing gradients in all. The part that is not hidden behind the backward pass is trainingSeconds.all_reduce."""
     updated_at: Time | None = None
     """Time is accounted for up to this moment."""
 
     @property
-    def parts(self) -> dict[str, float]:
+    def parts(self) -> dict[TimePart, float]:
         """Seconds by part, in the order in which they happen. Together they are the wall clock."""
-        return {
-            "queued": self.queued_seconds or 0.0,
-            "scheduling": self.scheduling_seconds or 0.0,
-            "image pull": self.image_pull_seconds or 0.0,
-            "rendezvous": self.rendezvous_seconds or 0.0,
-            "startup": self.startup_seconds or 0.0,
-            "staging": self.staging_seconds or 0.0,
-            **self.training_seconds,
-            "validation": self.validation_seconds or 0.0,
-            "checkpoint": self.checkpoint_seconds or 0.0,
-            "lost": self.lost_seconds or 0.0,
-            "shutdown": self.shutdown_seconds or 0.0,
-            "restart": self.restart_seconds or 0.0,
-            "suspended": self.suspended_seconds or 0.0,
-            "not accounted for": self.unaccounted_seconds or 0.0,
-        }
+        parts = dict.fromkeys(TimePart, 0.0)
+        for part in TimePart:
+            if part not in STEP_PARTS:
+                parts[part] = getattr(self, f"{part.value}_seconds") or 0.0
+        for name, seconds in self.training_seconds.items():
+            known = known_part(name)
+            parts[known if known in STEP_PARTS else TimePart.OTHER] += seconds
+        return parts
+
+    @property
+    def spent(self) -> dict[TimePart, float]:
+        """`parts` without those that took no time."""
+        return {part: seconds for part, seconds in self.parts.items() if seconds > 0}
 
     @property
     def trained_seconds(self) -> float:
@@ -169,7 +166,7 @@ class Timing(Received):
         return sum(self.training_seconds.values()) + sum(value or 0.0 for value in (*own, *others))
 
 
-class Cost(Received):
+class Cost(LenientModel):
     """What the pods cost while they ran, over all attempts."""
 
     currency: str | None = None
@@ -183,11 +180,11 @@ class Cost(Received):
     """Of timing.lostSeconds."""
     budget: Seconds | None = None
     """spec.pricing.budget, when the account was last written."""
-    message: str | None = None
+    price_source: str | None = None
     """Where the price comes from, or why there is none."""
 
 
-class Attempt(Received):
+class Attempt(LenientModel):
     """One gang of pods."""
 
     attempt: Count
@@ -205,7 +202,7 @@ class Attempt(Received):
     reason: str | None = None
     """Why it ended."""
     message: Annotated[str, Field(max_length=1024)] | None = None
-    earlier_seconds: Seconds = 0.0
+    running_seconds_before: Seconds = 0.0
     """timing.runningSeconds when it began."""
     pod_seconds: Seconds = 0.0
     """Running time of its pods, summed."""
@@ -216,7 +213,7 @@ class Attempt(Received):
     """podSeconds × perWorkerHour."""
 
 
-class Result(Received):
+class Result(LenientModel):
     """What came out."""
 
     weights: str
@@ -225,10 +222,10 @@ class Result(Received):
     map: float | None = None
 
 
-class YoloTrainingJobStatus(Received):
+class YoloTrainingJobStatus(LenientModel):
     """Where the job stands."""
 
-    phase: Annotated[Phase, Field(strict=False)] = Phase.PENDING
+    phase: Annotated[JobPhase, Field(strict=False)] = JobPhase.PENDING
     conditions: list[Condition] = Field(default_factory=list)
     observed_generation: Count = 0
     start_time: Time | None = None
@@ -243,7 +240,7 @@ class YoloTrainingJobStatus(Received):
     """Attempts lost to preemption, eviction, lost nodes; not counted."""
     next_attempt_time: Time | None = None
     """Back-off: not before this moment is the next attempt made."""
-    next_growth_time: Time | None = None
+    next_scale_up_time: Time | None = None
     """Not before this moment is room for more workers looked for (spec.elastic)."""
     history: list[Attempt] = Field(default_factory=list)
     """The newest attempts, the current one last."""
@@ -252,75 +249,3 @@ class YoloTrainingJobStatus(Received):
     timing: Timing | None = None
     cost: Cost | None = None
     result: Result | None = None
-
-
-class State(enum.StrEnum):
-    """What a trainer is doing."""
-
-    STARTING = "Starting"
-    STAGING = "Staging"
-    TUNING = "Tuning"
-    MEASURING = "Measuring"
-    TRAINING = "Training"
-    VALIDATING = "Validating"
-    SAVING = "Saving"
-    SUCCEEDED = "Succeeded"
-    INTERRUPTED = "Interrupted"
-    FAILED = "Failed"
-
-
-class Failure(Received):
-    """Why a worker ended."""
-
-    rank: Count | None = None
-    """Global rank that said so; none where the launcher speaks."""
-    reason: Annotated[str, Field(pattern="^[A-Z][A-Za-z]*$")]
-    """One word in CamelCase, as in a condition."""
-    message: str
-    """The rank's own words."""
-    exit_code: int
-
-
-class Trial(Received):
-    """One setting that was tried before the training."""
-
-    settings: str
-    """What was changed: "amp=bf16"."""
-    images_per_second: Seconds | None = None
-    loss: float | None = None
-    """Of the same images and weights in every trial."""
-    verdict: str
-    """kept, slower, no gain, or why it was refused or not tried."""
-
-
-class TuningReport(Received):
-    """What spec.tuning has chosen, and why."""
-
-    chosen: dict[str, str]
-    trials: list[Trial]
-
-
-class Report(Received):
-    """What global rank 0 serves at /progress, and what stays in the termination message."""
-
-    state: Annotated[State, Field(strict=False)] = State.STARTING
-    world_size: Count = 1
-    device: str = ""
-    """What it trains on, for people: "NVIDIA H200", "CPU, 2 threads"."""
-    precision: str = ""
-    """fp32, bf16 or fp16."""
-    progress: Progress = Field(default_factory=Progress)
-    timing: Timing = Field(default_factory=Timing)
-    carried_seconds: Seconds = 0.0
-    """The part of `timing` that this attempt took over with a checkpoint of those before it."""
-    resumed_from: str | None = None
-    """Where this attempt took up: "epoch 3, image 128"."""
-    warnings: list[str] = Field(default_factory=list)
-    tuning: TuningReport | None = None
-    measurement: Measurement | None = None
-    """Of a bench."""
-    anatomy: Anatomy | None = None
-    """Of an inspection, as is `data`."""
-    data: DataFacts | None = None
-    result: Result | None = None
-    failure: Failure | None = None

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 from yolojob.api.fields import Amp, Cache, Compile, Freeze, Scale
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -40,7 +40,7 @@ REPLACED: dict[str, str] = {
 """Ultralytics' training settings that `spec.train` does not take, each with what does its work here."""
 
 
-class TrainSettings(Model):
+class TrainSettings(ApiModel):
     """Training settings, with Ultralytics' names and meanings."""
 
     model_config = ConfigDict(alias_generator=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 REMOTE_SCHEMES = ("s3", "gs", "https")
 """What is fetched over the network."""
@@ -28,18 +29,42 @@ _FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Uri:
+    """A URI that was checked and taken apart."""
+
+    text: str
+    """As it was written."""
     scheme: str
     location: str
     """Claim, bucket, host or built-in name; empty for `file`."""
     path: str
-    """Below the location, without a leading slash; for `file` the path as it was written."""
+    """Below the location, without slashes at its ends; for `file` the path as it was written."""
 
     def __str__(self) -> str:
-        return f"{self.scheme}://" + "/".join(part for part in (self.location, self.path) if part)
+        return self.text
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is fetched over the network."""
+        return self.scheme in REMOTE_SCHEMES
+
+    def under(self, volumes: Path) -> Path:
+        """The folder or file on this machine.
+
+        Args:
+            volumes: the folder in which pvc://CLAIM/PATH is CLAIM/PATH.
+
+        Raises:
+            ValueError: the URI is neither pvc:// nor file://.
+        """
+        if self.scheme == "pvc":
+            return volumes / self.location / self.path
+        if self.scheme == "file":
+            return Path(self.path)
+        raise ValueError(f"{self.text}: not a path of this machine")
 
 
 def parse(text: str, schemes: tuple[str, ...]) -> Uri:
-    """Take a URI apart.
+    """Check a URI and take it apart.
 
     Raises:
         ValueError: names what is wrong and what would be right.
@@ -51,9 +76,9 @@ def parse(text: str, schemes: tuple[str, ...]) -> Uri:
     if not re.fullmatch(form, rest):
         raise ValueError(f"must look like {example}")
     if scheme == "file":
-        return Uri(scheme=scheme, location="", path=rest)
+        return Uri(text=text, scheme=scheme, location="", path=rest)
     location, _, path = rest.partition("/")
-    return Uri(scheme=scheme, location=location, path=path.strip("/"))
+    return Uri(text=text, scheme=scheme, location=location, path=path.strip("/"))
 
 
 def pattern(schemes: tuple[str, ...]) -> str:

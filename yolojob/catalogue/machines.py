@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 from yolojob.api.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Machine(Model):
+class Machine(ApiModel):
     """A machine that can be rented."""
 
     provider: str
@@ -41,7 +41,7 @@ class Machine(Model):
     """Where."""
 
 
-class Accelerator(Model):
+class Accelerator(ApiModel):
     """What a GPU can do, by its maker's data sheet."""
 
     half: Positive
@@ -57,7 +57,7 @@ class Accelerator(Model):
     source: str
 
 
-class Catalogue(Model):
+class Catalogue(ApiModel):
     """What is known of machines."""
 
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")]

@@ -12,15 +12,17 @@ from rich.console import Console
 
 from yolojob.api import constants
 from yolojob.api.constants import ExitCode, Mode
-from yolojob.api.errors import UserError
+from yolojob.api.errors import ClusterError, UserError
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.measurement import Record
 from yolojob.api.spec import Gpu, RunPolicy, Tuning
-from yolojob.api.status import ConditionType, Phase, Report, YoloTrainingJobStatus
-from yolojob.cli import live_view
-from yolojob.cli.local_run_view import INTERRUPTED, follow, own_code
-from yolojob.client.client import Client, ClusterError
+from yolojob.api.status import ConditionType, JobPhase, YoloTrainingJobStatus
+from yolojob.api.time_parts import TimeGroup, in_group
+from yolojob.api.trainer_report import Report
+from yolojob.cli import job_view, live_view
+from yolojob.cli.local_run_view import INTERRUPTED, follow_local_run, own_code
+from yolojob.client.client import Client
 from yolojob.client.local_run import LocalRun, Places
+from yolojob.estimation.bench_records import Record
 from yolojob.estimation.target import LOCAL, Target
 
 PENDING_SECONDS = 900
@@ -37,7 +39,7 @@ class BenchFailed(UserError):
         self.code = code
 
 
-def here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, console: Console) -> Report:
+def run_here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, console: Console) -> Report:
     """Run a bench, trials or an inspection on this machine, and keep nothing.
 
     Raises:
@@ -50,7 +52,7 @@ def here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, console
         local = LocalRun(
             job, Places(runs=Path(folder), volumes=places.volumes, cache=places.cache), mode=mode, seconds=seconds
         )
-        code, interrupted = follow(local, live_view.View(job.metadata.name, console))
+        code, interrupted = follow_local_run(local, live_view.LiveView(job.metadata.name, console))
         report = local.report(code)
         log = local.log.read_text()[-3000:] if code == ExitCode.FAILED else ""
         local.close(code)
@@ -63,7 +65,7 @@ def here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, console
     return report
 
 
-def measure_here(job: YoloTrainingJob, places: Places, target: Target, seconds: int, console: Console) -> Record:
+def bench_here(job: YoloTrainingJob, places: Places, target: Target, seconds: int, console: Console) -> Record:
     """Bench a job on this machine.
 
     Raises:
@@ -73,12 +75,12 @@ def measure_here(job: YoloTrainingJob, places: Places, target: Target, seconds: 
     job = job.model_copy(deep=True)
     job.spec.workers.replicas = target.workers or job.spec.workers.replicas
     job.spec.elastic = None
-    report = here(job, places, Mode.BENCH, seconds, console)
+    report = run_here(job, places, Mode.BENCH, seconds, console)
     assert report.measurement is not None
     return Record(target=LOCAL, measurement=report.measurement)
 
 
-def in_cluster(
+def bench_in_cluster(
     job: YoloTrainingJob, target: Target, namespace: str | None, seconds: int, say: Callable[[str], None]
 ) -> Record:
     """Bench a job in a cluster, as a job of its own that is deleted at the end.
@@ -101,7 +103,7 @@ def in_cluster(
     try:
         status = _wait(client, name, say)
         report = client.report(name)
-        if status.phase is Phase.FAILED or report is None or report.measurement is None:
+        if status.phase is JobPhase.FAILED or report is None or report.measurement is None:
             raise BenchFailed(f"{target.text}: {_why(status)}", _code(report))
         return _record(client, name, target, status, report)
     finally:
@@ -142,7 +144,7 @@ def _wait(client: Client, name: str, say: Callable[[str], None]) -> YoloTraining
     for change, job in client.watch(name, known=True):
         if change == "DELETED":
             break
-        if (line := live_view.job_line(job)) != told:
+        if (line := job_view.job_line(job)) != told:
             told = line
             say(line)
         refused = _condition(job.status, ConditionType.ACCEPTED)
@@ -172,10 +174,10 @@ def _code(report: Report | None) -> int:
 def _record(client: Client, name: str, target: Target, status: YoloTrainingJobStatus, report: Report) -> Record:
     assert report.measurement is not None
     timing, attempt = status.timing, status.history[-1] if status.history else None
-    waits = {part: timing.parts[part] for part in ("queued", "scheduling", "image pull")} if timing else {}
+    waits = {part.value: timing.parts[part] for part in in_group(TimeGroup.WAITING)} if timing else {}
     price = attempt.per_worker_hour if attempt else None
     currency = attempt.currency if attempt else None
-    words = (status.cost.message or "") if status.cost else ""
+    words = (status.cost.price_source or "") if status.cost else ""
     if price is None and (hourly := client.hourly_cost(name)) is not None:
         price, currency, words = hourly, "USD", "OpenCost, of the whole node"
     return Record(
@@ -183,6 +185,6 @@ def _record(client: Client, name: str, target: Target, status: YoloTrainingJobSt
         waits=waits,
         per_worker_hour=price,
         currency=currency,
-        price_words=words,
+        price_source=words,
         measurement=report.measurement,
     )

@@ -10,26 +10,25 @@ from rich.console import Console
 
 from yolojob.api import manifest
 from yolojob.api.constants import ExitCode, Mode
-from yolojob.api.fingerprint import fingerprint
+from yolojob.api.fingerprint import job_fingerprint
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.measurement import Record
 from yolojob.catalogue import machines
 from yolojob.catalogue.prices import NoPrice
 from yolojob.cli import bench_runner, live_view, tables
-from yolojob.cli.jobs import Context, Namespace, Output, told
+from yolojob.cli.options import Context, FigureFormat, FigureOutput, Namespace, dump, exit_on_error
 from yolojob.client import kubeconfig
 from yolojob.client.local_run import Places
 from yolojob.estimation import assumptions, target
-from yolojob.estimation.bench_records import Records, best
-from yolojob.estimation.estimator import NotKnown, Survey
-from yolojob.estimation.option import Option
+from yolojob.estimation.bench_records import Record, Records, best
+from yolojob.estimation.estimator import CannotEstimate, Estimator
+from yolojob.estimation.option import Option, option_json
 from yolojob.estimation.roofline import DoesNotFit
 from yolojob.estimation.target import LOCAL, Target
+from yolojob.reports import comparison_page, run_report_page
 
 app = typer.Typer()
 
 Job = Annotated[Path, typer.Argument(metavar="FILE", help="Manifest with one YoloTrainingJob.")]
-As = Annotated[Output, typer.Option("--output", "-o", help="json or yaml print the figures, for programs.")]
 Volumes = Annotated[Path, typer.Option(help="Where pvc://CLAIM/PATH is found as CLAIM/PATH.")]
 Cache = Annotated[Path, typer.Option(envvar="YOLOJOB_CACHE_DIR", help="Where staged data sets are kept.")]
 Folder = Annotated[Path, typer.Option("--measurements", help="Folder of the files that benches leave.")]
@@ -60,7 +59,7 @@ def bench(
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Try the settings of spec.tuning instead.")] = False,
     seconds: Seconds = DEFAULT_SECONDS,
-    output: As = Output.TEXT,
+    output: FigureFormat = FigureOutput.TEXT,
     namespace: Namespace = None,
     volumes: Volumes = Path("volumes"),
     cache: Cache = DEFAULT_CACHE,
@@ -75,17 +74,17 @@ def bench(
     network, data and batch, within spec.tuning.maxSeconds, and says what is fastest without changing the loss. What the
     manifest sets is left alone. spec.tuning.mode: Auto does the same before a training.
     """
-    console = Console(stderr=output is not Output.TEXT)
+    console = Console(stderr=output is not FigureOutput.TEXT)
     places = Places(runs=Path(), volumes=volumes, cache=cache.expanduser())
-    with told():
+    with exit_on_error():
         job = _job(file)
         if tune:
-            report = bench_runner.here(job, places, Mode.TUNE, 0, console)
+            report = bench_runner.run_here(job, places, Mode.TUNE, 0, console)
             assert report.tuning is not None
-            if output is Output.TEXT:
-                live_view.tuning(report.tuning, console)
+            if output is FigureOutput.TEXT:
+                live_view.show_trials(report.tuning, console)
             else:
-                tables.dump(report.tuning.model_dump(mode="json", by_alias=True, exclude_none=True), output)
+                dump(report.tuning.model_dump(mode="json", by_alias=True, exclude_none=True), output)
             return
         targets = _targets(on or [LOCAL], machines.builtin())
         records = []
@@ -98,11 +97,11 @@ def bench(
             path = Records(folder).write(record)
             records.append(record)
             console.print(f"{each.text}: written to {path}", highlight=False, soft_wrap=True)
-        if output is Output.TEXT:
+        if output is FigureOutput.TEXT:
             for record in records:
-                tables.measured(record, console)
+                tables.show_bench(record, console)
         else:
-            tables.dump([r.model_dump(mode="json", by_alias=True, exclude_none=True) for r in records], output)
+            dump([r.model_dump(mode="json", by_alias=True, exclude_none=True) for r in records], output)
 
 
 @app.command()
@@ -116,7 +115,7 @@ def estimate(
     assume: Assumed = None,
     assumed_file: AssumedFile = None,
     own: Own = None,
-    output: As = Output.TEXT,
+    output: FigureFormat = FigureOutput.TEXT,
     volumes: Volumes = Path("volumes"),
     cache: Cache = DEFAULT_CACHE,
     folder: Folder = DEFAULT_FOLDER,
@@ -127,21 +126,21 @@ def estimate(
     roofline model, or from benches in --measurements. Each figure says whether it is measured, scaled from a measurement, or
     predicted, and how far it may be off.
     """
-    console = Console(stderr=output is not Output.TEXT)
+    console = Console(stderr=output is not FigureOutput.TEXT)
     places = Places(runs=Path(), volumes=volumes, cache=cache.expanduser())
-    with told():
+    with exit_on_error():
         job = _job(file)
         known = machines.load(own)
         assumed = assumptions.load(assumed_file, assume or [])
-        measured = [r.target for r in Records(folder).of(fingerprint(job.spec))]
+        measured = [r.target for r in Records(folder).for_job(job_fingerprint(job.spec))]
         targets = _targets(on or [*measured, *known.machines], known)
         survey = _survey(job, places, known, assumed, folder, images, console)
         options, refused = _options(survey, targets)
-        if output is Output.TEXT:
-            tables.anatomy(survey, console)
-            tables.options(options, refused, console)
+        if output is FigureOutput.TEXT:
+            tables.show_model_profile(survey, console)
+            tables.show_options(options, refused, console)
         else:
-            tables.dump({**tables.anatomy_json(survey), "options": [tables.option_json(o) for o in options]}, output)
+            dump({**tables.model_profile_json(survey), "options": [option_json(o) for o in options]}, output)
         if not options and refused:
             raise typer.Exit(ExitCode.BAD_INPUT)
 
@@ -169,7 +168,7 @@ def compare(
     page: Annotated[Path, typer.Option(help="HTML page to write; a picture goes beside it as .png.")] = Path(
         "compare.html"
     ),
-    output: As = Output.TEXT,
+    output: FigureFormat = FigureOutput.TEXT,
     namespace: Namespace = None,
     volumes: Volumes = Path("volumes"),
     cache: Cache = DEFAULT_CACHE,
@@ -180,9 +179,9 @@ def compare(
     Places that can be measured are (a minute each, once); machines of the catalogue are predicted. Writes a table, one
     self-contained HTML page, and a picture.
     """
-    console = Console(stderr=output is not Output.TEXT)
+    console = Console(stderr=output is not FigureOutput.TEXT)
     places = Places(runs=Path(), volumes=volumes, cache=cache.expanduser())
-    with told():
+    with exit_on_error():
         job = _job(file)
         known = machines.load(own)
         assumed = assumptions.load(assumed_file, assume or [])
@@ -194,16 +193,16 @@ def compare(
         survey = _survey(job, places, known, assumed, folder, images, console)
         options, refused = _options(survey, targets)
         if not options:
-            raise NotKnown("; ".join(refused.values()))
+            raise CannotEstimate("; ".join(refused.values()))
         from yolojob.reports import comparison
 
-        found = comparison.of(job, survey, options, curve)
-        if output is Output.TEXT:
-            tables.options(options, refused, console)
+        found = comparison.build_comparison(job, survey, options, curve)
+        if output is FigureOutput.TEXT:
+            tables.show_options(options, refused, console)
             console.print(f"\n{found.recommendation}", style="bold", highlight=False, soft_wrap=True)
         else:
-            tables.dump(comparison.to_json(found), output)
-        comparison.write(found, page)
+            dump(comparison.to_json(found), output)
+        comparison_page.write_comparison_page(found, page)
         console.print(f"Written to {page} and {page.with_suffix('.png')}", highlight=False, soft_wrap=True)
 
 
@@ -217,7 +216,7 @@ def report(
         str | None,
         typer.Option("--job", metavar="NAME", help="The job in the cluster that made the run in this folder."),
     ] = None,
-    output: As = Output.TEXT,
+    output: FigureFormat = FigureOutput.TEXT,
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
@@ -226,21 +225,21 @@ def report(
     A run's folder has all of it, step by step; of a job in the cluster there is what its status says. With --job a folder
     gets the job's waits and money.
     """
-    console = Console(stderr=output is not Output.TEXT)
-    with told():
+    console = Console(stderr=output is not FigureOutput.TEXT)
+    with exit_on_error():
         from yolojob.reports import run_report
 
         if Path(run).is_dir():
-            story = run_report.of_folder(Path(run))
+            story = run_report.from_folder(Path(run))
             if job is not None:
-                story = run_report.joined(story, run_report.of_job(job, context, namespace))
+                story = run_report.merge(story, run_report.from_cluster(job, context, namespace))
         else:
-            story = run_report.of_job(run, context, namespace)
-        if output is Output.TEXT:
-            run_report.show(story, console)
+            story = run_report.from_cluster(run, context, namespace)
+        if output is FigureOutput.TEXT:
+            tables.show_run_report(story, console)
         else:
-            tables.dump(run_report.to_json(story), output)
-        run_report.write(story, page)
+            dump(run_report.to_json(story), output)
+        run_report_page.write_run_report_page(story, page)
         console.print(f"Written to {page}", highlight=False, soft_wrap=True)
 
 
@@ -264,19 +263,19 @@ def _measure(
     job: YoloTrainingJob, each: Target, places: Places, namespace: str | None, seconds: int, console: Console
 ) -> Record:
     if each.is_local:
-        return bench_runner.measure_here(job, places, each, seconds, console)
+        return bench_runner.bench_here(job, places, each, seconds, console)
 
     def say(line: str) -> None:
         console.print(f"{each.text}: {line}", highlight=False, soft_wrap=True)
 
-    return bench_runner.in_cluster(job, each, namespace, seconds, say)
+    return bench_runner.bench_in_cluster(job, each, namespace, seconds, say)
 
 
 def _wanted(measure: tables.Measure, records: Records, job: YoloTrainingJob, each: Target) -> bool:
     if measure is not tables.Measure.MISSING:
         return measure is tables.Measure.ALWAYS
     workers = each.workers or job.spec.workers.replicas
-    known = best(records.of(fingerprint(job.spec)), each.place, workers)
+    known = best(records.for_job(job_fingerprint(job.spec)), each.place, workers)
     return known is None or known.measurement.workers != workers
 
 
@@ -288,29 +287,31 @@ def _survey(
     folder: Path,
     images: int | None,
     console: Console,
-) -> Survey:
-    records = Records(folder).of(fingerprint(job.spec))
+) -> Estimator:
+    records = Records(folder).for_job(job_fingerprint(job.spec))
     if records:
-        anatomy, data = records[-1].measurement.anatomy, records[-1].measurement.data
+        model_profile, data = records[-1].measurement.model_profile, records[-1].measurement.data
     else:
         inspected = job.model_copy(deep=True)
         inspected.spec.workers.replicas, inspected.spec.workers.gpu = 1, None
         inspected.spec.elastic = None
-        found = bench_runner.here(inspected, places, Mode.INSPECT, 0, console)
-        assert found.anatomy is not None
+        found = bench_runner.run_here(inspected, places, Mode.INSPECT, 0, console)
+        assert found.model_profile is not None
         assert found.data is not None
-        anatomy, data = found.anatomy, found.data
+        model_profile, data = found.model_profile, found.data
     if images is not None:
         data = data.model_copy(update={"images": images, "val_images": data.val_images or images // 10})
-    return Survey(spec=job.spec, anatomy=anatomy, data=data, known=known, assumed=assumed, records=records)
+    return Estimator(
+        spec=job.spec, model_profile=model_profile, data=data, known=known, assumed=assumed, records=records
+    )
 
 
-def _options(survey: Survey, targets: list[Target]) -> tuple[list[Option], dict[str, str]]:
+def _options(survey: Estimator, targets: list[Target]) -> tuple[list[Option], dict[str, str]]:
     """(those that can be worked out, why others cannot)."""
     options, refused = [], {}
     for each in targets:
         try:
             options.append(survey.option(each))
-        except (NotKnown, DoesNotFit, NoPrice) as error:
+        except (CannotEstimate, DoesNotFit, NoPrice) as error:
             refused[each.text] = str(error)
     return options, refused

@@ -2,105 +2,45 @@
 
 from __future__ import annotations
 
-import enum
-import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.live import Live
 
 from yolojob.api import constants, manifest
 from yolojob.api.constants import ExitCode
-from yolojob.api.errors import UserError
+from yolojob.api.errors import ClusterError
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import Phase
-from yolojob.cli import live_view
-from yolojob.client.client import Client, ClusterError
-from yolojob.client.kubeconfig import contexts
+from yolojob.api.status import JobPhase
+from yolojob.cli import job_view, live_view
+from yolojob.cli.options import (
+    Context,
+    Name,
+    Namespace,
+    ObjectFormat,
+    ObjectOutput,
+    complete_job_names,
+    dump,
+    exit_on_error,
+)
+from yolojob.client.client import Client
 
 app = typer.Typer()
-CLOSED_PIPE = 141
-"""128 + SIGPIPE, as a shell says it; not the 1 of a training that failed."""
 
 
-def _names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Jobs whose names begin so, for the shell's completion."""
-    try:
-        found = Client(ctx.params.get("context"), ctx.params.get("namespace")).list()
-    except UserError:
-        return []
-    return [job.metadata.name for job in found if job.metadata.name.startswith(incomplete)]
-
-
-def _contexts(incomplete: str) -> list[str]:
-    return [name for name in contexts() if name.startswith(incomplete)]
-
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The job's metadata.name.", autocompletion=_names)]
-Context = Annotated[
-    str | None,
-    typer.Option(help="Context of the kubeconfig; its current one unless given.", autocompletion=_contexts),
-]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="The context's own unless given.")]
-
-
-class Output(enum.StrEnum):
-    TEXT = "text"
-    JSON = "json"
-    YAML = "yaml"
-    NAME = "name"
-
-
-As = Annotated[
-    Output,
-    typer.Option(
-        "--output", "-o", help="json or yaml print the whole object, name only what it is called: for programs."
-    ),
-]
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Errors as one line, and the exit code for what the user can mend."""
-    try:
-        yield
-    except manifest.InvalidManifest as error:
-        for fault in error.faults:
-            typer.echo(f"error: {fault}", err=True)
-        raise typer.Exit(ExitCode.BAD_INPUT) from None
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.code) from None
-    except BrokenPipeError:
-        # Who reads has enough, as of `| head`. Python would write what is left once more, at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(CLOSED_PIPE) from None
-    except OSError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(ExitCode.BAD_INPUT) from None
-
-
-def _print(jobs: list[YoloTrainingJob], output: Output, console: Console, *, one: bool) -> None:
-    if output is Output.TEXT:
-        live_view.jobs(jobs, console)
+def _print(jobs: list[YoloTrainingJob], output: ObjectOutput, console: Console, *, one: bool) -> None:
+    if output is ObjectOutput.TEXT:
+        job_view.show_jobs(jobs, console)
         return
-    if output is Output.NAME:
+    if output is ObjectOutput.NAME:
         for job in jobs:
             typer.echo(f"{constants.KIND.lower()}.{constants.GROUP}/{job.metadata.name}")
         return
     objects = [job.to_json() for job in jobs]
     content = objects[0] if one else {"apiVersion": "v1", "kind": "List", "items": objects}
-    if output is Output.JSON:
-        typer.echo(json.dumps(content, indent=2))
-    else:
-        typer.echo(yaml.safe_dump(content, sort_keys=False), nl=False)
+    dump(content, output)
 
 
 @app.command()
@@ -111,7 +51,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--watch", "-w", help="Show its progress until it ends.")] = False,
 ) -> None:
     """Create a job in the cluster, from the same manifest that `yolojob run` takes."""
-    with told():
+    with exit_on_error():
         document, beside = manifest.load_beside(file)
         job = manifest.parse(document)
         client = Client(context, namespace or job.metadata.namespace)
@@ -127,41 +67,43 @@ def submit(
 def get(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="One job; all of the namespace unless given.", autocompletion=_names),
+        typer.Argument(
+            metavar="[NAME]", help="One job; all of the namespace unless given.", autocompletion=complete_job_names
+        ),
     ] = None,
-    output: As = Output.TEXT,
+    output: ObjectFormat = ObjectOutput.TEXT,
     context: Context = None,
     namespace: Namespace = None,
 ) -> None:
     """List jobs, or one of them."""
-    with told():
+    with exit_on_error():
         client = Client(context, namespace)
         jobs = [client.get(name)] if name is not None else client.list()
-        if not jobs and output is Output.TEXT:
+        if not jobs and output is ObjectOutput.TEXT:
             typer.echo(f"No jobs in namespace {client.namespace}.", err=True)
             return
-        _print(jobs, output, live_view.console(), one=name is not None)
+        _print(jobs, output, live_view.plain_console(), one=name is not None)
 
 
 @app.command()
 def describe(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Tell a job's story: conditions, events, where the time went."""
-    with told():
+    with exit_on_error():
         client = Client(context, namespace)
-        live_view.story(client.get(name), client.events(name), live_view.console())
+        job_view.describe_job(client.get(name), client.events(name), live_view.plain_console())
 
 
 @app.command()
 def watch(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Show a job's progress until it ends; exits 1 when it has failed."""
-    with told():
+    with exit_on_error():
         _watch(Client(context, namespace), name)
 
 
 def _watch(client: Client, name: str) -> None:
-    console = live_view.console()
+    console = live_view.plain_console()
     job = client.get(name)
-    live = Live(live_view.job_panel(job), console=console, refresh_per_second=4) if console.is_terminal else None
+    live = Live(job_view.job_panel(job), console=console, refresh_per_second=4) if console.is_terminal else None
     shown = ""
     if live:
         live.start()
@@ -170,8 +112,8 @@ def _watch(client: Client, name: str) -> None:
             if change == "DELETED":
                 raise ClusterError(f"{name} was deleted")
             if live:
-                live.update(live_view.job_panel(job))
-            elif (line := live_view.job_line(job)) != shown:
+                live.update(job_view.job_panel(job))
+            elif (line := job_view.job_line(job)) != shown:
                 shown = line
                 console.print(line, highlight=False, soft_wrap=True)
             if job.has_ended:
@@ -179,7 +121,7 @@ def _watch(client: Client, name: str) -> None:
     finally:
         if live:
             live.stop()
-    if job.status and job.status.phase is Phase.FAILED:
+    if job.status and job.status.phase is JobPhase.FAILED:
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -197,10 +139,10 @@ def logs(
     namespace: Namespace = None,
 ) -> None:
     """Print what the workers say; of several, each line with its worker's number."""
-    with told():
+    with exit_on_error():
         client = Client(context, namespace)
-        if follow and (job := client.get(name)) and not (job.status and job.status.phase is Phase.RUNNING):
-            typer.echo(live_view.job_line(job), err=True)  # why there may be nothing to read for a while
+        if follow and (job := client.get(name)) and not (job.status and job.status.phase is JobPhase.RUNNING):
+            typer.echo(job_view.job_line(job), err=True)  # why there may be nothing to read for a while
         for index, line in client.logs(name, worker, follow=follow, tail=tail):
             typer.echo(line if worker is not None else f"[{index}] {line}")
 
@@ -208,7 +150,7 @@ def logs(
 @app.command()
 def suspend(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Stop a job's pods, and keep its checkpoint."""
-    with told():
+    with exit_on_error():
         Client(context, namespace).suspend(name)
         typer.echo(f"{name}: suspended")
 
@@ -216,7 +158,7 @@ def suspend(name: Name, context: Context = None, namespace: Namespace = None) ->
 @app.command()
 def resume(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Let a suspended job go on."""
-    with told():
+    with exit_on_error():
         Client(context, namespace).resume(name)
         typer.echo(f"{name}: resumed")
 
@@ -229,7 +171,7 @@ def scale(
     namespace: Namespace = None,
 ) -> None:
     """Change the number of workers of an elastic, or of a suspended job."""
-    with told():
+    with exit_on_error():
         Client(context, namespace).scale(name, replicas)
         typer.echo(f"{name}: scaled to {replicas}")
 
@@ -237,6 +179,6 @@ def scale(
 @app.command()
 def delete(name: Name, context: Context = None, namespace: Namespace = None) -> None:
     """Delete a job and its pods; what is in its storage stays."""
-    with told():
+    with exit_on_error():
         Client(context, namespace).delete(name)
         typer.echo(f"{name}: deleted")

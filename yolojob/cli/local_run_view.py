@@ -15,7 +15,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 
 
-def follow(local: LocalRun, view: live_view.View) -> tuple[int, bool]:
+def follow_local_run(local: LocalRun, view: live_view.LiveView) -> tuple[int, bool]:
     """Show the run until it ends: (exit code, whether Ctrl-C ended it)."""
     interrupted = False
     seconds = local.job.spec.run_policy.active_deadline_seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +11,10 @@ from rich.console import Console
 from yolojob import __version__
 from yolojob.api import manifest
 from yolojob.api.constants import ExitCode
-from yolojob.api.status import Report
+from yolojob.api.trainer_report import Report
 from yolojob.cli import estimates, jobs, live_view
-from yolojob.cli.local_run_view import INTERRUPTED, follow, own_code
+from yolojob.cli.local_run_view import INTERRUPTED, follow_local_run, own_code
+from yolojob.cli.options import FigureFormat, FigureOutput, dump
 from yolojob.client.local_run import LocalRun, Places
 
 app = typer.Typer(
@@ -25,11 +25,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Manifest = Annotated[Path, typer.Argument(metavar="FILE", help="Manifest with one YoloTrainingJob.")]
-
-
-class Output(enum.StrEnum):
-    TEXT = "text"
-    JSON = "json"
 
 
 def _version(asked: bool) -> None:
@@ -84,9 +79,7 @@ def crd() -> None:
 @app.command()
 def run(
     file: Manifest,
-    output: Annotated[
-        Output, typer.Option("--output", "-o", help="json prints the final report, for programs.")
-    ] = Output.TEXT,
+    output: FigureFormat = FigureOutput.TEXT,
     runs: Annotated[Path, typer.Option(help="Where a run without spec.storage leaves its results.")] = Path("runs"),
     volumes: Annotated[Path, typer.Option(help="Where pvc://CLAIM/PATH is found as CLAIM/PATH.")] = Path("volumes"),
     cache: Annotated[Path, typer.Option(envvar="YOLOJOB_CACHE_DIR", help="Where staged data sets are kept.")] = Path(
@@ -110,13 +103,15 @@ def run(
     except manifest.InvalidManifest as error:
         raise _refuse(error) from None
     name = job.metadata.name
-    console = Console(stderr=output is Output.JSON)
-    code, interrupted = follow(local, live_view.View(name, console))
+    console = Console(stderr=output is not FigureOutput.TEXT)
+    code, interrupted = follow_local_run(local, live_view.LiveView(name, console))
     report = local.report(code)
     local.close(code)
-    if output is Output.JSON:
-        typer.echo(report.model_dump_json(by_alias=True, exclude_none=True, indent=2))
-    raise typer.Exit(_conclude(name, local, report, code, interrupted, console if output is Output.TEXT else None))
+    if output is not FigureOutput.TEXT:
+        dump(report.model_dump(mode="json", by_alias=True, exclude_none=True), output)
+    raise typer.Exit(
+        _conclude(name, local, report, code, interrupted, console if output is FigureOutput.TEXT else None)
+    )
 
 
 def _conclude(name: str, local: LocalRun, report: Report, code: int, interrupted: bool, console: Console | None) -> int:
@@ -125,7 +120,7 @@ def _conclude(name: str, local: LocalRun, report: Report, code: int, interrupted
         if console:
             if report.resumed_from and report.progress.epoch == report.progress.epochs:
                 console.print(f"{name}: finished. To train anew, remove {local.output}", soft_wrap=True)
-            live_view.summary(name, report, console)
+            live_view.show_summary(name, report, console)
         return ExitCode.SUCCEEDED
     if interrupted:
         typer.echo(f"{name}: stopped. The state is in {local.output}; run the same command to go on.", err=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import enum
-import json
 from typing import Any
 
-import typer
-import yaml
 from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from yolojob.api.measurement import Record
-from yolojob.cli.jobs import Output
-from yolojob.cli.live_view import duration, size
-from yolojob.estimation.estimate import Figure
-from yolojob.estimation.estimator import Survey
-from yolojob.estimation.option import Option, amount, clock
+from yolojob.api.time_parts import known_part
+from yolojob.cli import live_view
+from yolojob.estimation.bench_records import Record
+from yolojob.estimation.estimator import Estimator
+from yolojob.estimation.option import Option, cost_text
+from yolojob.format import byte_size, duration, rough_duration, short_duration
+from yolojob.reports.run_report import RunReport, cost_words
 
 
 class Measure(enum.StrEnum):
@@ -28,13 +26,7 @@ class Measure(enum.StrEnum):
     NEVER = "never"
 
 
-def dump(content: Any, output: Output) -> None:
-    """For programs."""
-    text = json.dumps(content, indent=2) if output is Output.JSON else yaml.safe_dump(content, sort_keys=False)
-    typer.echo(text.rstrip())
-
-
-def measured(record: Record, console: Console) -> None:
+def show_bench(record: Record, console: Console) -> None:
     """What a bench has found."""
     m = record.measurement
     table = Table(
@@ -46,21 +38,21 @@ def measured(record: Record, console: Console) -> None:
     longest = max(sum(s.seconds.values()) for s in m.steps)
     for steps in m.steps:
         step = sum(steps.seconds.values())
-        kind = "a step with mosaic" if steps.mosaic else "a step"
-        table.add_row(f"{kind}, without optimizer", duration_ms(step), f"{steps.count} times")
+        kind = "a step with mosaic" if steps.with_mosaic else "a step"
+        table.add_row(f"{kind}, without optimizer", short_duration(step), f"{steps.count} times")
         for phase, seconds in steps.seconds.items():
-            table.add_row(f"  {phase}", duration_ms(seconds), Bar(longest, 0, seconds, width=30))
-    table.add_row("an optimizer step", duration_ms(m.update_seconds), "")
-    table.add_row("a validation", duration_ms(m.validation_seconds), "")
-    table.add_row("a checkpoint", duration_ms(m.checkpoint_seconds), "")
+            table.add_row(f"  {known_part(phase).label}", short_duration(seconds), Bar(longest, 0, seconds, width=30))
+    table.add_row("an optimizer step", short_duration(m.update_seconds), "")
+    table.add_row("a validation", short_duration(m.validation_seconds), "")
+    table.add_row("a checkpoint", short_duration(m.checkpoint_seconds), "")
     table.add_row("the start", duration(m.startup_seconds), "")
     table.add_row("staging", duration(m.staging_seconds), f"{duration(m.cached_staging_seconds)} once it is there")
     for part, seconds in record.waits.items():
-        table.add_row(part, duration(seconds), "")
+        table.add_row(known_part(part).label, duration(seconds), "")
     console.print(table)
     rates, facts = m.rates, []
     if m.link:
-        pace = f"{size(m.link.bytes_per_second)}/s, {duration_ms(m.link.latency_seconds)} at least"
+        pace = f"{byte_size(m.link.bytes_per_second)}/s, {short_duration(m.link.latency_seconds)} at least"
         facts.append(f"gradients between {m.link.between}: {pace}")
     facts += [
         f"{name}: {value:.0f} per second and core"
@@ -68,7 +60,7 @@ def measured(record: Record, console: Console) -> None:
         if value
     ]
     facts += [
-        f"{name}: {size(value)}/s"
+        f"{name}: {byte_size(value)}/s"
         for name, value in (("disk read", rates.disk_read), ("written", rates.disk_write), ("store", rates.store_read))
         if value
     ]
@@ -76,13 +68,9 @@ def measured(record: Record, console: Console) -> None:
     console.print("  ".join(facts), highlight=False)
 
 
-def duration_ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3g} ms" if seconds < 1 else duration(seconds)
-
-
-def anatomy(survey: Survey, console: Console) -> None:
+def show_model_profile(survey: Estimator, console: Console) -> None:
     """What a job is made of."""
-    parts, data, train = survey.anatomy, survey.data, survey.spec.train
+    parts, data, train = survey.model_profile, survey.data, survey.spec.train
     console.print(
         f"{survey.spec.model.name}: {parts.parameters:,} parameters, {parts.gflops:.3g} GFLOPs per image of {train.imgsz} pixels",
         highlight=False,
@@ -97,30 +85,30 @@ def anatomy(survey: Survey, console: Console) -> None:
         scaled = parts.model_copy(
             update={"activation_bytes": round(parts.activation_bytes * (imgsz / train.imgsz) ** 2)}
         )
-        table.add_row(str(imgsz), *(size(scaled.memory(batch)) for batch in batches))
+        table.add_row(str(imgsz), *(byte_size(scaled.memory(batch)) for batch in batches))
     console.print(table)
     images = (
         f"{data.images:,} + {data.val_images or 0:,} images"
         if data.images is not None
         else "an unknown number of images"
     )
-    where = f", {size(data.bytes)}" if data.bytes is not None else ""
+    where = f", {byte_size(data.bytes)}" if data.bytes is not None else ""
     upload = ""
     if data.bytes:
         rate = survey.assumed.upload_mbps
-        upload = f"; at {rate:g} Mbit/s it takes {clock(data.bytes * 8 / rate / 1e6)} to a provider"
+        upload = f"; at {rate:g} Mbit/s it takes {rough_duration(data.bytes * 8 / rate / 1e6)} to a provider"
     console.print(f"Data set: {images}{where}{upload}", highlight=False, soft_wrap=True)
 
 
-def anatomy_json(survey: Survey) -> dict[str, Any]:
+def model_profile_json(survey: Estimator) -> dict[str, Any]:
     return {
-        "anatomy": survey.anatomy.model_dump(mode="json", by_alias=True),
+        "model_profile": survey.model_profile.model_dump(mode="json", by_alias=True),
         "data": survey.data.model_dump(mode="json", by_alias=True, exclude_none=True),
-        "memoryBytes": survey.anatomy.memory(survey.spec.train.batch // survey.spec.workers.world_size or 1),
+        "memoryBytes": survey.model_profile.memory(survey.spec.train.batch // survey.spec.workers.world_size or 1),
     }
 
 
-def options(found: list[Option], refused: dict[str, str], console: Console) -> None:
+def show_options(found: list[Option], refused: dict[str, str], console: Console) -> None:
     """Places side by side; below, the reasons of those that cannot be worked out."""
     table = Table(box=None, pad_edge=False, header_style="")
     for column in ("TARGET", "TIME", "RANGE", "IMG/S", "COST", "ENERGY", "LIMIT", "BASIS"):
@@ -129,10 +117,10 @@ def options(found: list[Option], refused: dict[str, str], console: Console) -> N
         time = option.predicted.total
         table.add_row(
             option.name,
-            clock(time.value),
-            f"{clock(time.low)} … {clock(time.high)}",
+            rough_duration(time.value),
+            f"{rough_duration(time.low)} … {rough_duration(time.high)}",
             f"{option.predicted.images_per_second:.0f}",
-            money(option.bill.total, option.bill.currency),
+            cost_text(option.bill.total, option.bill.currency),
             f"{option.power.kwh.value:.3g} kWh" if option.power else "not known",
             option.predicted.limit,
             time.basis.value,
@@ -140,7 +128,7 @@ def options(found: list[Option], refused: dict[str, str], console: Console) -> N
     console.print(table)
     for option in found:
         if option.bill.total is None:
-            console.print(f"{option.name}: {option.bill.price_words}", highlight=False, soft_wrap=True)
+            console.print(f"{option.name}: {option.bill.price_source}", highlight=False, soft_wrap=True)
     for name, words in refused.items():
         console.print(
             f"! {words if words.startswith(name) else f'{name}: {words}'}",
@@ -150,31 +138,16 @@ def options(found: list[Option], refused: dict[str, str], console: Console) -> N
         )
 
 
-def money(figure: Figure | None, currency: str) -> str:
-    """An amount; where there is no price, that."""
-    return "no price" if figure is None else amount(figure.value, currency)
-
-
-def option_json(option: Option) -> dict[str, Any]:
-    """An option as plain data."""
-
-    def plain(figure: Figure | None) -> dict[str, Any] | None:
-        return figure.model_dump(mode="json") if figure else None
-
-    return {
-        "target": option.target.text,
-        "name": option.name,
-        "workers": option.predicted.workers,
-        "seconds": plain(option.predicted.total),
-        "parts": {part: plain(figure) for part, figure in option.predicted.parts.items()},
-        "imagesPerSecond": round(option.predicted.images_per_second, 2),
-        "limit": option.predicted.limit,
-        "cost": plain(option.bill.total),
-        "costParts": {part: plain(figure) for part, figure in option.bill.parts.items()},
-        "currency": option.bill.currency,
-        "price": option.bill.price_words,
-        "kwh": plain(option.power.kwh) if option.power else None,
-        "energy": option.power.words if option.power else None,
-        "staysHere": option.stays,
-        "scaling": {str(n): round(p.total.value, 2) for n, p in option.scaling.items()},
-    }
+def show_run_report(story: RunReport, console: Console) -> None:
+    """On the terminal."""
+    console.print(f"{story.name}: {rough_duration(story.total)} from start to model", style="bold")
+    console.print(live_view.stacked_bar(story.parts))
+    for part, seconds in story.parts.items():
+        console.print(f"  {part.label:12} {duration(seconds):>9}  {seconds / story.total:6.1%}", highlight=False)
+    if story.reached:
+        console.print(f"mAP50 {story.reached[0]:.3f}, mAP50-95 {story.reached[1]:.3f}", highlight=False)
+    console.print(f"Cost: {cost_words(story.cost)}", highlight=False, soft_wrap=True)
+    for each in story.advice:
+        console.print(f"→ {each}", style="bold", highlight=False, soft_wrap=True)
+    if not story.advice:
+        console.print("Nothing stands out that would make it faster by itself.")

@@ -17,7 +17,7 @@ from yolojob.api import constants
 from yolojob.api.constants import worker_name
 from yolojob.api.errors import ClusterError, NotFound
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import Report
+from yolojob.api.trainer_report import Report
 from yolojob.client import pod_logs
 from yolojob.client.kubeconfig import configure
 from yolojob.client.responses import Broken, Expired, Json, as_job, as_object, asked, events

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from yolojob.api import constants, uri
+from yolojob.api import constants
 from yolojob.api.constants import ExitCode, Mode
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.manifest import Fault, InvalidManifest
+from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
-from yolojob.api.status import Failure, Report, State
+from yolojob.api.trainer_report import Failure, Report, TrainerState
 
 LOG = "train.log"
 
@@ -41,10 +42,9 @@ class Places:
 
     def output(self, job: YoloTrainingJob) -> Path:
         """Folder of the job's checkpoints and results."""
-        where = uri.parse(job.spec.storage.uri, uri.STORAGE_SCHEMES) if job.spec.storage else None
-        if where is None or where.scheme in uri.REMOTE_SCHEMES:
-            return (self.runs / job.metadata.name).absolute()
-        return (self.volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)).absolute()
+        where = job.spec.storage.uri if job.spec.storage else None
+        folder = self.runs / job.metadata.name if where is None or where.is_remote else where.under(self.volumes)
+        return folder.absolute()
 
 
 class LocalRun:
@@ -165,11 +165,11 @@ class LocalRun:
         try:
             report = Report.model_validate_json(self._final.read_text())
         except (OSError, ValidationError):
-            report = Report(state=State.FAILED)
+            report = Report(state=TrainerState.FAILED)
         if code != ExitCode.SUCCEEDED and report.failure is None:
             message = f"the trainer ended with exit code {code} and left no word; its log is {self.log}"
-            report.state = State.FAILED
-            report.failure = Failure(reason="TrainerEnded", message=message, exit_code=code)
+            report.state = TrainerState.FAILED
+            report.failure = Failure(reason=Reason.TRAINER_ENDED, message=message, exit_code=code)
         if report.result and (self.output / "weights" / "best.pt").exists():
             report.result.weights = str(self.output / "weights" / "best.pt")
         return report

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 from yolojob.api.errors import UserError
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Assumptions(Model):
+class Assumptions(ApiModel):
     """Money in the catalogue's currency."""
 
     electricity_price: NonNegative = 0.17

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from yolojob.api.base import ApiModel
 from yolojob.api.errors import UserError
-from yolojob.api.measurement import Record
+from yolojob.api.measurement import Amount, Measurement
 
 
 class InvalidRecord(UserError):
@@ -30,7 +31,7 @@ class Records:
         path.write_text(record.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n")
         return path
 
-    def of(self, fingerprint: str) -> list[Record]:
+    def for_job(self, fingerprint: str) -> list[Record]:
         """All of one job, in all places.
 
         Raises:
@@ -50,3 +51,18 @@ def best(records: list[Record], target: str, workers: int) -> Record | None:
     """The record of this place that is nearest to so many workers."""
     there = [r for r in records if r.target == target]
     return min(there, key=lambda r: abs(r.measurement.workers - workers), default=None)
+
+
+class Record(ApiModel):
+    """A measurement and where it was made: what `yolojob bench` writes into a file."""
+
+    target: str
+    """As it was asked for: local, or a kubeconfig's context."""
+    waits: dict[str, Amount] = Field(default_factory=dict)
+    """Seconds before the pods ran, by part: queued, scheduling, image pull."""
+    per_worker_hour: Amount | None = None
+    """Price of a worker there, and its currency, where there is one."""
+    currency: str | None = None
+    price_source: str = ""
+    """Where it comes from, or what is missing."""
+    measurement: Measurement

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from yolojob.api.base import Model
+from yolojob.api.base import ApiModel
 
 
 class Basis(enum.StrEnum):
@@ -27,7 +27,7 @@ NEGLIGIBLE = 0.05
 """A part of a sum that is smaller than this does not decide how the sum is known."""
 
 
-class Figure(Model):
+class Estimate(ApiModel):
     """A value, and an interval in which the truth is expected in nine cases of ten."""
 
     value: Annotated[float, Field(ge=0)]
@@ -36,29 +36,29 @@ class Figure(Model):
     basis: Annotated[Basis, Field(strict=False)]
 
     @classmethod
-    def within(cls, value: float, part: float, basis: Basis) -> Figure:
+    def within(cls, value: float, part: float, basis: Basis) -> Estimate:
         """The value, give or take this part of it."""
         return cls(value=value, low=value * max(1 - part, 0.0), high=value * (1 + part), basis=basis)
 
     @classmethod
-    def factor(cls, value: float, factor: float) -> Figure:
+    def factor(cls, value: float, factor: float) -> Estimate:
         """A prediction that may be off by this factor."""
         return cls(value=value, low=value / factor, high=value * factor, basis=Basis.PREDICTED)
 
-    def times(self, factor: float) -> Figure:
-        return Figure(value=self.value * factor, low=self.low * factor, high=self.high * factor, basis=self.basis)
+    def times(self, factor: float) -> Estimate:
+        return Estimate(value=self.value * factor, low=self.low * factor, high=self.high * factor, basis=self.basis)
 
-    def at_worst(self, basis: Basis) -> Figure:
+    def at_worst(self, basis: Basis) -> Estimate:
         """No better known than this."""
         return self.model_copy(update={"basis": max(self.basis, basis, key=_ORDER.index)})
 
 
-def total(figures: Iterable[Figure]) -> Figure:
+def total(figures: Iterable[Estimate]) -> Estimate:
     """The sum. Its parts err together, so their intervals add up; the worst part that counts says how the sum is known."""
     parts = list(figures)
     value = sum(f.value for f in parts)
     bases = [f.basis for f in parts if f.value > NEGLIGIBLE * value] or [Basis.MEASURED]
-    return Figure(
+    return Estimate(
         value=value,
         low=sum(f.low for f in parts),
         high=sum(f.high for f in parts),

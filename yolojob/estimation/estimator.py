@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from yolojob.api.errors import UserError
-from yolojob.api.measurement import Anatomy, DataFacts, Link, Measurement, Record
+from yolojob.api.measurement import DataFacts, Link, Measurement, ModelProfile
 from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.api.time_parts import known_part
 from yolojob.catalogue.machines import Accelerator, Catalogue, Machine
 from yolojob.catalogue.prices import price_of
 from yolojob.estimation import billing, prediction, roofline
 from yolojob.estimation.assumptions import Assumptions
-from yolojob.estimation.bench_records import best
+from yolojob.estimation.bench_records import Record, best
 from yolojob.estimation.billing import Bill, Power
-from yolojob.estimation.estimate import Basis, Figure
+from yolojob.estimation.estimate import Basis, Estimate
 from yolojob.estimation.option import MOST_WORKERS, Option
 from yolojob.estimation.prediction import Prediction
 from yolojob.estimation.target import PROVIDERS, Target
@@ -22,16 +23,16 @@ ETHERNET = 10.0
 """Gbit/s between the nodes of a cluster, where only one worker was measured. Assumed."""
 
 
-class NotKnown(UserError):
+class CannotEstimate(UserError):
     """Nothing can be said of a target; the words say what is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class Estimator:
     """What is known of one job."""
 
     spec: YoloTrainingJobSpec
-    anatomy: Anatomy
+    model_profile: ModelProfile
     data: DataFacts
     known: Catalogue
     assumed: Assumptions
@@ -41,7 +42,7 @@ class Survey:
         """Work out a target.
 
         Raises:
-            NotKnown: it was not measured, and is not in the catalogue.
+            CannotEstimate: it was not measured, and is not in the catalogue.
             DoesNotFit: the job does not fit into its memory.
         """
         workers = target.workers or self.spec.workers.replicas
@@ -49,7 +50,7 @@ class Survey:
         if target.is_measurable:
             record = best(self.records, target.place, workers)
             if record is None:
-                raise NotKnown(f"{target.text}: not measured yet: yolojob bench FILE --on {target.text}")
+                raise CannotEstimate(f"{target.text}: not measured yet: yolojob bench FILE --on {target.text}")
             return self._measured(target, record, workers, counts)
         return self._predicted(target, workers, counts)
 
@@ -59,7 +60,7 @@ class Survey:
         measured = record.measurement
         # Where each has a GPU of its own, they hardly meet.
         shared = target.is_local and measured.host.gpu is None
-        waits = {part: Figure.within(seconds, 0.5, Basis.MEASURED) for part, seconds in record.waits.items()}
+        waits = {known_part(p): Estimate.within(seconds, 0.5, Basis.MEASURED) for p, seconds in record.waits.items()}
 
         def predict(count: int) -> Prediction:
             link = None
@@ -69,7 +70,7 @@ class Survey:
                     latency_seconds=2e-4,
                     bytes_per_second=ETHERNET * 1e9 / 8 * roofline.EFFICIENCY,
                 )
-            return prediction.of(
+            return prediction.predict_from_bench(
                 self.spec,
                 measured,
                 workers=count,
@@ -106,7 +107,7 @@ class Survey:
     def _bill(self, target: Target, record: Record, predicted: Prediction, power: Power | None) -> Bill:
         if target.is_local:
             return billing.owned(predicted, power, self.assumed, self.known.currency)
-        price, currency, words = record.per_worker_hour, record.currency, record.price_words
+        price, currency, words = record.per_worker_hour, record.currency, record.price_source
         if target.machine is not None:
             found = price_of(_unpriced(self.spec), target.machine, spot=self.spec.pricing.spot, known=self.known)
             price, currency, words = found.per_worker_hour, found.currency, found.words
@@ -119,18 +120,18 @@ class Survey:
         machine = self.known.machine(target.machine)
         gpu = self.known.accelerators.get(machine.gpu)
         if gpu is None or not machine.gpus:
-            raise NotKnown(
+            raise CannotEstimate(
                 f"{target.text}: what {machine.gpu or 'a machine without GPUs'} can do is not in the catalogue: measure it "
                 f"(yolojob bench FILE --on CONTEXT), or add it to accelerators in a file for --catalogue"
             )
         if self.data.images is None:
-            raise NotKnown(f"{target.text}: how many images the data set has is not known yet: --images N")
+            raise CannotEstimate(f"{target.text}: how many images the data set has is not known yet: --images N")
         samples = next((r.measurement.rates.samples_per_core for r in self.records), None)
 
         def predict(count: int) -> Prediction:
-            return roofline.of(
+            return roofline.predict_from_roofline(
                 self.spec,
-                self.anatomy,
+                self.model_profile,
                 self.data,
                 machine,
                 gpu,
@@ -167,7 +168,7 @@ class Survey:
 
     def _fits(self, workers: int, machine: Machine, gpu: Accelerator) -> bool:
         share = -(-min(self.spec.train.batch, self.data.images or 1) // (workers * machine.gpus))
-        return self.anatomy.memory(share) <= gpu.memory * 1e9 * 0.95
+        return self.model_profile.memory(share) <= gpu.memory * 1e9 * 0.95
 
     def _calibration(self) -> roofline.Calibration | None:
         """From a bench of this job on a GPU that the catalogue knows."""

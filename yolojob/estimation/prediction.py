@@ -1,7 +1,8 @@
 """Predicts how long a job takes for any number of workers, from a measurement of it. Pure.
 
-`of` adds up what the whole job consists of (`yolojob.estimation.workload`) at the measured pace. For other numbers of
-workers, the measured passes of a whole and of half a micro-batch give the fixed cost of a pass and its cost per image.
+`predict_from_bench` adds up what the whole job consists of (`yolojob.estimation.workload`) at the measured pace. For
+other numbers of workers, the measured passes of a whole and of half a micro-batch give the fixed cost of a pass and its
+cost per image.
 `yolojob.estimation.roofline` covers machines that were not measured.
 """
 
@@ -12,8 +13,9 @@ from statistics import NormalDist
 
 from yolojob.api.measurement import Link, Measurement, Steps
 from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.api.time_parts import NETWORK_PARTS, TimeGroup, TimePart, known_part
 from yolojob.estimation import workload
-from yolojob.estimation.estimate import Basis, Figure, total
+from yolojob.estimation.estimate import Basis, Estimate, total
 
 NOISE = 0.05
 """A machine is no faster or slower than it was during the bench, but for this part; measured: docs/costs.md."""
@@ -27,7 +29,8 @@ RENDEZVOUS = 1.0
 SHARED_START = 0.6
 """Each further worker of one machine makes the start longer by this part: they share the disk, and take turns at the labels;
 measured: docs/benchmarks.md."""
-COMPUTING = ("h2d", "forward", "loss", "backward")
+COMPUTING = (TimePart.H2D, *NETWORK_PARTS)
+"""Parts of a step that take longer the more images a process has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class Prediction:
     """A job on some workers."""
 
     workers: int
-    parts: dict[str, Figure]
+    parts: dict[TimePart, Estimate]
     """Seconds by part, as in `status.timing`."""
     images_per_second: float
     """While it trains steps with what most epochs have."""
@@ -44,28 +47,24 @@ class Prediction:
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def total(self) -> Figure:
+    def total(self) -> Estimate:
         """Seconds from the start to the model."""
         return total(self.parts.values())
 
     @property
-    def running(self) -> Figure:
+    def running(self) -> Estimate:
         """Seconds in which pods run, and cost."""
-        return total(figure for part, figure in self.parts.items() if part not in WAITING)
+        return total(figure for part, figure in self.parts.items() if part.group is not TimeGroup.WAITING)
 
 
-WAITING = ("queued", "scheduling", "image pull")
-"""Parts before a pod runs."""
-
-
-def of(
+def predict_from_bench(
     spec: YoloTrainingJobSpec,
     measured: Measurement,
     *,
     workers: int,
     shared: bool,
     cached: bool,
-    waits: dict[str, Figure] | None = None,
+    waits: dict[TimePart, Estimate] | None = None,
     link: Link | None = None,
 ) -> Prediction:
     """Predict a job from its measurement.
@@ -80,12 +79,12 @@ def of(
         link: how fast gradients are reduced among so many workers, where the bench could not measure it.
     """
     images = measured.data.images or 0
-    job = workload.of(spec, images)
+    job = workload.count_workload(spec, images)
     processes = workers * spec.workers.processes
     same = processes == measured.world_size
     pace = _Pace(measured, processes, shared=shared, link=link)
     basis, spread = (Basis.MEASURED, NOISE) if same else (Basis.SCALED, SCALING)
-    training: dict[str, float] = {}
+    training: dict[TimePart, float] = {}
     spreads = 0.0
     kinds = ((True, job.mosaic_epochs), (False, job.epochs - job.mosaic_epochs))
     for mosaic, epochs in kinds:
@@ -94,26 +93,26 @@ def of(
         for phase, seconds in pace.step(steps).items():
             training[phase] = training.get(phase, 0.0) + seconds * count
         spreads += _uncertainty(steps) * epochs / job.epochs
-    training["optimizer"] = pace.update * job.updates
+    training[TimePart.OPTIMIZER] = pace.update * job.updates
     parts = {
         **(waits or {}),
-        "rendezvous": Figure.within(measured.rendezvous_seconds, 0.5, Basis.MEASURED)
+        TimePart.RENDEZVOUS: Estimate.within(measured.rendezvous_seconds, 0.5, Basis.MEASURED)
         if same
-        else Figure.factor(RENDEZVOUS if workers > 1 and not shared else 0.0, 3.0),
-        "staging": Figure.within(
+        else Estimate.factor(RENDEZVOUS if workers > 1 and not shared else 0.0, 3.0),
+        TimePart.STAGING: Estimate.within(
             measured.cached_staging_seconds if cached else measured.staging_seconds, 0.2, Basis.MEASURED
         ),
-        "startup": Figure.within(pace.startup, 0.15 if same else 0.3, basis),
+        TimePart.STARTUP: Estimate.within(pace.startup, 0.15 if same else 0.3, basis),
     }
     parts |= {
-        phase: Figure.within(seconds, spread + spreads, basis) for phase, seconds in training.items() if seconds > 0
+        phase: Estimate.within(seconds, spread + spreads, basis) for phase, seconds in training.items() if seconds > 0
     }
-    usual = Figure.within(pace.validation * job.validations, spread + 0.1, basis)
-    most = usual.high * measured.validation_most_seconds / max(measured.validation_seconds, 1e-9)
-    parts["validation"] = usual.model_copy(update={"high": most})
-    parts["checkpoint"] = Figure.within(measured.checkpoint_seconds * job.saves, 0.3, Basis.MEASURED)
-    rest = training.get("unaccounted", 0.0) + measured.epoch_seconds * job.epochs
-    parts["unaccounted"] = Figure.within(rest, spread, basis)
+    usual = Estimate.within(pace.validation * job.validations, spread + 0.1, basis)
+    most = usual.high * measured.validation_max_seconds / max(measured.validation_seconds, 1e-9)
+    parts[TimePart.VALIDATION] = usual.model_copy(update={"high": most})
+    parts[TimePart.CHECKPOINT] = Estimate.within(measured.checkpoint_seconds * job.saves, 0.3, Basis.MEASURED)
+    rest = training.get(TimePart.OTHER, 0.0) + measured.epoch_seconds * job.epochs
+    parts[TimePart.OTHER] = Estimate.within(rest, spread, basis)
     a_step = sum(pace.step(_steps(measured, job.mosaic_epochs * 2 > job.epochs)).values())
     a_step += pace.update * job.updates / (job.steps * job.epochs)
     return Prediction(
@@ -129,36 +128,36 @@ class _Pace:
         self._same = processes == measured.world_size
         self._link = link or measured.link
         self._processes = processes
-        whole = measured.micro[0]
+        whole = measured.microbatch_passes[0]
         self._share = measured.world_size / processes
         each = whole.images * self._share
         alone = _pass_seconds(measured, each) / whole.seconds
         self._slower = 1.0
         if shared and not self._same:
-            half = measured.micro[-1]
+            half = measured.microbatch_passes[-1]
             if half.shared_seconds is not None:
                 # Two of them slow each other down as the bench's twin did; more of them take turns.
                 crowd = max(processes / measured.world_size / 2, 1.0)
                 self._slower = half.shared_seconds / half.seconds * crowd
         self._compute = 1.0 if self._same else alone * self._slower
 
-    def step(self, steps: Steps) -> dict[str, float]:
+    def step(self, steps: Steps) -> dict[TimePart, float]:
         """Seconds of a step by phase, without optimizer and moving average."""
         if self._same:
-            return dict(steps.seconds)
-        out = {}
-        for phase, seconds in steps.seconds.items():
+            return _by_part(steps)
+        out: dict[TimePart, float] = {}
+        for phase, seconds in _by_part(steps).items():
             if phase in COMPUTING:
                 out[phase] = seconds * self._compute
-            elif phase == "data_wait":
+            elif phase == TimePart.DATA_WAIT:
                 out[phase] = seconds * self._share
-            elif phase != "all_reduce":
+            elif phase != TimePart.ALL_REDUCE:
                 out[phase] = seconds
         if self._processes > 1 and self._link is not None:
-            backward = out.get("backward", 0.0)
-            gradients = 4 * self._measured.anatomy.parameters
-            out["all_reduce"] = exposed(self._link, self._processes, gradients, backward)
-            out["all_reduce"] += steps.deviation * slowest(self._processes)
+            backward = out.get(TimePart.BACKWARD, 0.0)
+            gradients = 4 * self._measured.model_profile.parameters
+            out[TimePart.ALL_REDUCE] = exposed(self._link, self._processes, gradients, backward)
+            out[TimePart.ALL_REDUCE] += steps.deviation * slowest(self._processes)
         return out
 
     @property
@@ -178,10 +177,10 @@ class _Pace:
 
 def _pass_seconds(measured: Measurement, images: float) -> float:
     """Seconds of a pass of so many images: a part by itself, and a part for each image."""
-    whole = measured.micro[0]
-    if len(measured.micro) < 2:
+    whole = measured.microbatch_passes[0]
+    if len(measured.microbatch_passes) < 2:
         return whole.seconds * images / whole.images
-    half = measured.micro[1]
+    half = measured.microbatch_passes[1]
     each = max((whole.seconds - half.seconds) / (whole.images - half.images), 0.0)
     return max(half.seconds + each * (images - half.images), 0.0)
 
@@ -213,7 +212,14 @@ def exposed(link: Link, ranks: int, gradients: int, backward: float) -> float:
 
 def _steps(measured: Measurement, mosaic: bool) -> Steps:
     """The steps of this kind, or of the other where the bench saw no such."""
-    return next((s for s in measured.steps if s.mosaic is mosaic), measured.steps[0])
+    return next((s for s in measured.steps if s.with_mosaic is mosaic), measured.steps[0])
+
+
+def _by_part(steps: Steps) -> dict[TimePart, float]:
+    seconds: dict[TimePart, float] = {}
+    for name, value in steps.seconds.items():
+        seconds[known_part(name)] = seconds.get(known_part(name), 0.0) + value
+    return seconds
 
 
 def _uncertainty(steps: Steps) -> float:
@@ -222,16 +228,14 @@ def _uncertainty(steps: Steps) -> float:
     return 2 * steps.deviation / steps.count**0.5 / mean if mean else 0.0
 
 
-def _limit(training: dict[str, float], parts: dict[str, Figure]) -> str:
+def _limit(training: dict[TimePart, float], parts: dict[TimePart, Estimate]) -> str:
     """What takes most, in words."""
     groups = {
-        "computing": sum(training.get(p, 0.0) for p in (*COMPUTING, "optimizer")),
-        "waiting for data": training.get("data_wait", 0.0),
-        "reducing gradients": training.get("all_reduce", 0.0),
-        "validation": parts["validation"].value,
-        "checkpoints": parts["checkpoint"].value,
-        "the start": sum(
-            f.value for name, f in parts.items() if name in (*WAITING, "staging", "startup", "rendezvous")
-        ),
+        "computing": sum(training.get(p, 0.0) for p in (*COMPUTING, TimePart.OPTIMIZER)),
+        "waiting for data": training.get(TimePart.DATA_WAIT, 0.0),
+        "reducing gradients": training.get(TimePart.ALL_REDUCE, 0.0),
+        TimePart.VALIDATION: parts[TimePart.VALIDATION].value,
+        "checkpoints": parts[TimePart.CHECKPOINT].value,
+        "the start": sum(f.value for part, f in parts.items() if part.group in (TimeGroup.WAITING, TimeGroup.START)),
     }
     return max(groups, key=lambda name: groups[name])

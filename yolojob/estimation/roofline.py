@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from yolojob.api.errors import UserError
-from yolojob.api.measurement import Anatomy, DataFacts, Link, Measurement
+from yolojob.api.measurement import DataFacts, Link, Measurement, ModelProfile
 from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.api.time_parts import TimePart
 from yolojob.catalogue.machines import Accelerator, Machine
 from yolojob.estimation import prediction, workload
 from yolojob.estimation.assumptions import Assumptions
-from yolojob.estimation.estimate import Basis, Figure, total
+from yolojob.estimation.estimate import Basis, Estimate, total
 from yolojob.estimation.prediction import Prediction
 
 TRAINING = 3.0
@@ -53,14 +54,14 @@ class Calibration:
 
 def calibrate(spec: YoloTrainingJobSpec, measured: Measurement, gpu: Accelerator) -> Calibration:
     """From a bench of the same job on a GPU that is in the catalogue."""
-    whole = measured.micro[0]
-    at_best = _pass(spec, measured.anatomy, whole.images, gpu, 1.0)
+    whole = measured.microbatch_passes[0]
+    at_best = _pass(spec, measured.model_profile, whole.images, gpu, 1.0)
     return Calibration(part=min(at_best / whole.seconds, 1.0))
 
 
-def of(
+def predict_from_roofline(
     spec: YoloTrainingJobSpec,
-    anatomy: Anatomy,
+    model_profile: ModelProfile,
     data: DataFacts,
     machine: Machine,
     gpu: Accelerator,
@@ -74,7 +75,7 @@ def of(
 
     Args:
         spec: the job.
-        anatomy: of its network.
+        model_profile: of its network.
         data: of its data set; `images` must be known.
         machine: one worker each.
         gpu: of the machine.
@@ -87,29 +88,29 @@ def of(
         DoesNotFit: a GPU's memory is too small for its share of the batch.
     """
     images = data.images or 0
-    job = workload.of(spec, images)
+    job = workload.count_workload(spec, images)
     ranks = workers * machine.gpus
     share = -(-min(spec.train.batch, images) // ranks)
-    _check(anatomy, share, gpu, spec, ranks)
-    compute = _pass(spec, anatomy, share, gpu, calibration.part if calibration else None) + LAUNCHES
+    _check(model_profile, share, gpu, spec, ranks)
+    compute = _pass(spec, model_profile, share, gpu, calibration.part if calibration else None) + LAUNCHES
     wait = max(_loading(spec, machine, workers, share * ranks, samples_per_core) - compute, 0.0)
-    reducing = _reducing(anatomy, machine, workers, compute)
-    validation = (data.val_images or 0) / ranks * _pass(spec, anatomy, 1, gpu, None) / TRAINING * 2
+    reducing = _reducing(model_profile, machine, workers, compute)
+    validation = (data.val_images or 0) / ranks * _pass(spec, model_profile, 1, gpu, None) / TRAINING * 2
     steps = job.steps * job.epochs
     basis, factor = (Basis.SCALED, SCALED_FACTOR) if calibration else (Basis.PREDICTED, FACTOR)
 
-    def about(seconds: float) -> Figure:
-        return Figure.factor(seconds, factor).model_copy(update={"basis": basis})
+    def about(seconds: float) -> Estimate:
+        return Estimate.factor(seconds, factor).model_copy(update={"basis": basis})
 
     start = _start(data, machine, ranks, assumed)
     parts = {
         **start,
-        "data_wait": about(wait * steps),
-        "forward": about(compute / TRAINING * steps),
-        "backward": about(compute * (1 - 1 / TRAINING) * steps),
-        "all_reduce": about(reducing * steps),
-        "validation": about(validation * job.validations),
-        "checkpoint": Figure.factor(anatomy.fixed_bytes / SAVING * job.saves, 3.0),
+        TimePart.DATA_WAIT: about(wait * steps),
+        TimePart.FORWARD: about(compute / TRAINING * steps),
+        TimePart.BACKWARD: about(compute * (1 - 1 / TRAINING) * steps),
+        TimePart.ALL_REDUCE: about(reducing * steps),
+        TimePart.VALIDATION: about(validation * job.validations),
+        TimePart.CHECKPOINT: Estimate.factor(model_profile.fixed_bytes / SAVING * job.saves, 3.0),
     }
     groups = {
         "computing": compute * steps,
@@ -126,15 +127,15 @@ def of(
     )
 
 
-def _start(data: DataFacts, machine: Machine, ranks: int, assumed: Assumptions) -> dict[str, Figure]:
+def _start(data: DataFacts, machine: Machine, ranks: int, assumed: Assumptions) -> dict[TimePart, Estimate]:
     """What comes before the first step, by part."""
     provision, pull = assumed.provision_seconds, assumed.pull_mbps * 1e6
     return {
-        "scheduling": Figure(value=provision, low=0.0, high=provision * 3, basis=Basis.PREDICTED),
-        "image pull": Figure.factor(assumed.image_gib * 2**30 * 8 / pull, 3.0),
-        "rendezvous": Figure.factor(prediction.RENDEZVOUS if ranks > 1 else 0.0, 3.0),
-        "staging": Figure.factor((data.bytes or 0) * 8 / min(machine.network * 1e9, pull), 3.0),
-        "startup": Figure.factor(STARTUP, 2.0),
+        TimePart.SCHEDULING: Estimate(value=provision, low=0.0, high=provision * 3, basis=Basis.PREDICTED),
+        TimePart.IMAGE_PULL: Estimate.factor(assumed.image_gib * 2**30 * 8 / pull, 3.0),
+        TimePart.RENDEZVOUS: Estimate.factor(prediction.RENDEZVOUS if ranks > 1 else 0.0, 3.0),
+        TimePart.STAGING: Estimate.factor((data.bytes or 0) * 8 / min(machine.network * 1e9, pull), 3.0),
+        TimePart.STARTUP: Estimate.factor(STARTUP, 2.0),
     }
 
 
@@ -146,7 +147,7 @@ def _loading(
     return images / (rate * min(machine.cpus, LOADERS * machine.gpus) * workers)
 
 
-def _reducing(anatomy: Anatomy, machine: Machine, workers: int, compute: float) -> float:
+def _reducing(model_profile: ModelProfile, machine: Machine, workers: int, compute: float) -> float:
     """Seconds of a step that reducing gradients adds."""
     ranks = workers * machine.gpus
     if ranks == 1:
@@ -156,23 +157,23 @@ def _reducing(anatomy: Anatomy, machine: Machine, workers: int, compute: float) 
         latency_seconds=1e-4 if workers > 1 else 2e-5,
         bytes_per_second=machine.network * 1e9 / 8 * EFFICIENCY if workers > 1 else INSIDE,
     )
-    return prediction.exposed(link, ranks, 4 * anatomy.parameters, compute * (1 - 1 / TRAINING))
+    return prediction.exposed(link, ranks, 4 * model_profile.parameters, compute * (1 - 1 / TRAINING))
 
 
 class DoesNotFit(UserError):
     """The words say how much is missing, and which batch fits."""
 
 
-def _check(anatomy: Anatomy, share: int, gpu: Accelerator, spec: YoloTrainingJobSpec, ranks: int) -> None:
+def _check(model_profile: ModelProfile, share: int, gpu: Accelerator, spec: YoloTrainingJobSpec, ranks: int) -> None:
     """
     Raises:
         DoesNotFit: the memory of a GPU is too small.
     """
     memory = gpu.memory * 1e9 * 0.95  # the driver and CUDA itself keep some
-    needed = anatomy.memory(share)
+    needed = model_profile.memory(share)
     if needed > memory:
-        each = anatomy.memory(1) - anatomy.memory(0)
-        fits = max(int((memory - anatomy.memory(0)) / each), 0) * ranks
+        each = model_profile.memory(1) - model_profile.memory(0)
+        fits = max(int((memory - model_profile.memory(0)) / each), 0) * ranks
         way = f"the largest batch that fits is {fits}" if fits else "not even one image of this size fits"
         raise DoesNotFit(
             f"batch {spec.train.batch} needs {needed / 2**30:.1f} GiB in each GPU, {(needed - memory) / 2**30:.1f} GiB more "
@@ -180,15 +181,17 @@ def _check(anatomy: Anatomy, share: int, gpu: Accelerator, spec: YoloTrainingJob
         )
 
 
-def _pass(spec: YoloTrainingJobSpec, anatomy: Anatomy, images: int, gpu: Accelerator, part: float | None) -> float:
+def _pass(
+    spec: YoloTrainingJobSpec, model_profile: ModelProfile, images: int, gpu: Accelerator, part: float | None
+) -> float:
     """Seconds of a forward and a backward pass.
 
     Args:
         part: reached of the roofline; none takes what is assumed.
     """
     peak = gpu.single if spec.train.amp is False else gpu.half
-    computing = TRAINING * anatomy.gflops * images / (peak * 1e3)
-    moving = TRAFFIC * anatomy.activation_bytes * images / (gpu.bandwidth * 1e9)
+    computing = TRAINING * model_profile.gflops * images / (peak * 1e3)
+    moving = TRAFFIC * model_profile.activation_bytes * images / (gpu.bandwidth * 1e9)
     if part is None:
         return max(computing / COMPUTE, moving / MEMORY)
     return max(computing, moving) / part

@@ -13,7 +13,7 @@ MIXES = {"mosaic": 1.0, "mixup": 0.0, "cutmix": 0.0, "copy_paste": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """All of a job, when nothing stops it early."""
 
     epochs: int
@@ -29,7 +29,7 @@ class Work:
     saves: int
 
 
-def of(spec: YoloTrainingJobSpec, images: int) -> Work:
+def count_workload(spec: YoloTrainingJobSpec, images: int) -> Workload:
     """The work of a job with so many training images.
 
     A new best model is saved at once, also between two checkpoints; how often that happens nobody knows, and it is not in here.
@@ -40,7 +40,7 @@ def of(spec: YoloTrainingJobSpec, images: int) -> Work:
     mixes = any(
         (getattr(train, name) if getattr(train, name) is not None else default) for name, default in MIXES.items()
     )
-    return Work(
+    return Workload(
         epochs=train.epochs,
         steps=steps,
         images=images,

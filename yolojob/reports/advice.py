@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from yolojob.api.spec import YoloTrainingJobSpec
-from yolojob.estimation.option import clock
+from yolojob.api.time_parts import STEP_PARTS, TimePart
+from yolojob.format import rough_duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +20,16 @@ class Advice:
     """Seconds, about."""
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.change} would save about {clock(self.saves)}"
+        return f"{self.what}: {self.change} would save about {rough_duration(self.saves)}"
 
 
 CACHED = 0.8
 """Part of the waiting for data that decoded images in memory save; the rest is augmentation. Assumed."""
 
 
-def of(parts: dict[str, float], stragglers: dict[int, float], spec: YoloTrainingJobSpec | None) -> list[Advice]:
+def suggest(
+    parts: dict[TimePart, float], stragglers: dict[int, float], spec: YoloTrainingJobSpec | None
+) -> list[Advice]:
     """Advice, the most valuable first.
 
     Args:
@@ -36,34 +39,41 @@ def of(parts: dict[str, float], stragglers: dict[int, float], spec: YoloTraining
     """
     total = sum(parts.values()) or 1.0
     share = {part: seconds / total for part, seconds in parts.items()}
-    steps = sum(
-        parts.get(p, 0.0) for p in ("data_wait", "h2d", "forward", "loss", "backward", "all_reduce", "optimizer", "ema")
-    )
+    steps = sum(parts.get(p, 0.0) for p in STEP_PARTS if p is not TimePart.OTHER)
     found: list[Advice] = []
 
-    def add(part: str, least: float, change: str, saves: float) -> None:
+    def add(part: TimePart, least: float, change: str, saves: float) -> None:
         if share.get(part, 0.0) > least:
-            name = part.replace("_", " ")
-            found.append(Advice(what=f"{name} is {share[part]:.0%}", change=change, saves=saves))
+            found.append(Advice(what=f"{part.label} is {share[part]:.0%}", change=change, saves=saves))
 
-    wait = parts.get("data_wait", 0.0)
+    wait = parts.get(TimePart.DATA_WAIT, 0.0)
     cached = spec is not None and spec.train.cache in (True, "ram")
     change = "more loader processes (train.workers) and CPUs" if cached else "cache: ram"
-    add("data_wait", 0.1, change, wait * (0.5 if cached else CACHED))
-    add("all_reduce", 0.15, "fewer workers, or a larger train.batch,", parts.get("all_reduce", 0.0) * 0.5)
-    add("validation", 0.2, "val: false (the last epoch is validated all the same)", parts.get("validation", 0.0) * 0.9)
-    every = spec.checkpoint.every_epochs if spec else 1
-    add("checkpoint", 0.05, f"checkpoint.everyEpochs: {every * 5}", parts.get("checkpoint", 0.0) * 0.8)
-    add("image pull", 0.1, "pulling the image onto the nodes beforehand", parts.get("image pull", 0.0) * 0.9)
+    add(TimePart.DATA_WAIT, 0.1, change, wait * (0.5 if cached else CACHED))
+    add(TimePart.ALL_REDUCE, 0.15, "fewer workers, or a larger train.batch,", parts.get(TimePart.ALL_REDUCE, 0.0) * 0.5)
     add(
-        "staging",
+        TimePart.VALIDATION,
+        0.2,
+        "val: false (the last epoch is validated all the same)",
+        parts.get(TimePart.VALIDATION, 0.0) * 0.9,
+    )
+    every = spec.checkpoint.every_epochs if spec else 1
+    add(TimePart.CHECKPOINT, 0.05, f"checkpoint.everyEpochs: {every * 5}", parts.get(TimePart.CHECKPOINT, 0.0) * 0.8)
+    add(
+        TimePart.IMAGE_PULL,
+        0.1,
+        "pulling the image onto the nodes beforehand",
+        parts.get(TimePart.IMAGE_PULL, 0.0) * 0.9,
+    )
+    add(
+        TimePart.STAGING,
         0.1,
         "trainer.cacheVolume of the chart, so that nodes keep the data set,",
-        parts.get("staging", 0.0) * 0.9,
+        parts.get(TimePart.STAGING, 0.0) * 0.9,
     )
-    add("queued", 0.2, "more quota, or a higher priority class,", parts.get("queued", 0.0) * 0.5)
-    add("scheduling", 0.1, "nodes that are there already", parts.get("scheduling", 0.0) * 0.8)
-    add("lost", 0.05, "a smaller checkpoint.everySeconds", parts.get("lost", 0.0) * 0.5)
+    add(TimePart.QUEUED, 0.2, "more quota, or a higher priority class,", parts.get(TimePart.QUEUED, 0.0) * 0.5)
+    add(TimePart.SCHEDULING, 0.1, "nodes that are there already", parts.get(TimePart.SCHEDULING, 0.0) * 0.8)
+    add(TimePart.LOST, 0.05, "a smaller checkpoint.everySeconds", parts.get(TimePart.LOST, 0.0) * 0.5)
     if len(stragglers) > 1:
         slow = max(stragglers, key=lambda rank: stragglers[rank])
         others = [value for rank, value in stragglers.items() if rank != slow]

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
+
+from yolojob.reports.comparison import Comparison
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from yolojob.estimation.option import pareto
-from yolojob.reports.plots import COLOURS, in_order
-
-if TYPE_CHECKING:
-    from yolojob.reports.comparison import Comparison
+from yolojob.estimation.recommendation import pareto
+from yolojob.reports.plots import Part, parts_of
 
 
-def draw(found: Comparison, path: Path) -> None:
+def draw_comparison(found: Comparison, path: Path) -> None:
     """Time and money, split; one against the other; with more workers."""
-    from yolojob.reports.comparison import time_unit
+    from yolojob.format import time_unit
 
     unit, scale = time_unit(max(o.seconds for o in found.options))
     figure, ((time, money), (both, more)) = plt.subplots(
@@ -56,12 +54,12 @@ def draw(found: Comparison, path: Path) -> None:
     plt.close(figure)
 
 
-def _stack(axes: Axes, rows: dict[str, dict[str, float]]) -> None:
+def _stack(axes: Axes, rows: dict[str, dict[Part, float]]) -> None:
     names = list(rows)[::-1]
     left = [0.0] * len(names)
-    for part in in_order(p for row in rows.values() for p, value in row.items() if value > 0):
+    for part in parts_of(rows):
         values = [rows[name].get(part, 0.0) for name in names]
-        axes.barh(names, values, left=left, label=part, color=COLOURS.get(part))
+        axes.barh(names, values, left=left, label=part.label, color=part.colour)
         left = [a + b for a, b in zip(left, values, strict=True)]
     if names:
         axes.legend(fontsize=7, ncols=6, loc="upper center", bbox_to_anchor=(0.5, -0.14))

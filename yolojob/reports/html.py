@@ -124,6 +124,6 @@ def styled(figure: go.Figure, *, x: str = "", y: str = "", height: int = HEIGHT,
     return figure
 
 
-def write(path: Path, text: str) -> None:
+def save(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

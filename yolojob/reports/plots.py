@@ -2,65 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import plotly.graph_objects as go
 
+from yolojob.api.time_parts import TimePart
+from yolojob.estimation.billing import BillPart
 from yolojob.reports.html import styled
 
-COLOURS = {
-    "queued": "#8c959f",
-    "scheduling": "#afb8c1",
-    "image pull": "#6e7781",
-    "rendezvous": "#d0d7de",
-    "staging": "#9a6700",
-    "startup": "#bf8700",
-    "data_wait": "#d4a72c",
-    "h2d": "#eac54f",
-    "forward": "#1a7f37",
-    "loss": "#4ac26b",
-    "backward": "#0969da",
-    "all_reduce": "#8250df",
-    "optimizer": "#54aeff",
-    "ema": "#b6e3ff",
-    "validation": "#24292f",
-    "checkpoint": "#cf222e",
-    "unaccounted": "#ffaba8",
-    "lost": "#a40e26",
-    "restart": "#fa4549",
-    "shutdown": "#c6cbd1",
-    "suspended": "#eaeef2",
-    "machines": "#0969da",
-    "electricity": "#d4a72c",
-    "repeated work": "#cf222e",
-    "storage": "#8250df",
-    "egress": "#bf8700",
-    "people": "#1a7f37",
-}
+Part = TypeVar("Part", TimePart, BillPart)
+"""What a stacked bar is made of: parts with a label and a colour, in an order of their own."""
 
 
-def in_order(parts: Iterable[str]) -> list[str]:
-    """Each part once, in the order in which they happen."""
-    order = list(COLOURS)
-    return sorted(dict.fromkeys(parts), key=lambda part: order.index(part) if part in order else len(order))
+def parts_of(rows: Mapping[str, Mapping[Part, float]]) -> list[Part]:
+    """The parts that any row has, each once, in their own order."""
+    there = {part for row in rows.values() for part, value in row.items() if value > 0}
+    return [part for part in type(next(iter(there))) if part in there] if there else []
 
 
-def stacked(rows: Mapping[str, Mapping[str, float]], unit: str, scale: float = 1.0) -> go.Figure:
+def stacked_bars(rows: Mapping[str, Mapping[Part, float]], unit: str, scale: float = 1.0) -> go.Figure:
     """A horizontal bar for each row, with a stretch for each part."""
     names = list(rows)[::-1]
-    parts = in_order(part for row in rows.values() for part, value in row.items() if value > 0)
+    parts = parts_of(rows)
     figure = go.Figure()
     for part in parts:
         values = [rows[name].get(part, 0.0) * scale for name in names]
-        figure.add_bar(y=names, x=values, name=part, orientation="h", marker_color=COLOURS.get(part))
+        figure.add_bar(y=names, x=values, name=part.label, orientation="h", marker_color=part.colour)
     return styled(figure, x=unit, barmode="stack", height=max(160 + 60 * len(names), 260))
 
 
-def columns(over: Sequence[float], parts: Mapping[str, Sequence[float]], x: str, y: str) -> go.Figure:
+def columns(over: Sequence[float], parts: Mapping[TimePart, Sequence[float]], x: str, y: str) -> go.Figure:
     """Stacked columns: of each epoch, its parts."""
     figure = go.Figure()
     for part, values in parts.items():
-        figure.add_bar(x=list(over), y=list(values), name=part, marker_color=COLOURS.get(part))
+        figure.add_bar(x=list(over), y=list(values), name=part.label, marker_color=part.colour)
     return styled(figure, x=x, y=y, barmode="stack", bargap=0.1)
 
 

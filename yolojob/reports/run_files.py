@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolojob.api.errors import UserError
+from yolojob.api.time_parts import TimePart, known_part
 
 
 class NoRun(UserError):
@@ -28,7 +29,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TraceLine:
     """One line of a trace: a step, or what lay between two steps."""
 
     rank: int
@@ -39,7 +40,7 @@ class Line:
     """Seconds since 1970."""
     images: int
     """Of the whole job; 0 between steps."""
-    seconds: dict[str, float]
+    seconds: dict[TimePart, float]
     """By phase."""
 
     @property
@@ -77,7 +78,14 @@ def _epoch(row: dict[str, str]) -> Epoch:
     )
 
 
-def traces(folder: Path) -> list[Line]:
+def _by_part(seconds: dict[str, float]) -> dict[TimePart, float]:
+    found: dict[TimePart, float] = {}
+    for name, value in seconds.items():
+        found[known_part(name)] = found.get(known_part(name), 0.0) + float(value)
+    return found
+
+
+def traces(folder: Path) -> list[TraceLine]:
     """All lines of all ranks, in the order of time.
 
     Raises:
@@ -91,13 +99,13 @@ def traces(folder: Path) -> list[Line]:
             try:
                 found = json.loads(text)
                 lines.append(
-                    Line(
+                    TraceLine(
                         rank=rank,
                         epoch=int(found["epoch"]),
                         step=int(found["step"]),
                         start=float(found["start"]),
                         images=int(found.get("images", 0)),
-                        seconds={str(k): float(v) for k, v in found["seconds"].items()},
+                        seconds=_by_part(found["seconds"]),
                     )
                 )
             except (ValueError, KeyError, TypeError, AttributeError):

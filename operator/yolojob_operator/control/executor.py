@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from yolojob.api.job import YoloTrainingJob
+from yolojob.api.reasons import Reason
 from yolojob_operator.kube.api_client import Cluster, ClusterError
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.builder import Obstacle
@@ -123,7 +124,7 @@ class Deeds:
             self._troubles[key] = self._troubles.get(key, 0) + 1
             if self._troubles[key] < TROUBLES:
                 raise
-            return Obstacle(reason="FailedCreate", message=str(error))
+            return Obstacle(reason=Reason.FAILED_CREATE, message=str(error))
         self._troubles.pop(key, None)
         return obstacle
 
@@ -150,7 +151,7 @@ class Deeds:
             if found is not None and not _is_owned(found, job):
                 kind, name = item["kind"].lower(), item["metadata"]["name"]
                 words = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
-                return Obstacle(reason="NameConflict", message=words)
+                return Obstacle(reason=Reason.NAME_CONFLICT, message=words)
             if found is not None and item["kind"] == "PodGroup":
                 await self._cluster.update_spec(item, found)
             created = found
@@ -177,12 +178,12 @@ def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:
     """What stands in the way of an object, where trying again at once does not help."""
     kind, words = item["kind"], str(error)
     if error.status == 403:
-        reason = "QuotaExceeded" if "exceeded quota" in words else f"{kind}Forbidden"
+        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in words else Reason(f"{kind}Forbidden")
     elif error.status == 404 and kind == "PodGroup":
-        reason = "NoGangScheduler"
+        reason = Reason.NO_GANG_SCHEDULER
         words = f"spec.scheduling.gang: this cluster knows no {kind} of {item['apiVersion']}: install that scheduler"
     elif error.status in (400, 422):
-        reason = f"{kind}Invalid"
+        reason = Reason(f"{kind}Invalid")
     else:
         return None
     return Obstacle(reason=reason, message=words)

@@ -15,7 +15,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import Phase, YoloTrainingJobStatus
+from yolojob.api.reasons import Reason
+from yolojob.api.status import JobPhase, YoloTrainingJobStatus
 from yolojob_operator.plan.conditions import is_finished
 from yolojob_operator.plan.pod_facts import Key
 
@@ -27,15 +28,15 @@ JOB_BUCKETS = (10.0, 60.0, 300.0, 900.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400
 """Seconds: from a trial to a week."""
 
 CAUSES = {
-    "OOMKilled": "out_of_memory",
-    "OutOfMemory": "out_of_memory",
-    "PeerLost": "peer_lost",
-    "PeerSilent": "peer_silent",
-    "PodDeleted": "pod_deleted",
-    "ScaledDown": "resized",
-    "ScaledUp": "resized",
-    "SpecChanged": "edited",
-    "Suspended": "suspended",
+    Reason.OOM_KILLED: "out_of_memory",
+    Reason.OUT_OF_MEMORY: "out_of_memory",
+    Reason.PEER_LOST: "peer_lost",
+    Reason.PEER_SILENT: "peer_silent",
+    Reason.POD_DELETED: "pod_deleted",
+    Reason.SCALED_DOWN: "resized",
+    Reason.SCALED_UP: "resized",
+    Reason.SPEC_CHANGED: "edited",
+    Reason.SUSPENDED: "suspended",
     "PreemptionByScheduler": "preempted",
     "Preempting": "preempted",
     "Preempted": "preempted",
@@ -45,7 +46,7 @@ CAUSES = {
     "TerminationByKubelet": "evicted",
     "DeletionByTaintManager": "node_lost",
     "DeletionByPodGC": "node_lost",
-    "NodeLost": "node_lost",
+    Reason.NODE_LOST: "node_lost",
     "NodeShutdown": "node_shutdown",
     "Shutdown": "node_shutdown",
     "Terminated": "node_shutdown",
@@ -64,7 +65,7 @@ class JobSeries:
     """What is told of a job: a tenth of what its status takes in memory."""
 
     version: int
-    phase: Phase
+    phase: JobPhase
     seconds: tuple[tuple[str, float], ...]
     """By part of its time, those that there were."""
     currency: str
@@ -79,17 +80,14 @@ class JobSeries:
 
 
 def job_series(version: int, status: YoloTrainingJobStatus) -> JobSeries:
-    parts: Tally[str] = Tally()
-    for part, seconds in (status.timing.parts if status.timing else {}).items():
-        parts[part.replace(" ", "_")] += seconds  # type: ignore[assignment]
     cost = status.cost if status.cost and status.cost.so_far is not None and status.cost.currency else None
     return JobSeries(
         version=version,
         phase=status.phase,
-        seconds=tuple((part, total) for part, total in parts.items() if total),
+        seconds=tuple((part.value, total) for part, total in status.timing.spent.items()) if status.timing else (),
         currency=(cost.currency or "") if cost else "",
         cost=(cost.so_far or 0.0) if cost else 0.0,
-        per_hour=(cost.per_hour or 0.0) if cost and status.phase is Phase.RUNNING else 0.0,
+        per_hour=(cost.per_hour or 0.0) if cost and status.phase is JobPhase.RUNNING else 0.0,
         estimate=cost.estimated_total if cost else None,
         budget=cost.budget if cost else None,
         workers=status.workers.active,
@@ -128,7 +126,7 @@ class JobsCollector(Collector):
             restarts.add_metric((*names, "failure"), job.restarts)
             restarts.add_metric((*names, "disruption"), job.disruptions)
         for namespace in {namespace for namespace, _ in tally}:
-            for phase in Phase:
+            for phase in JobPhase:
                 phases.add_metric((namespace, phase.value), tally[namespace, phase.value])
         yield from families
 
@@ -203,7 +201,7 @@ class Metrics:
         self._namespaces.add(namespace)
         for cause in (*CAUSES.values(), *OTHER_CAUSES):
             self.restarts.labels(namespace, cause)
-        for phase in (Phase.SUCCEEDED, Phase.FAILED):
+        for phase in (JobPhase.SUCCEEDED, JobPhase.FAILED):
             self.duration.labels(namespace, phase.value)
         self.time_to_running.labels(namespace)
 

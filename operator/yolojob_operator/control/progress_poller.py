@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from yolojob.api.status import Report
+from yolojob.api.trainer_report import Report
 from yolojob_operator.kube.api_client import Cluster
 from yolojob_operator.plan.pod_facts import Key, PodFacts
 

@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from yolojob.api.manifest import InvalidManifest, parse
-from yolojob.api.status import Phase, YoloTrainingJobStatus
+from yolojob.api.reasons import Reason
+from yolojob.api.status import JobPhase, YoloTrainingJobStatus
 from yolojob_operator.control.executor import Deeds
 from yolojob_operator.control.metrics import Metrics
 from yolojob_operator.control.progress_poller import Reports
@@ -239,7 +240,7 @@ class Reconciler:
         found = []
         for key, body in self._jobs.items():
             status = body.get("status") or {}
-            if status.get("phase") == Phase.RUNNING:
+            if status.get("phase") == JobPhase.RUNNING:
                 own = (p for p in self._owned(key, body) if p.index == 0 and p.attempt == status.get("attempt"))
                 found += [(key, p) for p in own if p.ip and p.phase == "Running"]
         return found
@@ -302,7 +303,7 @@ class Reconciler:
         status = {**rejected, **(body.get("status") or {}), "observedGeneration": rejected["observedGeneration"]}
         told = {c["type"]: c for c in (*status["conditions"], *rejected["conditions"])}
         status["conditions"] = list(told.values())
-        word = Event(type="Warning", reason="InvalidSpec", message=str(invalid))
+        word = Event(type="Warning", reason=Reason.INVALID_SPEC, message=str(invalid))
         try:
             if await self._write_status(key, body, status):
                 await self._announce(body, word)

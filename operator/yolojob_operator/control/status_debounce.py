@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from yolojob.api.status import Phase, YoloTrainingJobStatus
+from yolojob.api.status import JobPhase, YoloTrainingJobStatus
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.pod_facts import Key
 
@@ -14,7 +14,7 @@ QUIET_PER_SECOND = 10
 MOST_SECONDS = 60.0
 """Counts, and how far pods are on their way to run, are written when nothing newer has come for a while. The more jobs are on
 their way, the longer that is, and no longer than the last of these."""
-_ON_ITS_WAY = (Phase.PENDING, Phase.QUEUED, Phase.STARTING, Phase.RESTARTING)
+_ON_ITS_WAY = (JobPhase.PENDING, JobPhase.QUEUED, JobPhase.STARTING, JobPhase.RESTARTING)
 
 
 @dataclass(frozen=True, slots=True)

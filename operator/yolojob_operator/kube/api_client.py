@@ -18,7 +18,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 from pydantic import ValidationError
 
 from yolojob.api import constants
-from yolojob.api.status import Report
+from yolojob.api.trainer_report import Report
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.pod_facts import PodFacts
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from yolojob.api import constants, uri
+from yolojob.api import constants
 from yolojob.api.constants import worker_name
 from yolojob.api.fields import parse_quantity
 from yolojob.api.job import YoloTrainingJob
@@ -278,16 +279,13 @@ def _volumes(job: YoloTrainingJob, index: int, defaults: Defaults) -> tuple[list
         {"name": "cache", "mountPath": CACHE},
     ]
     read_only: dict[str, bool] = {}
-    for text, schemes in (
-        (spec.dataset.uri, uri.DATASET_SCHEMES),
-        (spec.model.weights.uri if spec.model.weights else None, uri.WEIGHTS_SCHEMES),
-    ):
-        if text and (where := uri.parse(text, schemes)).scheme == "pvc":
-            read_only.setdefault(where.location, True)
+    for uri in (spec.dataset.uri, spec.model.weights.uri if spec.model.weights else None):
+        if uri and uri.scheme == "pvc":
+            read_only.setdefault(uri.location, True)
     output = OUTPUT
-    if spec.storage and index == 0 and (where := uri.parse(spec.storage.uri, uri.STORAGE_SCHEMES)).scheme == "pvc":
-        read_only[where.location] = False
-        output = "/".join(part for part in (VOLUMES, where.location, where.path) if part)
+    if spec.storage and index == 0 and spec.storage.uri.scheme == "pvc":
+        read_only[spec.storage.uri.location] = False
+        output = str(spec.storage.uri.under(Path(VOLUMES)))
     else:
         volumes.append({"name": "output", "emptyDir": {}})
         mounts.append({"name": "output", "mountPath": OUTPUT})

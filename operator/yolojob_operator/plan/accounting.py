@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import Attempt, ConditionType, Cost, Report, Timing, YoloTrainingJobStatus
+from yolojob.api.reasons import Reason
+from yolojob.api.status import Attempt, ConditionType, Cost, Timing, YoloTrainingJobStatus
+from yolojob.api.trainer_report import Report
 from yolojob.catalogue.prices import NoPrice, price_of
 from yolojob_operator.plan.conditions import find, is_finished, is_set
 from yolojob_operator.plan.node_facts import NodeFacts
@@ -32,13 +34,11 @@ TRAINERS = (
     "startup_seconds",
     "validation_seconds",
     "checkpoint_seconds",
-    "all_reduce_total_seconds",
+    "all_reduce_with_overlap_seconds",
 )
 """What a trainer knows of `status.timing`, besides the phases of its steps; the rest is ours."""
 MOST_PHASES = 32
 """Of a training step, in the status."""
-GATED = "Gated"
-"""Reason of the Scheduled condition while a queue holds the pods back."""
 
 
 def current(status: YoloTrainingJobStatus) -> Attempt | None:
@@ -81,7 +81,7 @@ def _book_time(
         placed = [p.scheduled for p in own if p.scheduled]
         scheduled = min(max(placed), started) if len(placed) == record.workers else started
         waits = find(status, ConditionType.SCHEDULED)
-        gated = waits is not None and waits.reason == GATED
+        gated = waits is not None and waits.reason == Reason.GATED
         _add(timing, "queued_seconds" if gated else "scheduling_seconds", since, min(scheduled, now))
         _add(timing, "image_pull_seconds", max(since, scheduled), min(started, now))
         ended = max(chief.finished, started) if chief and chief.finished else now
@@ -108,7 +108,7 @@ def _book_pods(status: YoloTrainingJobStatus, pods: list[PodFacts], since: datet
 def open_record(status: YoloTrainingJobStatus, workers: int, device: str) -> None:
     """Begin the record of the current attempt."""
     earlier = (status.timing.running_seconds or 0.0) if status.timing else 0.0
-    record = Attempt(attempt=status.attempt, workers=workers, device=device, earlier_seconds=earlier)  # type: ignore[arg-type]
+    record = Attempt(attempt=status.attempt, workers=workers, device=device, running_seconds_before=earlier)  # type: ignore[arg-type]
     status.history = [*status.history, record][-KEPT:]
 
 
@@ -128,10 +128,10 @@ def take_over(status: YoloTrainingJobStatus, report: Report) -> None:
     # Also when it is empty: what an earlier attempt has trained is carried over by a checkpoint, or lost.
     said["training_seconds"] = dict(itertools.islice(report.timing.training_seconds.items(), MOST_PHASES))
     status.timing = timing.model_copy(update=said)
-    status.timing.lost_seconds = max(record.earlier_seconds - report.carried_seconds, 0.0)
+    status.timing.lost_seconds = max(record.running_seconds_before - report.carried_seconds, 0.0)
     # A checkpoint may carry more than this job has run: what a worker trained on its way out, which is booked as restart or
     # suspension, or what another job trained on the same storage.
-    surplus, told = report.carried_seconds - record.earlier_seconds, status.timing.trained_seconds
+    surplus, told = report.carried_seconds - record.running_seconds_before, status.timing.trained_seconds
     if surplus > 0 and told > 0:
         _scale(status.timing, max(told - surplus, 0.0) / told)
 
@@ -175,8 +175,8 @@ def fix_price(
     status.cost = _cost(status, prices[0].words)
 
 
-def _cost(status: YoloTrainingJobStatus, message: str) -> Cost:
-    return (status.cost or Cost()).model_copy(update={"message": message})
+def _cost(status: YoloTrainingJobStatus, source: str) -> Cost:
+    return (status.cost or Cost()).model_copy(update={"price_source": source})
 
 
 def charge(job: YoloTrainingJob, status: YoloTrainingJobStatus, before: YoloTrainingJobStatus, now: datetime) -> None:

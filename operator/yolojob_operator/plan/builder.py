@@ -8,7 +8,9 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import Attempt, ConditionType, Report, YoloTrainingJobStatus
+from yolojob.api.reasons import Reason
+from yolojob.api.status import Attempt, ConditionType, YoloTrainingJobStatus
+from yolojob.api.trainer_report import Report
 from yolojob_operator.objects import gang_scheduling, pods
 from yolojob_operator.plan import accounting, completed_indexes
 from yolojob_operator.plan.conditions import find, is_finished, set_condition
@@ -157,11 +159,11 @@ class Draft:
         on_gpus = gpu is not None and (gpu.required or self.offers_gpus() is True)
         self.status.attempt += 1
         self.status.next_attempt_time = self.now + delay if delay else None
-        self.status.next_growth_time = None
-        self.unschedule("Restarting", f"the pods of attempt {self.status.attempt} are not made yet")
+        self.status.next_scale_up_time = None
+        self.unschedule(Reason.RESTARTING, f"the pods of attempt {self.status.attempt} are not made yet")
         accounting.open_record(self.status, workers, "GPU" if on_gpus else "CPU")
         if gpu is not None and not on_gpus:
-            self.event("Warning", "NoGpu", f"attempt {self.status.attempt} runs on CPUs: no node has such GPUs")
+            self.event("Warning", Reason.NO_GPU, f"attempt {self.status.attempt} runs on CPUs: no node has such GPUs")
 
     def end_attempt(self, reason: str, message: str) -> None:
         """The current attempt is over."""

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from yolojob.api import constants
 from yolojob.api.constants import worker_name
 from yolojob.api.job import YoloTrainingJob
+from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType, YoloTrainingJobStatus
 from yolojob_operator.objects import gang_scheduling, pods, template_policy
 from yolojob_operator.objects.template_policy import Privilege
@@ -112,7 +113,7 @@ def _without_account(status: YoloTrainingJobStatus) -> YoloTrainingJobStatus:
 def rejected(status: YoloTrainingJobStatus, faults: str, generation: int, now: datetime) -> YoloTrainingJobStatus:
     """Status of a job whose spec is broken: stored before the CRD was tightened, or by someone who went round it."""
     status = status.model_copy(deep=True)
-    set_condition(status, ConditionType.ACCEPTED, "False", "InvalidSpec", faults, generation, now)
+    set_condition(status, ConditionType.ACCEPTED, "False", Reason.INVALID_SPEC, faults, generation, now)
     status.observed_generation = generation
     return status
 
@@ -138,7 +139,7 @@ def _decide(draft: Draft) -> None:
         refusal = _refusal(draft)
         draft.refused = refusal is not None
         if refusal is None:
-            draft.condition(ConditionType.ACCEPTED, "True", "Accepted", "the specification can be run")
+            draft.condition(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the specification can be run")
         else:
             draft.condition(ConditionType.ACCEPTED, "False", *refusal)
         asleep = is_set(draft.status, ConditionType.SUSPENDED, "True")
@@ -155,34 +156,34 @@ def _decide(draft: Draft) -> None:
 def _refusal(draft: Draft) -> tuple[str, str] | None:
     """What a cluster cannot do, though the specification is well-formed: (reason, message)."""
     spec = draft.job.spec
-    for path, value in (
+    for path, uri in (
         ("dataset.uri", spec.dataset.uri),
-        ("storage.uri", spec.storage.uri if spec.storage else ""),
-        ("model.weights.uri", spec.model.weights.uri if spec.model.weights else ""),
+        ("storage.uri", spec.storage.uri if spec.storage else None),
+        ("model.weights.uri", spec.model.weights.uri if spec.model.weights else None),
     ):
-        if value.startswith("file://"):
+        if uri and uri.scheme == "file":
             return (
-                "LaptopOnly",
-                f"spec.{path}: {value}: file:// is this machine's disk; use pvc://CLAIM/PATH on a cluster",
+                Reason.LAPTOP_ONLY,
+                f"spec.{path}: {uri}: file:// is this machine's disk; use pvc://CLAIM/PATH on a cluster",
             )
     for privilege, path, wanted in template_policy.trespasses(spec.workers.template):
         account = draft.defaults.service_account
         own = privilege is Privilege.SERVICE_ACCOUNT and account is not None and wanted == account
         if privilege not in draft.defaults.allowed and not own:
-            return "TemplateForbidden", (
+            return Reason.TEMPLATE_FORBIDDEN, (
                 f"spec.workers.template.{path}: {wanted}: this installation does not allow it "
                 f"(workers.allow: [{privilege}] of its chart does); leave it out"
             )
     pod_spec = spec.workers.template.get("spec")
     policy_of_restarts = pod_spec.get("restartPolicy", "Never") if isinstance(pod_spec, dict) else "Never"
     if policy_of_restarts != "Never":
-        return "TemplateForbidden", (
+        return Reason.TEMPLATE_FORBIDDEN, (
             f"spec.workers.template.spec.restartPolicy: {policy_of_restarts}: all workers are replaced together, by "
             "spec.runPolicy.backoffLimit; leave it out"
         )
     if spec.workers.gpu is not None and not spec.workers.gpu.required and draft.observed.nodes is None:
         return (
-            "NodesUnknown",
+            Reason.NODES_UNKNOWN,
             "spec.workers.gpu.required: false: whether the cluster has GPUs is for an operator to say that may see nodes, "
             "and this one is bound to namespaces; set it to true, or leave spec.workers.gpu out to train on CPUs",
         )
@@ -199,7 +200,7 @@ def _malformed(draft: Draft) -> tuple[str, str] | None:
         gang_scheduling.pod_group(job, pods.worker(job, 0, 1, draft.defaults), {})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         words = f"{type(error).__name__}: {error}"
-        return "TemplateInvalid", (
+        return Reason.TEMPLATE_INVALID, (
             f"spec.workers.template: no pod can be made of it ({words}); `kubectl explain pod.spec` tells what it may hold"
         )
     return None
@@ -213,25 +214,25 @@ def _suspend(draft: Draft) -> None:
     for pod in draft.observed.pods:
         draft.remove(pod)
     draft.disband()
-    if draft.condition(ConditionType.SUSPENDED, "True", "Suspended", "spec.runPolicy.suspend is true"):
+    if draft.condition(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, "spec.runPolicy.suspend is true"):
         stays = "; its checkpoint stays" if status.attempt and draft.job.spec.storage else ""
-        draft.event("Normal", "Suspended", f"the job is suspended{stays}")
+        draft.event("Normal", Reason.SUSPENDED, f"the job is suspended{stays}")
         if draft.record and draft.record.end_time is None:
-            draft.end_attempt("Suspended", "the job is suspended")
-        draft.unschedule("Suspended", "a suspended job has no pods")
+            draft.end_attempt(Reason.SUSPENDED, "the job is suspended")
+        draft.unschedule(Reason.SUSPENDED, "a suspended job has no pods")
     status.start_time = None
     status.next_attempt_time = None
 
 
 def _resume(draft: Draft) -> None:
-    draft.condition(ConditionType.SUSPENDED, "False", "Resumed", "the job goes on")
+    draft.condition(ConditionType.SUSPENDED, "False", Reason.RESUMED, "the job goes on")
     if draft.status.attempt == 0:
         words = "the job begins"
     elif draft.job.spec.storage is None:
         words = "the job begins anew: spec.storage is not set"
     else:
         words = "the job goes on from its newest checkpoint"
-    draft.event("Normal", "Resumed", words)
+    draft.event("Normal", Reason.RESUMED, words)
     draft.next_attempt(draft.job.spec.workers.replicas)
 
 
@@ -249,7 +250,7 @@ def _run(draft: Draft) -> None:
     if status.attempt == 0:
         draft.next_attempt(draft.job.spec.workers.replicas)
     if begins and draft.job.spec.storage is None:
-        draft.event("Warning", "NoStorage", "spec.storage is not set: checkpoints and weights go with the pods")
+        draft.event("Warning", Reason.NO_STORAGE, "spec.storage is not set: checkpoints and weights go with the pods")
     _judge(draft)
     if not draft.finished and not _is_trained(draft):
         _check_deadlines(draft)
@@ -301,11 +302,11 @@ def _judge(draft: Draft) -> None:
     elif failed := by_cause.get(Cause.FAILURE):
         _restart(draft, *words_of(first(failed)), counted=True)
     elif gone := _gone(draft):
-        _restart(draft, "PodDeleted", f"{gone} was deleted", counted=False)
+        _restart(draft, Reason.POD_DELETED, f"{gone} was deleted", counted=False)
     elif survivors := by_cause.get(Cause.SURVIVOR):
         _wait_for_culprit(draft, survivors)
     elif lost := _lost(draft):
-        _restart(draft, "NodeLost", lost, counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
+        _restart(draft, Reason.NODE_LOST, lost, counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
 
 
 def _lost(draft: Draft) -> str | None:
@@ -345,13 +346,13 @@ def _wait_for_culprit(draft: Draft, survivors: list[PodFacts]) -> None:
         reason, why = _why_not_running(draft)
         _restart(draft, reason, f"{words}: {why}", counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
     elif silent is None:
-        _restart(draft, "PeerLost", words, counted=True)
+        _restart(draft, Reason.PEER_LOST, words, counted=True)
     elif _is_due(draft, latest, SURVIVORS_PATIENCE):
         # A process that ends, however badly, is reported by its kubelet. Whoever is gone without that has lost its node.
         where = f"{silent.name} on node {silent.node} is silent"
         # A worker that hangs looks the same. It is no node's fault that it does so again and again.
         often = draft.status.disruptions >= FEW_DISRUPTIONS
-        _restart(draft, "PeerSilent", f"{where}; {words}", counted=often, grace_seconds=FAILURE_GRACE_SECONDS)
+        _restart(draft, Reason.PEER_SILENT, f"{where}; {words}", counted=often, grace_seconds=FAILURE_GRACE_SECONDS)
     else:
         draft.settling = True
 
@@ -362,7 +363,9 @@ def _restart(draft: Draft, reason: str, message: str, *, counted: bool, grace_se
     if counted:
         if status.restarts >= draft.job.spec.run_policy.backoff_limit:
             _fail(
-                draft, "BackoffLimitExceeded", f"{status.restarts + 1} attempts failed; the last: {reason}: {message}"
+                draft,
+                Reason.BACKOFF_LIMIT_EXCEEDED,
+                f"{status.restarts + 1} attempts failed; the last: {reason}: {message}",
             )
             return
         status.restarts += 1
@@ -376,7 +379,7 @@ def _restart(draft: Draft, reason: str, message: str, *, counted: bool, grace_se
     for pod in (*draft.current, *draft.spares):
         # Whoever can still agree with others saves and goes in its own time.
         draft.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else grace_seconds)
-    draft.event("Warning", "Restarting", f"attempt {status.attempt} ended: {reason}: {message}")
+    draft.event("Warning", Reason.RESTARTING, f"attempt {status.attempt} ended: {reason}: {message}")
     size = worker_counts.closest(draft.job.spec, draft.size)
     draft.end_attempt(reason, message)
     draft.next_attempt(size, delay)
@@ -387,7 +390,7 @@ def _check_deadlines(draft: Draft) -> None:
     if policy.active_deadline_seconds is not None and draft.status.start_time:
         end = draft.status.start_time + timedelta(seconds=policy.active_deadline_seconds)
         if draft.now >= end:
-            _fail(draft, "DeadlineExceeded", f"active for longer than {policy.active_deadline_seconds} s")
+            _fail(draft, Reason.DEADLINE_EXCEEDED, f"active for longer than {policy.active_deadline_seconds} s")
             return
         draft.wake(end)
     seconds = policy.pre_running_deadline_seconds
@@ -411,8 +414,8 @@ def _why_not_running(draft: Draft) -> tuple[str, str]:
         known = find(draft.status, ConditionType.SCHEDULED)
         if known is not None and known.status == "False":
             return known.reason, known.message
-        return "PreRunningDeadlineExceeded", "its pods did not start"
-    reason = accounting.GATED if pod.gated else pod.waiting.partition(":")[0]
+        return Reason.PRE_RUNNING_DEADLINE_EXCEEDED, "its pods did not start"
+    reason = Reason.GATED if pod.gated else pod.waiting.partition(":")[0]
     return reason, f"{pod.name}: {pod.waiting}"
 
 
@@ -427,10 +430,10 @@ def _succeed(draft: Draft, chief: PodFacts | None) -> None:
     if report is not None:
         status_summary.take_over(draft, report)
         status.result = report.result
-    draft.end_attempt("Succeeded", "the training is complete")
-    draft.condition(ConditionType.SUCCEEDED, "True", "TrainingCompleted", "the training is complete")
+    draft.end_attempt(Reason.SUCCEEDED, "the training is complete")
+    draft.condition(ConditionType.SUCCEEDED, "True", Reason.TRAINING_COMPLETED, "the training is complete")
     weights = f": {status.result.weights}" if status.result else ""
-    draft.event("Normal", "Succeeded", f"the training is complete{weights}")
+    draft.event("Normal", Reason.SUCCEEDED, f"the training is complete{weights}")
     status.completion_time = draft.now
 
 
@@ -439,7 +442,7 @@ def _fail(draft: Draft, reason: str, message: str) -> None:
         status_summary.take_over(draft, report)
     draft.end_attempt(reason, message)
     draft.condition(ConditionType.FAILED, "True", reason, message)
-    draft.event("Warning", "Failed", f"{reason}: {message}")
+    draft.event("Warning", Reason.FAILED, f"{reason}: {message}")
     draft.status.completion_time = draft.now
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType
 from yolojob_operator.objects import gang_scheduling, pods
 from yolojob_operator.plan import worker_counts
@@ -39,7 +40,7 @@ def fill(draft: Draft) -> None:
     if any(p.generation not in (0, draft.job.metadata.generation) for p in draft.current):
         # An edit changes no attempt that has begun: all of its pods are made of one specification.
         size = worker_counts.closest(draft.job.spec, draft.size)
-        _change(draft, size, "SpecChanged", "the specification was edited before all workers were there")
+        _change(draft, size, Reason.SPEC_CHANGED, "the specification was edited before all workers were there")
         return
     if draft.observed.obstacle:
         draft.condition(
@@ -70,11 +71,11 @@ def resize(draft: Draft) -> None:
         return
     if spec.elastic is None:
         if spec.workers.replicas != draft.size:  # changed in a suspension that nobody saw
-            reason = "ScaledUp" if spec.workers.replicas > draft.size else "ScaledDown"
+            reason = Reason.SCALED_UP if spec.workers.replicas > draft.size else Reason.SCALED_DOWN
             _change(draft, spec.workers.replicas, reason, f"spec.workers.replicas is {spec.workers.replicas}")
         return
     if spec.workers.replicas < draft.size:
-        _change(draft, spec.workers.replicas, "ScaledDown", f"spec.workers.replicas is {spec.workers.replicas}")
+        _change(draft, spec.workers.replicas, Reason.SCALED_DOWN, f"spec.workers.replicas is {spec.workers.replicas}")
     elif not is_set(draft.status, ConditionType.RUNNING, "True"):
         _shrink(draft)
     elif spec.workers.replicas > draft.size:
@@ -108,7 +109,7 @@ def _shrink(draft: Draft) -> None:
     waiting = next((f"{p.name}: {p.waiting}" for p in draft.current if not p.node and p.waiting), "")
     obstacle = draft.observed.obstacle.message if draft.observed.obstacle else "no place was found"
     words = waiting or obstacle
-    _change(draft, fewer, "ScaledDown", f"{placed} of {draft.size} workers have a place: {words}")
+    _change(draft, fewer, Reason.SCALED_DOWN, f"{placed} of {draft.size} workers have a place: {words}")
 
 
 def _grow(draft: Draft) -> None:
@@ -116,12 +117,12 @@ def _grow(draft: Draft) -> None:
     spec, status, record = draft.job.spec, draft.status, draft.record
     assert record is not None
     begin = (record.running_time or draft.now) + SHORT_LIFE
-    if status.next_growth_time:
-        begin = max(begin, status.next_growth_time)
+    if status.next_scale_up_time:
+        begin = max(begin, status.next_scale_up_time)
     if draft.now < begin:
         draft.wake(begin)
         return
-    again, status.next_growth_time = status.next_growth_time is not None, None
+    again, status.next_scale_up_time = status.next_scale_up_time is not None, None
     if any(p.terminal for p in draft.spares) or (draft.observed.obstacle and not again):
         _pause(draft)  # a kubelet or the API server does not want them
         return
@@ -133,10 +134,10 @@ def _grow(draft: Draft) -> None:
     more = worker_counts.at_most(spec, draft.size + len(placed))
     since = min((p.scheduled for p in placed if p.scheduled), default=draft.now)
     if more is not None and more == spec.workers.replicas:
-        _change(draft, more, "ScaledUp", f"there is room for all of spec.workers.replicas: {more}")
+        _change(draft, more, Reason.SCALED_UP, f"there is room for all of spec.workers.replicas: {more}")
     elif placed and draft.now >= since + PATIENCE:
         if more is not None and more > draft.size:
-            _change(draft, more, "ScaledUp", f"there is room for {more} of {spec.workers.replicas} workers")
+            _change(draft, more, Reason.SCALED_UP, f"there is room for {more} of {spec.workers.replicas} workers")
             return
         _pause(draft)  # what they hold helps nobody
     else:
@@ -152,5 +153,5 @@ def _pause(draft: Draft) -> None:
     """Look for room again later."""
     for pod in draft.spares:
         draft.remove(pod)
-    draft.status.next_growth_time = draft.now + GROWTH_PAUSE
-    draft.wake(draft.status.next_growth_time)
+    draft.status.next_scale_up_time = draft.now + GROWTH_PAUSE
+    draft.wake(draft.status.next_scale_up_time)

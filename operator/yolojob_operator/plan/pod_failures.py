@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from yolojob.api.status import Report
+from yolojob.api.reasons import Reason
+from yolojob.api.trainer_report import Report
 from yolojob_operator.plan.pod_facts import KILLED, PodFacts
 
 
@@ -22,10 +23,10 @@ def words_of(pod: PodFacts) -> tuple[str, str]:
         reason, _, rest = pod.disruption.partition(": ")
         return reason, f"{pod.name}: {rest or reason}"
     if pod.deleted and pod.exit_code == KILLED:
-        return "PodDeleted", f"{pod.name} was deleted"
-    if pod.exit_reason == "OOMKilled":
+        return Reason.POD_DELETED, f"{pod.name} was deleted"
+    if pod.exit_reason == Reason.OOM_KILLED:
         limit = f" of {pod.memory_limit}" if pod.memory_limit else ""
-        return "OOMKilled", (
+        return Reason.OOM_KILLED, (
             f"{pod.name} used more than its memory limit{limit}: raise spec.workers.resources.limits.memory, or use a "
             "smaller spec.train.batch, spec.train.imgsz or spec.train.cache"
         )
@@ -36,7 +37,7 @@ def words_of(pod: PodFacts) -> tuple[str, str]:
     lines = [line for line in pod.message.strip().splitlines() if line.strip()]
     tail = f": {' | '.join(lines[-3:])}" if lines else ""
     how = "failed" if pod.exit_code is None else f"ended with exit code {pod.exit_code}"
-    return "TrainingFailed", f"{pod.name} {how}{tail}"
+    return Reason.TRAINING_FAILED, f"{pod.name} {how}{tail}"
 
 
 def first(pods_now: list[PodFacts]) -> PodFacts:

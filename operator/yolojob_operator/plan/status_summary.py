@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from yolojob.api import constants
-from yolojob.api.status import ConditionType, Phase, Progress, Report
+from yolojob.api.reasons import Reason
+from yolojob.api.status import ConditionType, JobPhase, Progress
+from yolojob.api.trainer_report import Report
 from yolojob_operator.plan import accounting, completed_indexes
 from yolojob_operator.plan.builder import Draft
 from yolojob_operator.plan.conditions import find, is_set
@@ -18,28 +20,28 @@ def follow(draft: Draft) -> None:
     _say_scheduled(draft, gang)
     if draft.all_running():
         note_running(draft)
-        draft.condition(ConditionType.RUNNING, "True", "Running", f"attempt {draft.status.attempt} runs")
+        draft.condition(ConditionType.RUNNING, "True", Reason.RUNNING, f"attempt {draft.status.attempt} runs")
         if draft.observed.report is not None:
             take_over(draft, draft.observed.report)
     elif not is_set(draft.status, ConditionType.RUNNING, "True"):
         waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and p.node), "")
         if waiting:
-            draft.condition(ConditionType.RUNNING, "False", "Waiting", waiting)
-        elif (told := find(draft.status, ConditionType.RUNNING)) is None or told.reason == "Waiting":
-            draft.condition(ConditionType.RUNNING, "False", "Starting", "the workers are starting")
+            draft.condition(ConditionType.RUNNING, "False", Reason.WAITING, waiting)
+        elif (told := find(draft.status, ConditionType.RUNNING)) is None or told.reason == Reason.WAITING:
+            draft.condition(ConditionType.RUNNING, "False", Reason.STARTING, "the workers are starting")
 
 
 def _say_scheduled(draft: Draft, gang: list[PodFacts]) -> None:
     if not draft.missing and all(p.node for p in gang):
-        draft.condition(ConditionType.SCHEDULED, "True", "Scheduled", "all workers have a node")
+        draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED, "all workers have a node")
         return
     if gated := next((p for p in gang if p.gated), None):
         queue = draft.job.spec.scheduling.queue
         where = f" in queue {queue}" if queue else ""
-        draft.condition(ConditionType.SCHEDULED, "False", accounting.GATED, f"{gated.name} waits for admission{where}")
+        draft.condition(ConditionType.SCHEDULED, "False", Reason.GATED, f"{gated.name} waits for admission{where}")
         return
     waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and not p.node), "")
-    reason = "Unschedulable" if waiting else "Scheduling"
+    reason = Reason.UNSCHEDULABLE if waiting else Reason.SCHEDULING
     draft.condition(ConditionType.SCHEDULED, "False", reason, waiting or "waiting for the scheduler")
 
 
@@ -50,7 +52,7 @@ def note_running(draft: Draft) -> None:
         return
     record.running_time = draft.now
     if record.attempt > 1:  # of the first one, conditions and pods say it already
-        draft.event("Normal", "Running", f"attempt {record.attempt}: {record.workers} worker(s) run")
+        draft.event("Normal", Reason.RUNNING, f"attempt {record.attempt}: {record.workers} worker(s) run")
 
 
 def take_over(draft: Draft, report: Report) -> None:
@@ -85,23 +87,23 @@ def sum_up(draft: Draft) -> None:
         words = f"trains on CPUs: no node has {wanted}, and spec.workers.gpu.required is false"
         if draft.offers_gpus():
             words = f"trains on CPUs: it began without {wanted}; the next attempt uses GPUs"
-        draft.condition(ConditionType.ACCEPTED, "True", "NoGpu", words)
+        draft.condition(ConditionType.ACCEPTED, "True", Reason.NO_GPU, words)
 
 
-def _phase(draft: Draft) -> Phase:
+def _phase(draft: Draft) -> JobPhase:
     status = draft.status
     for kind, phase in (
-        (ConditionType.SUCCEEDED, Phase.SUCCEEDED),
-        (ConditionType.FAILED, Phase.FAILED),
-        (ConditionType.SUSPENDED, Phase.SUSPENDED),
-        (ConditionType.RUNNING, Phase.RUNNING),
+        (ConditionType.SUCCEEDED, JobPhase.SUCCEEDED),
+        (ConditionType.FAILED, JobPhase.FAILED),
+        (ConditionType.SUSPENDED, JobPhase.SUSPENDED),
+        (ConditionType.RUNNING, JobPhase.RUNNING),
     ):
         if is_set(status, kind, "True"):
             return phase
     if any(p.gated for p in draft.current):
-        return Phase.QUEUED
-    if len(status.history) > 1 and status.history[-2].reason != "Suspended":
-        return Phase.RESTARTING
+        return JobPhase.QUEUED
+    if len(status.history) > 1 and status.history[-2].reason != Reason.SUSPENDED:
+        return JobPhase.RESTARTING
     if not draft.current:
-        return Phase.PENDING
-    return Phase.STARTING if is_set(status, ConditionType.SCHEDULED, "True") else Phase.QUEUED
+        return JobPhase.PENDING
+    return JobPhase.STARTING if is_set(status, ConditionType.SCHEDULED, "True") else JobPhase.QUEUED

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolojob.api.fingerprint import fingerprint
-from yolojob.api.measurement import DataFacts, Link, Measurement, Micro, Steps
+from yolojob.api.fingerprint import job_fingerprint
+from yolojob.api.measurement import DataFacts, Link, Measurement, MicrobatchPass, Steps
+from yolojob.api.reasons import Reason
+from yolojob.api.time_parts import TimePart
 from yolojob_trainer.bench import all_reduce, io_rates
 from yolojob_trainer.bench.contention import Twin
 from yolojob_trainer.bench.power import Meter
@@ -26,7 +28,7 @@ from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import profile
 from yolojob_trainer.system import host
 from yolojob_trainer.training.callbacks import Callback
-from yolojob_trainer.training.phase_clock import Phase, Span
+from yolojob_trainer.training.phase_clock import Span
 
 if TYPE_CHECKING:
     from yolojob_trainer.training.trainer import Trainer
@@ -90,13 +92,13 @@ class Bench:
         return Measurement(
             made_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             took_seconds=round(time.monotonic() - began, 1),
-            fingerprint=fingerprint(trainer.run.spec),
+            fingerprint=job_fingerprint(trainer.run.spec),
             workers=trainer.run.spec.workers.replicas,
             world_size=trainer.world.world_size,
             device=trainer.facts()["device"],
             precision=trainer.facts()["precision"],
             host=host.describe(trainer.device),
-            anatomy=parts,
+            model_profile=parts,
             data=DataFacts(
                 images=trainer.order.samples,
                 val_images=len(trainer.test_loader.dataset),
@@ -108,9 +110,9 @@ class Bench:
             cached_staging_seconds=trainer.beginning.cached_staging,
             steps=[found for found in steps if found],
             update_seconds=statistics.fmean(self._updates),
-            micro=micro,
+            microbatch_passes=micro,
             validation_seconds=min(early, late),
-            validation_most_seconds=max(early, late),
+            validation_max_seconds=max(early, late),
             checkpoint_seconds=checkpoint,
             epoch_seconds=rest,
             link=link,
@@ -151,16 +153,22 @@ class Bench:
         self._recorder.spans.clear()
         self._train(batches, boundary, count)
         spans, self._recorder.spans = self._recorder.spans, []
-        sums: dict[Phase, float] = {}
+        sums: dict[TimePart, float] = {}
         for span in spans:
             for phase, value in span.seconds.items():
                 sums[phase] = sums.get(phase, 0.0) + value
-        updates = [s.seconds[Phase.OPTIMIZER] + s.seconds[Phase.EMA] for s in spans if Phase.OPTIMIZER in s.seconds]
+        updates = [
+            s.seconds[TimePart.OPTIMIZER] + s.seconds[TimePart.EMA] for s in spans if TimePart.OPTIMIZER in s.seconds
+        ]
         self._updates += updates
-        rest = {phase: value / len(spans) for phase, value in sums.items() if phase not in (Phase.OPTIMIZER, Phase.EMA)}
-        durations = [s.duration - s.seconds.get(Phase.OPTIMIZER, 0) - s.seconds.get(Phase.EMA, 0) for s in spans]
+        rest = {
+            phase: value / len(spans)
+            for phase, value in sums.items()
+            if phase not in (TimePart.OPTIMIZER, TimePart.EMA)
+        }
+        durations = [s.duration - s.seconds.get(TimePart.OPTIMIZER, 0) - s.seconds.get(TimePart.EMA, 0) for s in spans]
         return Steps(
-            mosaic=mosaic,
+            with_mosaic=mosaic,
             count=len(spans),
             seconds={phase.value: value for phase, value in rest.items()},
             deviation=statistics.stdev(durations) if len(spans) > 1 else 0.0,
@@ -219,7 +227,7 @@ class Bench:
 
     # --- other sizes ----------------------------------------------------------------------------------------------
 
-    def _beside_a_twin(self, parameters: int) -> tuple[Link | None, list[Micro]]:
+    def _beside_a_twin(self, parameters: int) -> tuple[Link | None, list[MicrobatchPass]]:
         """(reduction between two processes, passes); where workers share their machine's CPUs."""
         if self._trainer.device.type == "cuda":  # each has a GPU of its own
             return None, self._passes(None)
@@ -231,14 +239,14 @@ class Bench:
         trainer = self._trainer
         return max(trainer.order.sizes(0, trainer.world.rank, trainer.world.world_size)[0] // 2, 1)
 
-    def _passes(self, twin: Twin | None) -> list[Micro]:
+    def _passes(self, twin: Twin | None) -> list[MicrobatchPass]:
         """Forward and backward passes of a whole and of half a micro-batch, in turns."""
         trainer = self._trainer
         trainer.model = unwrap_model(trainer.model)
         whole = self._batch_of(1)
         half = self._batch_of(2) if whole["img"].shape[0] >= 4 else None
         seconds = self._in_turns([b for b in (whole, half) if b is not None], self._seconds * PASSES)
-        found = [Micro(images=int(whole["img"].shape[0]), seconds=seconds[0])]
+        found = [MicrobatchPass(images=int(whole["img"].shape[0]), seconds=seconds[0])]
         if half is None:
             return found
         shared: float | None = None
@@ -250,7 +258,7 @@ class Bench:
                     shared = self._in_turns([half], self._seconds * TWIN)[0]
             finally:
                 torch.set_num_threads(threads)
-        return [*found, Micro(images=int(half["img"].shape[0]), seconds=seconds[1], shared_seconds=shared)]
+        return [*found, MicrobatchPass(images=int(half["img"].shape[0]), seconds=seconds[1], shared_seconds=shared)]
 
     def _batch_of(self, parts: int) -> dict[str, Any]:
         """The first micro-batch when the rank's share is cut into so many times more parts; on the device."""
@@ -302,7 +310,7 @@ class Bench:
         where = "GPU" if trainer.device.type == "cuda" else "worker"
         way = f"the largest batch that fits is {batch}" if batch else "not even one image of this size fits"
         raise BadInput(
-            "OutOfMemory",
+            Reason.OUT_OF_MEMORY,
             f"spec.train.batch: {trainer.order.batch}: needs about {needed(images) / 2**30:.1f} GiB in each {where}, which has "
             f"{free / 2**30:.1f} GiB: {max(needed(images) - free, 0) / 2**30:.1f} GiB are missing; {way}",
         )

@@ -9,8 +9,8 @@ import torch
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.nn.tasks import DetectionModel
 
-from yolojob.api import uri as uris
 from yolojob.api.measurement import DataFacts
+from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.spec import Dataset
 from yolojob_trainer.data import dataset_config
@@ -36,13 +36,13 @@ def run(run: Run, reporter: Reporter, *, cache: Path, volumes: Path) -> None:
     try:
         model = DetectionModel(description, nc=classes or ANY_CLASSES, verbose=False)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
-        raise BadInput("InvalidModel", f"spec.model: the network cannot be built: {error}") from error
+        raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
     amp = run.spec.train.amp
     # What is asked for, on machines that are not this one: half of fp32 wherever there is mixed precision.
     dtype = torch.float32 if amp is False else torch.bfloat16
     model.to(memory_format=torch.channels_last)
     parts = profile.of(model, run.spec.train.imgsz, dtype)
-    reporter.conclude(anatomy=parts, data=facts)
+    reporter.conclude(model_profile=parts, data=facts)
 
 
 def size(folder: Path) -> int:
@@ -52,9 +52,8 @@ def size(folder: Path) -> int:
 
 def _dataset(dataset: Dataset, fraction: float | None, *, cache: Path, volumes: Path) -> tuple[int | None, DataFacts]:
     """(classes, facts), as far as they are known without fetching."""
-    where = uris.parse(dataset.uri, uris.DATASET_SCHEMES)
-    if where.scheme in uris.REMOTE_SCHEMES:
-        files = Remote(dataset.uri, "spec.dataset.uri").files()
+    if dataset.uri.is_remote:
+        files = Remote(str(dataset.uri), "spec.dataset.uri").files()
         sizes = [file.size for file in files]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 
-from yolojob.api import uri as uris
 from yolojob.api.measurement import Rates
+from yolojob.api.uri import Uri
 from yolojob_trainer.checkpoint.run_folder import Storage
 from yolojob_trainer.data.object_store import Remote
 
@@ -76,11 +76,11 @@ def _read(path: Path) -> float:
         return time.perf_counter() - began
 
 
-def _store(uri: str) -> float | None:
+def _store(uri: Uri) -> float | None:
     """Bytes per second by one connection; none where the data set is in no store."""
-    if uris.parse(uri, uris.DATASET_SCHEMES).scheme not in uris.REMOTE_SCHEMES:
+    if not uri.is_remote:
         return None
-    remote = Remote(uri, "spec.dataset.uri")
+    remote = Remote(str(uri), "spec.dataset.uri")
     largest = max(remote.files(), key=lambda f: f.size or 0)
     began, count = time.perf_counter(), 0
     if remote.scheme == "https":

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from yolojob.api.reasons import Reason
 from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.errors import TrainerError
 
@@ -96,7 +97,7 @@ class Mirror:
             if not self._changed.wait_for(lambda: not self._pending, seconds):
                 names = ", ".join(sorted(self._pending)[:5])
                 message = f"{self._remote.shown}: not uploaded within {seconds:.0f} s: {names}"
-                raise TrainerError("StorageFailed", message)
+                raise TrainerError(Reason.STORAGE_FAILED, message)
 
     def _run(self) -> None:
         while True:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from yolojob.api import uri as uris
+from yolojob.api.reasons import Reason
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob_trainer.checkpoint import bucket_mirror
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
@@ -34,7 +34,7 @@ class Storage:
             TrainerError: its object store does not answer.
         """
         self.folder = folder
-        self.uri = spec.storage.uri.rstrip("/") if spec.storage else str(folder)
+        self.uri = str(spec.storage.uri).rstrip("/") if spec.storage else str(folder)
         self._failed = failed
         self._store = CheckpointStore(folder / CHECKPOINTS, spec.checkpoint.keep)
         self._keep = spec.checkpoint.keep
@@ -42,8 +42,8 @@ class Storage:
         try:
             (folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput("StorageFailed", f"spec.storage: {folder}: {error.strerror}") from None
-        if spec.storage and uris.parse(spec.storage.uri, uris.STORAGE_SCHEMES).scheme in uris.REMOTE_SCHEMES:
+            raise BadInput(Reason.STORAGE_FAILED, f"spec.storage: {folder}: {error.strerror}") from None
+        if spec.storage and spec.storage.uri.is_remote:
             remote = Remote(self.uri, "spec.storage.uri", patience=bucket_mirror.PATIENCE)
             self._mirror = Mirror(folder, remote, failed)
             (folder / MARKER).write_text("This folder belongs to a run of yolojob.\n")
@@ -62,7 +62,7 @@ class Storage:
         free = shutil.disk_usage(self.folder).free + sum(p.stat().st_size for p in self._store.paths())
         if free < needed:
             raise BadInput(
-                "NoSpace",
+                Reason.NO_SPACE,
                 f"{self.folder} has {free / 2**20:.0f} MiB left, and checkpoints and weights need about "
                 f"{needed / 2**20:.0f} MiB: free some, or choose another spec.storage.uri",
             )
@@ -100,7 +100,9 @@ class Storage:
             message = f"no checkpoint after epoch {epoch}, step {step}: {error.strerror or error} ({self.folder})"
             self._failed(message)
             if last:
-                raise TrainerError("StorageFailed", f"the trained weights could not be saved: {message}") from error
+                raise TrainerError(
+                    Reason.STORAGE_FAILED, f"the trained weights could not be saved: {message}"
+                ) from error
             return
         if self._mirror:
             self._mirror.put(*(self.folder / name for name in files), saved)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput
 
 MAX_MEMBERS = 20_000_000
@@ -49,14 +50,18 @@ def unpack(archive: Path, folder: Path, shown: str, room: Callable[[int], None])
         elif tarfile.is_tarfile(archive):
             _untar(archive, folder, shown, room)
         else:
-            raise BadInput("InvalidArchive", f"{shown}: is neither a .zip nor a .tar, .tar.gz, .tar.bz2 or .tar.xz")
+            raise BadInput(
+                Reason.INVALID_ARCHIVE, f"{shown}: is neither a .zip nor a .tar, .tar.gz, .tar.bz2 or .tar.xz"
+            )
     except _DAMAGED as error:
-        raise BadInput("InvalidArchive", f"{shown}: is damaged or of a kind that cannot be read: {error}") from error
+        raise BadInput(
+            Reason.INVALID_ARCHIVE, f"{shown}: is damaged or of a kind that cannot be read: {error}"
+        ) from error
     except OSError as error:
         # gzip and bz2 say it with a bare OSError; names that clash or are too long come with a number.
         if error.errno not in _NAMES:
             raise
-        raise BadInput("InvalidArchive", f"{shown}: cannot be unpacked: {error}") from error
+        raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: cannot be unpacked: {error}") from error
 
 
 def inside(name: str, shown: str) -> PurePosixPath:
@@ -68,7 +73,7 @@ def inside(name: str, shown: str) -> PurePosixPath:
     path = PurePosixPath(name.replace("\\", "/"))
     drive = re.match(r"[A-Za-z]:(/|$)", str(path))
     if path.is_absolute() or ".." in path.parts or "\0" in name or drive:
-        raise BadInput("InvalidArchive", f"{shown}: {name!r} leads out of the data set")
+        raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: {name!r} leads out of the data set")
     return path
 
 
@@ -103,26 +108,28 @@ def _untar(archive: Path, folder: Path, shown: str, room: Callable[[int], None])
                 _copy(source, target, member.size, shown)
             else:
                 raise BadInput(
-                    "InvalidArchive",
+                    Reason.INVALID_ARCHIVE,
                     f"{shown}: {member.name!r} is a link or a device; a data set has files and folders",
                 )
 
 
 def _counted(members: int, size: int, shown: str) -> int:
     if members > MAX_MEMBERS:
-        raise BadInput("InvalidArchive", f"{shown}: has more than {MAX_MEMBERS} members")
+        raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: has more than {MAX_MEMBERS} members")
     return size
 
 
 def _copy(source: IO[bytes], target: Path, size: int, shown: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink() or target.is_dir():
-        raise BadInput("InvalidArchive", f"{shown}: {target.name!r} is there twice, as a file and as something else")
+        raise BadInput(
+            Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} is there twice, as a file and as something else"
+        )
     with target.open("wb") as out:
         for block in _blocks(source):
             size -= len(block)
             if size < 0:
-                raise BadInput("InvalidArchive", f"{shown}: {target.name!r} is larger than the archive says")
+                raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} is larger than the archive says")
             out.write(block)
 
 

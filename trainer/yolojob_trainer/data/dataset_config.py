@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from yolojob.api import uri as uris
+from yolojob.api.reasons import Reason
 from yolojob.api.spec import Dataset
 from yolojob_trainer.data import archive, builtin_digits
 from yolojob_trainer.data.object_store import Remote
@@ -33,18 +33,18 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: Progress) 
         BadInput: it is not there, may not be read, is unsafe, or does not fit.
         Unavailable: its storage does not answer.
     """
-    where = uris.parse(dataset.uri, uris.DATASET_SCHEMES)
+    uri = dataset.uri
     stage = Stage(cache / "datasets", progress, "spec.dataset.uri")
-    if where.scheme == "builtin":
+    if uri.scheme == "builtin":
         return stage.make(f"digits-v{builtin_digits.VERSION}", builtin_digits.write)
-    if where.scheme in uris.REMOTE_SCHEMES:
-        return archive.content_root(stage.fetch(Remote(dataset.uri, "spec.dataset.uri")), dataset.config)
-    path = (volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)).resolve()
+    if uri.is_remote:
+        return archive.content_root(stage.fetch(Remote(str(uri), "spec.dataset.uri")), dataset.config)
+    path = uri.under(volumes).resolve()
     if path.is_dir():
         return path
     if path.is_file():
         return archive.content_root(stage.unpack(path), dataset.config)
-    raise BadInput("DatasetNotFound", f"spec.dataset.uri: {dataset.uri}: there is no folder or archive {path}")
+    raise BadInput(Reason.DATASET_NOT_FOUND, f"spec.dataset.uri: {uri}: there is no folder or archive {path}")
 
 
 def describe(folder: Path, config: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def describe(folder: Path, config: str) -> dict[str, Any]:
     path = folder / config
 
     def bad(message: str) -> BadInput:
-        return BadInput("InvalidDataset", f"spec.dataset: {path}: {message}")
+        return BadInput(Reason.INVALID_DATASET, f"spec.dataset: {path}: {message}")
 
     try:
         if path.stat().st_size > 10 << 20:
@@ -64,7 +64,9 @@ def describe(folder: Path, config: str) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
         found = ", ".join(sorted(p.name for p in folder.glob("*.y*ml"))) or "no YAML file at all"
-        raise BadInput("DatasetNotFound", f"spec.dataset.config: {config}: not in {folder}; there is {found}") from None
+        raise BadInput(
+            Reason.DATASET_NOT_FOUND, f"spec.dataset.config: {config}: not in {folder}; there is {found}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise bad(f"is no YAML: {error}") from None
     if not isinstance(content, dict):

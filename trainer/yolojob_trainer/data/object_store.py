@@ -17,6 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
+from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput, TrainerError
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ class Unavailable(TrainerError):
     """The other side does not answer, or not as it should; later it may."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("StorageUnavailable", message)
+        super().__init__(Reason.STORAGE_UNAVAILABLE, message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ class Remote:
                 if facts["type"] == "file" and not name.endswith("/")
             ]
         if not found:
-            raise BadInput("StorageNotFound", f"{self._field}: {self.shown}: there are no files")
+            raise BadInput(Reason.STORAGE_NOT_FOUND, f"{self._field}: {self.shown}: there are no files")
         return found
 
     def identity(self, files: list[RemoteFile]) -> str:
@@ -194,7 +195,7 @@ class Remote:
         try:
             self._tried(lambda: self._fs.rm_file(self._name(path)))
         except BadInput as error:
-            if error.reason != "StorageNotFound":
+            if error.reason != Reason.STORAGE_NOT_FOUND:
                 raise
 
     def _name(self, path: str) -> str:
@@ -222,16 +223,18 @@ class Remote:
         where = f"{self._field}: {self.shown}"
         if isinstance(error, PermissionError) or status in (401, 403) or any(w in words for w in _DENIED):
             why = _brief(error)
-            return BadInput("StorageDenied", f"{where}: access denied ({why}); look at {_CREDENTIALS[self.scheme]}")
+            return BadInput(
+                Reason.STORAGE_DENIED, f"{where}: access denied ({why}); look at {_CREDENTIALS[self.scheme]}"
+            )
         if "CERTIFICATE_VERIFY_FAILED" in words:
             hint = "set SSL_CERT_FILE to your own authority's, if it has one"
-            return BadInput("StorageUntrusted", f"{where}: its certificate cannot be verified; {hint}")
+            return BadInput(Reason.STORAGE_UNTRUSTED, f"{where}: its certificate cannot be verified; {hint}")
         # fsspec's HTTP says "not found" to whatever has happened; then only the status counts.
         missing = isinstance(error, FileNotFoundError) and self.scheme != "https"
         if missing or status in (404, 410) or any(w in words for w in _MISSING):
-            return BadInput("StorageNotFound", f"{where}: is not there ({_brief(error)})")
+            return BadInput(Reason.STORAGE_NOT_FOUND, f"{where}: is not there ({_brief(error)})")
         if isinstance(error, ImportError):
-            return BadInput("StorageUnsupported", f"{where}: {error}")
+            return BadInput(Reason.STORAGE_UNSUPPORTED, f"{where}: {error}")
         return Unavailable(f"{where}: {_brief(error)}")
 
 

@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from yolojob.api.reasons import Reason
 from yolojob_trainer.data import archive
 from yolojob_trainer.data.object_store import FIRST_PAUSE, LONGEST_PAUSE, Remote, RemoteFile, Unavailable
 from yolojob_trainer.errors import BadInput
@@ -123,15 +124,15 @@ class Stage:
                 shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise BadInput("NoSpace", f"{self._field}: the disk under {self.folder} is full") from error
-            raise BadInput("CacheFailed", f"{self._field}: cannot be staged in {self.folder}: {error}") from error
+                raise BadInput(Reason.NO_SPACE, f"{self._field}: the disk under {self.folder} is full") from error
+            raise BadInput(Reason.CACHE_FAILED, f"{self._field}: cannot be staged in {self.folder}: {error}") from error
         return folder
 
     def _room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed + SPARE:
             raise BadInput(
-                "NoSpace",
+                Reason.NO_SPACE,
                 f"{self._field}: {needed / 2**20:.0f} MiB are to be staged in {self.folder}, and {free / 2**20:.0f} MiB "
                 "are free there: free some, or give the cache another volume",
             )
@@ -207,7 +208,7 @@ class Stage:
                 time.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         if position > (file.size or position):
-            raise BadInput("InvalidDataset", f"{self._field}: {remote.shown}: is longer than the server says")
+            raise BadInput(Reason.INVALID_DATASET, f"{self._field}: {remote.shown}: is longer than the server says")
 
     def _write(self, out: IO[bytes], block: bytes) -> None:
         out.write(block)

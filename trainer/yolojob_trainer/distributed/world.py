@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
+from yolojob.api.reasons import Reason
 from yolojob.api.spec import Gpu
 from yolojob_trainer.distributed.heartbeat import Heartbeat
 from yolojob_trainer.errors import BadInput, Interrupted, PeerLost
@@ -40,7 +41,9 @@ def wait_for_port(host: str, port: int, seconds: float) -> None:
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise PeerLost("PeerLost", f"worker 0 is not at {host}:{port} after {seconds:.0f} s: {error}") from None
+                raise PeerLost(
+                    Reason.PEER_LOST, f"worker 0 is not at {host}:{port} after {seconds:.0f} s: {error}"
+                ) from None
             time.sleep(0.1)
 
 
@@ -77,7 +80,7 @@ class World:
         found = torch.cuda.device_count() if gpu and torch.cuda.is_available() else 0
         if gpu and gpu.required and found < local_world_size:
             raise BadInput(
-                "NotEnoughGpus",
+                Reason.NOT_ENOUGH_GPUS,
                 f"spec.workers.gpu: {local_world_size} process(es) need a GPU each, and here are {found}; set "
                 "spec.workers.gpu.required: false to train on the CPU, or leave spec.workers.gpu out",
             )
@@ -128,7 +131,7 @@ class World:
             try:
                 heartbeat.connect(host, store.get("where").decode(), self.rank)
             except OSError as error:
-                raise PeerLost("PeerLost", f"rank 0 is gone: {error}") from None
+                raise PeerLost(Reason.PEER_LOST, f"rank 0 is gone: {error}") from None
         try:
             yield
         except Interrupted:

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolojob.api.measurement import Anatomy
+from yolojob.api.measurement import ModelProfile
 
 PROBE = 2
 """Images that memory is measured with; batch norm wants more than one."""
@@ -19,7 +19,7 @@ _MOMENTS = {"SGD": 1, "MuSGD": 1, "Adam": 2, "AdamW": 2, "Adamax": 2, "NAdam": 2
 
 def of(
     model: torch.nn.Module, imgsz: int, dtype: torch.dtype, optimizer: torch.optim.Optimizer | None = None
-) -> Anatomy:
+) -> ModelProfile:
     """Count, by running it once on grey images.
 
     Args:
@@ -39,7 +39,7 @@ def of(
     parameters = sum(p.numel() for p in model.parameters())
     moments = _MOMENTS.get(type(optimizer).__name__, 2)
     copies = 1 + _EMA_AND_GRADIENT + moments
-    return Anatomy(
+    return ModelProfile(
         parameters=parameters,
         gflops=round(flops / 1e9, 4),
         activation_bytes=saved // PROBE,

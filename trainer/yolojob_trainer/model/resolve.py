@@ -11,7 +11,7 @@ import ultralytics
 from ultralytics.nn.tasks import guess_model_scale, load_checkpoint, yaml_model_load
 from ultralytics.utils import YAML
 
-from yolojob.api import uri as uris
+from yolojob.api.reasons import Reason
 from yolojob.api.spec import ModelRef
 from yolojob_trainer.data.object_store import Remote
 from yolojob_trainer.data.staging import Stage
@@ -42,7 +42,9 @@ def resolve(model: ModelRef, *, volumes: Path, cache: Path) -> tuple[dict[str, A
     if model.name.endswith(".pt"):
         file = weights_file or (folder / model.name if folder else None)
         if file is None:
-            raise BadInput("ModelNotFound", f"spec.model.name: {model.name}: weights need spec.model.weights.uri")
+            raise BadInput(
+                Reason.MODEL_NOT_FOUND, f"spec.model.name: {model.name}: weights need spec.model.weights.uri"
+            )
         weights: Any = _load(file)
         description: dict[str, Any] = dict(weights.yaml)
     else:
@@ -60,22 +62,20 @@ def _weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path | None, 
     """(folder, file) that spec.model.weights names; one of them at most."""
     if model.weights is None:
         return None, None
-    where = uris.parse(model.weights.uri, uris.WEIGHTS_SCHEMES)
-    if where.scheme in uris.REMOTE_SCHEMES:
-        remote = Remote(model.weights.uri, "spec.model.weights.uri")
+    uri = model.weights.uri
+    if uri.is_remote:
+        remote = Remote(str(uri), "spec.model.weights.uri")
         path = Stage(cache / "weights", lambda *_: None, "spec.model.weights.uri").fetch(remote)
         found = list(path.iterdir())
         if len(found) == 1 and found[0].suffix == ".pt":
             return None, found[0]
         return path, None
-    path = volumes / where.location / where.path if where.scheme == "pvc" else Path(where.path)
+    path = uri.under(volumes)
     if path.is_dir():
         return path, None
     if path.is_file() and path.suffix == ".pt":
         return None, path
-    raise BadInput(
-        "WeightsNotFound", f"spec.model.weights.uri: {model.weights.uri}: there is no .pt file or folder {path}"
-    )
+    raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"spec.model.weights.uri: {uri}: there is no .pt file or folder {path}")
 
 
 def _description(name: str, folder: Path | None) -> dict[str, Any]:
@@ -83,16 +83,18 @@ def _description(name: str, folder: Path | None) -> dict[str, Any]:
         try:
             description = YAML.load(folder / name)
         except Exception as error:  # noqa: BLE001 - as above, for whatever the YAML library raises
-            raise BadInput("InvalidModel", f"spec.model.name: {name}: is no YAML: {error}") from None
+            raise BadInput(Reason.INVALID_MODEL, f"spec.model.name: {name}: is no YAML: {error}") from None
         if not isinstance(description, dict) or not {"backbone", "head"} <= set(description):
-            raise BadInput("InvalidModel", f"spec.model.name: {name}: has no backbone and head")
+            raise BadInput(Reason.INVALID_MODEL, f"spec.model.name: {name}: has no backbone and head")
         description["scale"] = guess_model_scale(name)
         return dict(description)
     names = known()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
         hint = f"; near it: {', '.join(near)}" if near else ""
-        raise BadInput("ModelNotFound", f"spec.model.name: {name}: no architecture of Ultralytics has this name{hint}")
+        raise BadInput(
+            Reason.MODEL_NOT_FOUND, f"spec.model.name: {name}: no architecture of Ultralytics has this name{hint}"
+        )
     return dict(yaml_model_load(name))
 
 
@@ -101,5 +103,5 @@ def _load(path: Path) -> torch.nn.Module:
         weights, _ = load_checkpoint(path)  # as data: ULTRALYTICS_SAFE_LOAD is set
     except Exception as error:  # noqa: BLE001 - an untrusted file fails in any way it likes
         reason = str(error).strip().partition("\n")[0]
-        raise BadInput("InvalidWeights", f"spec.model.weights: {path} cannot be loaded: {reason}") from None
+        raise BadInput(Reason.INVALID_WEIGHTS, f"spec.model.weights: {path} cannot be loaded: {reason}") from None
     return weights  # type: ignore[no-any-return]

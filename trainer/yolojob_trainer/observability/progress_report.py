@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolojob.api.constants import TERMINATION_LIMIT, ExitCode
-from yolojob.api.measurement import Anatomy, DataFacts, Measurement
-from yolojob.api.status import Report, Result, State, TuningReport
+from yolojob.api.measurement import DataFacts, Measurement, ModelProfile
+from yolojob.api.status import Result
+from yolojob.api.time_parts import TimePart
+from yolojob.api.trainer_report import Report, TrainerState, TuningReport
 from yolojob_trainer.observability.metrics import Metrics
 from yolojob_trainer.training.callbacks import Callback
-from yolojob_trainer.training.phase_clock import Phase
 
 if TYPE_CHECKING:
     from yolojob_trainer.training.phase_clock import Span
@@ -66,13 +67,13 @@ class Reporter(Callback):
         self._lock = threading.Lock()
         self._updated = 0.0
         self._started: float | None = None
-        self._at_work = State.TRAINING
+        self._at_work = TrainerState.TRAINING
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
             return self.report.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    def say(self, state: State) -> None:
+    def say(self, state: TrainerState) -> None:
         with self._lock:
             self.report.state = state
 
@@ -106,11 +107,11 @@ class Reporter(Callback):
     def on_bench_start(self, trainer: Trainer) -> None:
         facts = trainer.facts()
         with self._lock:
-            self.report.state = self._at_work = State.MEASURING
+            self.report.state = self._at_work = TrainerState.MEASURING
             self.report.device, self.report.precision = facts["device"], facts["precision"]
 
     def on_tuning_start(self, trainer: Trainer) -> None:  # noqa: ARG002
-        self.say(State.TUNING)
+        self.say(TrainerState.TUNING)
 
     def on_train_start(self, trainer: Trainer) -> None:
         self.metrics.rendezvous_seconds.set(trainer.beginning.rendezvous)
@@ -140,7 +141,7 @@ class Reporter(Callback):
             self.metrics.observe_step(span)
 
     def on_validation_start(self, trainer: Trainer) -> None:
-        self._update(trainer, State.VALIDATING)
+        self._update(trainer, TrainerState.VALIDATING)
 
     def on_validation_end(self, trainer: Trainer) -> None:
         self.metrics.validation_seconds.observe(trainer.validation_took)
@@ -155,11 +156,11 @@ class Reporter(Callback):
         self._update(trainer, self._at_work)
 
     def on_train_end(self, trainer: Trainer) -> None:
-        self._update(trainer, State.SAVING)  # uploads may be under way
+        self._update(trainer, TrainerState.SAVING)  # uploads may be under way
         with self._lock:
             self.report.progress.eta = None
 
-    def _update(self, trainer: Trainer, state: State) -> None:
+    def _update(self, trainer: Trainer, state: TrainerState) -> None:
         self._updated = time.monotonic()
         now = datetime.now(UTC)
         rate = self.throughput.rate
@@ -191,20 +192,20 @@ class Reporter(Callback):
             if value is not None:
                 gauge.set(value)
 
-    def conclude(self, **found: TuningReport | Measurement | Anatomy | DataFacts) -> None:
+    def conclude(self, **found: TuningReport | Measurement | ModelProfile | DataFacts) -> None:
         """Nothing was to be trained: what was found stands in these fields of the report."""
         with self._lock:
-            self.report = self.report.model_copy(update={"state": State.SUCCEEDED, **found})
+            self.report = self.report.model_copy(update={"state": TrainerState.SUCCEEDED, **found})
 
     def succeed(self, result: Result) -> None:
         with self._lock:
-            self.report.state = State.SUCCEEDED
+            self.report.state = TrainerState.SUCCEEDED
             self.report.result = result
             timing = self.report.timing
             if self._started is not None:  # the last uploads, and the good-bye to the other ranks
                 own = timing.trained_seconds - self.report.carried_seconds
                 rest = max(time.time() - self._started - own, 0.0)
-                last = Phase.UNACCOUNTED.value
+                last = TimePart.OTHER.value
                 timing.training_seconds[last] = round(timing.training_seconds.get(last, 0.0) + rest, 3)
 
 

@@ -39,7 +39,7 @@ def line(span: Span) -> dict[str, Any]:
         out["images"] = span.images
     out["seconds"] = {phase.value: round(value, 6) for phase, value in span.seconds.items()}
     if span.reduction is not None:
-        out["allReduceTotal"] = round(span.reduction, 6)
+        out["allReduceWithOverlap"] = round(span.reduction, 6)
     return out
 
 

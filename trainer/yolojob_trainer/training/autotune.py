@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from yolojob.api.status import Trial, TuningReport
+from yolojob.api.trainer_report import Trial, TuningReport
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.model import precision
 from yolojob_trainer.system.process import available_cpus

@@ -7,7 +7,6 @@ the time in which it had nothing to do because the next batch was not there.
 
 from __future__ import annotations
 
-import enum
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,26 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from yolojob.api.status import Timing
+from yolojob.api.time_parts import TimePart
 
 Mark = float | torch.cuda.Event
-
-
-class Phase(enum.StrEnum):
-    """Parts of the training's time."""
-
-    DATA_WAIT = "data_wait"
-    H2D = "h2d"
-    FORWARD = "forward"
-    LOSS = "loss"
-    BACKWARD = "backward"
-    ALL_REDUCE = "all_reduce"
-    """Exposed part of the gradients' reduction: from the last gradient to the end of the backward pass."""
-    OPTIMIZER = "optimizer"
-    EMA = "ema"
-    VALIDATION = "validation"
-    CHECKPOINT = "checkpoint"
-    UNACCOUNTED = "unaccounted"
-    """All the rest, within steps and between them: agreement, counters, callbacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +30,15 @@ class Span:
     """Images of the whole job in the step; none between steps."""
     start: float
     """Seconds since 1970."""
-    parts: list[tuple[Phase, float]]
+    parts: list[tuple[TimePart, float]]
     """(phase, seconds), in order and without a gap."""
     reduction: float | None = None
     """Seconds from the first bucket's reduction to the end of the last one's, hidden behind the backward pass or not."""
 
     @property
-    def seconds(self) -> dict[Phase, float]:
+    def seconds(self) -> dict[TimePart, float]:
         """Seconds by phase."""
-        out: dict[Phase, float] = {}
+        out: dict[TimePart, float] = {}
         for phase, value in self.parts:
             out[phase] = out.get(phase, 0.0) + value
         return out
@@ -73,7 +55,7 @@ class _Pending:
     epoch: int = 0
     step: int = 0
     images: int = 0
-    marks: list[tuple[Phase, Mark, Mark]] = field(default_factory=list)
+    marks: list[tuple[TimePart, Mark, Mark]] = field(default_factory=list)
     reduction: tuple[Mark, Mark] | None = None
 
 
@@ -102,7 +84,7 @@ class PhaseClock:
             self._last.synchronize()
         self._at = time.time()
 
-    def mark(self, phase: Phase, at: Mark | None = None) -> None:
+    def mark(self, phase: TimePart, at: Mark | None = None) -> None:
         """The time since the last mark, until now or until `at`, was this phase."""
         at = self.now() if at is None else at
         self._pending.marks.append((phase, self._last, at))
@@ -112,7 +94,7 @@ class PhaseClock:
         """The step's gradients were being reduced from `begin` to `end`."""
         self._pending.reduction = (begin, end)
 
-    def end(self, phase: Phase, *, epoch: int, step: int, images: int = 0) -> None:
+    def end(self, phase: TimePart, *, epoch: int, step: int, images: int = 0) -> None:
         """The time since the last mark was this phase, and the last one of its span."""
         self.mark(phase)
         self._pending.epoch, self._pending.step, self._pending.images = epoch, step, images
@@ -183,9 +165,9 @@ class Clocks:
 
     def add(self, span: Span) -> None:
         for phase, value in span.parts:
-            if phase is Phase.VALIDATION:
+            if phase is TimePart.VALIDATION:
                 self.validation += value
-            elif phase is Phase.CHECKPOINT:
+            elif phase is TimePart.CHECKPOINT:
                 self.checkpoint += value
             else:
                 self.training[phase.value] = self.training.get(phase.value, 0.0) + value
@@ -207,5 +189,5 @@ class Clocks:
             training_seconds={phase: round(value, 3) for phase, value in self.training.items()},
             validation_seconds=round(self.validation, 3),
             checkpoint_seconds=round(self.checkpoint, 3),
-            all_reduce_total_seconds=round(self.reduction, 3) if self.reduction else None,
+            all_reduce_with_overlap_seconds=round(self.reduction, 3) if self.reduction else None,
         )

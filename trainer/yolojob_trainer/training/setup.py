@@ -18,8 +18,9 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
-from yolojob.api.status import TuningReport
+from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.data.dataset import IGNORED, DetectionDataset, MicroBatches, TrainSamples, loader
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.distributed.world import World
@@ -119,7 +120,7 @@ class Pipeline(DetectionTrainer):
         try:
             self.model = self.get_model(cfg=deepcopy(description), weights=weights, verbose=False)
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
-            raise BadInput("InvalidModel", f"spec.model: the network cannot be built: {error}") from error
+            raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> DetectionDataset:
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
@@ -145,7 +146,7 @@ class Pipeline(DetectionTrainer):
                 )
         except (RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
             words = _clear(str(error)).partition(" See https://")[0]
-            raise BadInput("InvalidDataset", f"spec.dataset: {mode}: {words}") from error
+            raise BadInput(Reason.INVALID_DATASET, f"spec.dataset: {mode}: {words}") from error
         self._opened(dataset)
         self._judge(dataset.messages, mode)
         return dataset
@@ -165,7 +166,9 @@ class Pipeline(DetectionTrainer):
         messages = [_clear(m.removeprefix(f"{mode}: ")) for m in messages]
         if wrong := [m for m in messages if "exceeds dataset class count" in m]:
             where, _, why = wrong[0].partition(f": {IGNORED}: ")
-            raise BadInput("InvalidDataset", f"spec.dataset: {mode}: labels of {where}: {why} ({len(wrong)} in all)")
+            raise BadInput(
+                Reason.INVALID_DATASET, f"spec.dataset: {mode}: labels of {where}: {why} ({len(wrong)} in all)"
+            )
         if not self.world.is_main:
             return
         for note in [m for m in messages if IGNORED not in m]:
@@ -296,7 +299,7 @@ class Pipeline(DetectionTrainer):
         )
         if smallest <= 1 and self.args.imgsz < 2 * self.stride:
             raise BadInput(
-                "BatchTooSmall",
+                Reason.BATCH_TOO_SMALL,
                 f"spec.train.batch: {self.args.batch}: {len(dataset)} images leave a worker a batch of one, which batch "
                 f"norm cannot normalise at spec.train.imgsz: {self.args.imgsz}; change batch, or use imgsz of at least "
                 f"{2 * self.stride}",

@@ -11,6 +11,7 @@ import torch
 import ultralytics
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolojob.api.reasons import Reason
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob_trainer.checkpoint.store import State
 from yolojob_trainer.errors import BadInput
@@ -23,7 +24,7 @@ FIXED = ("model", "dataset", "train")
 """Parts of the spec that must not change under a checkpoint."""
 
 
-def fingerprint(spec: YoloTrainingJobSpec) -> dict[str, Any]:
+def run_identity(spec: YoloTrainingJobSpec) -> dict[str, Any]:
     content = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {part: content[part] for part in FIXED}
 
@@ -34,7 +35,7 @@ def check_fingerprint(state: State, trainer: Trainer) -> None:
     Raises:
         BadInput: names what differs, and the way out.
     """
-    saved, now = json.loads(state["fingerprint"]), fingerprint(trainer.run.spec)
+    saved, now = json.loads(state["fingerprint"]), run_identity(trainer.run.spec)
     changed = [
         f"spec.{part}.{key}: {saved[part].get(key)!r} there, {now[part].get(key)!r} here"
         for part in FIXED
@@ -44,7 +45,7 @@ def check_fingerprint(state: State, trainer: Trainer) -> None:
     if changed:
         where = trainer.storage.uri if trainer.storage else "the storage"
         raise BadInput(
-            "DifferentRun",
+            Reason.DIFFERENT_RUN,
             f"{where} holds the checkpoints of another run ({'; '.join(changed)}). Choose another metadata.name or "
             "spec.storage.uri, or remove that folder",
         )
@@ -53,7 +54,7 @@ def check_fingerprint(state: State, trainer: Trainer) -> None:
 def capture(trainer: Trainer, step: int, finished: bool) -> State:
     """Everything that training goes on from, in full precision, as tensors and plain values."""
     return {
-        "fingerprint": json.dumps(fingerprint(trainer.run.spec)),
+        "fingerprint": json.dumps(run_identity(trainer.run.spec)),
         "choice": dataclasses.asdict(trainer.choice),
         "epoch": trainer.epoch,
         "step": step,

@@ -22,8 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.measurement import Measurement
+from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
-from yolojob.api.status import TuningReport
+from yolojob.api.time_parts import TimePart
+from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.bench.bench import Bench
 from yolojob_trainer.checkpoint.run_folder import Storage
 from yolojob_trainer.checkpoint.store import FORMAT, decode
@@ -34,7 +36,7 @@ from yolojob_trainer.training import train_state
 from yolojob_trainer.training.autotune import Choice, Tuner
 from yolojob_trainer.training.callbacks import Callback, Event, emit
 from yolojob_trainer.training.losses import EpochLosses
-from yolojob_trainer.training.phase_clock import Beginning, Clocks, Phase
+from yolojob_trainer.training.phase_clock import Beginning, Clocks
 from yolojob_trainer.training.setup import NetworkSource, Pipeline
 
 MAX_ROLLBACKS = 3
@@ -207,7 +209,7 @@ class Trainer(Pipeline):
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         began = time.perf_counter()
         self._trained_epoch = self.epoch
-        self._between(Phase.UNACCOUNTED)
+        self._between(TimePart.OTHER)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the scheduler is stepped before the optimizer, as upstream does it
             self.scheduler.step()
@@ -243,7 +245,7 @@ class Trainer(Pipeline):
             self.save(step=boundary)
             if stop:
                 at = f"epoch {self.epoch + 1}, step {boundary} of {self.steps}"
-                raise Interrupted("Interrupted", f"stopped by a signal and saved at {at}")
+                raise Interrupted(Reason.INTERRUPTED, f"stopped by a signal and saved at {at}")
 
     def _check_finite(self) -> None:
         """Before anything is saved or validated. All ranks must call it.
@@ -273,7 +275,7 @@ class Trainer(Pipeline):
 
     def _train_step(self, batches: Iterator[dict[str, Any]], update: bool) -> None:
         sizes = self.order.sizes(self.step, self.world.rank, self.world.world_size)
-        self.clock.mark(Phase.UNACCOUNTED)
+        self.clock.mark(TimePart.OTHER)
         for i, size in enumerate(sizes):
             self._train_micro_batch(next(batches), size, reduce=update and i + 1 == len(sizes))
         self.step_images = sum(sizes)
@@ -281,32 +283,32 @@ class Trainer(Pipeline):
             self.optimizer_step()
 
     def _train_micro_batch(self, batch: dict[str, Any], size: int, *, reduce: bool) -> None:
-        self.clock.mark(Phase.DATA_WAIT)
+        self.clock.mark(TimePart.DATA_WAIT)
         if self.args.multi_scale:
             random.seed(f"{self.args.seed}/{self.epoch}/{self.step}")  # the same size on every rank
         batch = self.to_device(batch)
-        self.clock.mark(Phase.H2D)
+        self.clock.mark(TimePart.H2D)
         model = self.model
         alone = not isinstance(model, DistributedDataParallel)
         # The forward pass arms DDP's reducer, so it must be inside, too.
         with contextlib.nullcontext() if alone or reduce else model.no_sync():
             predictions = self.predict(batch)
-            self.clock.mark(Phase.FORWARD)
+            self.clock.mark(TimePart.FORWARD)
             loss, items = self.losses_of(batch, predictions)
             # Ultralytics' loss is a mean times the micro-batch: a sum over images, whatever the shards. DDP takes the
             # mean over ranks, hence the factor.
             self.loss = loss.sum() * (self.world.world_size if size else 0)
             self.loss_items = items
             self.losses.add(items, size)
-            self.clock.mark(Phase.LOSS)
+            self.clock.mark(TimePart.LOSS)
             self._reductions.clear()
             self.scaler.scale(self.loss).backward()  # type: ignore[no-untyped-call]
             if self._reductions:
-                self.clock.mark(Phase.BACKWARD, at=self._reductions[-1])
-                self.clock.mark(Phase.ALL_REDUCE)
+                self.clock.mark(TimePart.BACKWARD, at=self._reductions[-1])
+                self.clock.mark(TimePart.ALL_REDUCE)
                 self.clock.reduced(self._reductions[0], self._reduced or self._reductions[-1])
             else:
-                self.clock.mark(Phase.BACKWARD)
+                self.clock.mark(TimePart.BACKWARD)
 
     def optimizer_step(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -314,9 +316,9 @@ class Trainer(Pipeline):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.clock.mark(Phase.OPTIMIZER)
+        self.clock.mark(TimePart.OPTIMIZER)
         self.ema.update(self.model)
-        self.clock.mark(Phase.EMA)
+        self.clock.mark(TimePart.EMA)
 
     # --- the end of an epoch --------------------------------------------------------------------------------------
 
@@ -329,7 +331,7 @@ class Trainer(Pipeline):
         last = self.epoch + 1 >= self.epochs
         self._check_finite()
         losses = self.losses.mean(self.world)
-        self._between(Phase.UNACCOUNTED)
+        self._between(TimePart.OTHER)
         self.fitness = None  # an epoch that is not validated is no best one
         if self.args.val or last or self.stopper.possible_stop:
             self._validate()
@@ -361,7 +363,7 @@ class Trainer(Pipeline):
                 self.best_metrics = {"map50": self.map50, "map": self.map}
         self.validation_took = time.perf_counter() - began
         self.validations += 1
-        self._between(Phase.VALIDATION)
+        self._between(TimePart.VALIDATION)
         emit(Event.VALIDATION_END, self.listeners, self)
 
     def _stopping_early(self) -> bool:
@@ -373,10 +375,10 @@ class Trainer(Pipeline):
 
     def _end_step(self) -> None:
         images = min(self.order.batch, self.order.samples - (self.step - 1) * self.order.batch)
-        self.clock.end(Phase.UNACCOUNTED, epoch=self.epoch, step=self.step - 1, images=images)
+        self.clock.end(TimePart.OTHER, epoch=self.epoch, step=self.step - 1, images=images)
         self.collect()
 
-    def _between(self, phase: Phase) -> None:
+    def _between(self, phase: TimePart) -> None:
         """What has happened since the last step, or since the last call, was this phase."""
         self.clock.end(phase, epoch=self._trained_epoch, step=self.step)
         self.collect(wait=True)
@@ -414,7 +416,7 @@ class Trainer(Pipeline):
         began = time.perf_counter()
         step = self.step if step is None else step
         # Before it is captured: the clocks in it must know all that has happened.
-        self._between(Phase.UNACCOUNTED)
+        self._between(TimePart.OTHER)
         if self.storage:
             files = self._files() if step == 0 else {}
             captured = train_state.capture(self, step, finished)
@@ -422,7 +424,7 @@ class Trainer(Pipeline):
         self._saved_at = time.monotonic()
         self.checkpoint_took = time.perf_counter() - began
         emit(Event.CHECKPOINT, self.listeners, self)
-        self._between(Phase.CHECKPOINT)
+        self._between(TimePart.CHECKPOINT)
 
     def _files(self) -> dict[str, Any]:
         """Name -> writer of the files for people, at the end of an epoch."""
@@ -485,7 +487,9 @@ class Trainer(Pipeline):
         self.collect(wait=True)
         rollbacks = self.rollbacks + 1
         if rollbacks > MAX_ROLLBACKS:
-            raise TrainerError("NonFiniteLoss", f"{where}; {MAX_ROLLBACKS} rollbacks with a lower one did not help")
+            raise TrainerError(
+                Reason.NON_FINITE_LOSS, f"{where}; {MAX_ROLLBACKS} rollbacks with a lower one did not help"
+            )
         clocks = self.clocks
         self.losses = EpochLosses()
         data, _ = self.storage.newest() if self.storage else (None, [])
@@ -496,7 +500,7 @@ class Trainer(Pipeline):
             f"{where}: back to epoch {self.epoch + 1}, step {self.step}, with {self.rate_scale:g} times the learning rate "
             f"(rollback {rollbacks} of {MAX_ROLLBACKS})"
         )
-        self._between(Phase.CHECKPOINT)
+        self._between(TimePart.CHECKPOINT)
 
     @property
     def rate_scale(self) -> float:

@@ -1,0 +1,96 @@
+"""Every reason that yolojob gives in a condition, an event, an attempt's end or a failure.
+
+Kubernetes' own reasons (Unschedulable, ImagePullBackOff, Evicted) are passed on as they come and are not listed.
+docs/troubleshooting.md has a row for each member; a test compares.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Reason(enum.StrEnum):
+    """One CamelCase word, as Kubernetes wants it."""
+
+    # The operator accepts or rejects a job.
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    LAPTOP_ONLY = "LaptopOnly"
+    NODES_UNKNOWN = "NodesUnknown"
+    NO_GPU = "NoGpu"
+    NO_STORAGE = "NoStorage"
+    TEMPLATE_FORBIDDEN = "TemplateForbidden"
+    TEMPLATE_INVALID = "TemplateInvalid"
+
+    # The pods are created and get their nodes.
+    FAILED_CREATE = "FailedCreate"
+    GATED = "Gated"
+    NAME_CONFLICT = "NameConflict"
+    NO_GANG_SCHEDULER = "NoGangScheduler"
+    POD_FORBIDDEN = "PodForbidden"
+    POD_GROUP_FORBIDDEN = "PodGroupForbidden"
+    POD_GROUP_INVALID = "PodGroupInvalid"
+    POD_INVALID = "PodInvalid"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    SCHEDULED = "Scheduled"
+    SCHEDULING = "Scheduling"
+    SERVICE_FORBIDDEN = "ServiceForbidden"
+    SERVICE_INVALID = "ServiceInvalid"
+    UNSCHEDULABLE = "Unschedulable"
+
+    # An attempt runs.
+    RUNNING = "Running"
+    STARTING = "Starting"
+    WAITING = "Waiting"
+
+    # An attempt ends, and another follows.
+    NODE_LOST = "NodeLost"
+    PEER_LOST = "PeerLost"
+    PEER_SILENT = "PeerSilent"
+    POD_DELETED = "PodDeleted"
+    RESTARTING = "Restarting"
+    RESUMED = "Resumed"
+    SCALED_DOWN = "ScaledDown"
+    SCALED_UP = "ScaledUp"
+    SPEC_CHANGED = "SpecChanged"
+    SUSPENDED = "Suspended"
+
+    # The job ends.
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    FAILED = "Failed"
+    PRE_RUNNING_DEADLINE_EXCEEDED = "PreRunningDeadlineExceeded"
+    SUCCEEDED = "Succeeded"
+    TRAINING_COMPLETED = "TrainingCompleted"
+
+    # A trainer ends: its input is wrong.
+    BATCH_TOO_SMALL = "BatchTooSmall"
+    CACHE_FAILED = "CacheFailed"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    DIFFERENT_RUN = "DifferentRun"
+    INVALID_ARCHIVE = "InvalidArchive"
+    INVALID_DATASET = "InvalidDataset"
+    INVALID_ENVIRONMENT = "InvalidEnvironment"
+    INVALID_MODEL = "InvalidModel"
+    INVALID_RUN = "InvalidRun"
+    INVALID_SETTINGS = "InvalidSettings"
+    INVALID_WEIGHTS = "InvalidWeights"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    NOT_ENOUGH_GPUS = "NotEnoughGpus"
+    NO_RUN = "NoRun"
+    NO_SPACE = "NoSpace"
+    STORAGE_DENIED = "StorageDenied"
+    STORAGE_NOT_FOUND = "StorageNotFound"
+    STORAGE_UNSUPPORTED = "StorageUnsupported"
+    STORAGE_UNTRUSTED = "StorageUntrusted"
+    WEIGHTS_NOT_FOUND = "WeightsNotFound"
+
+    # A trainer ends: another attempt may do better.
+    INTERRUPTED = "Interrupted"
+    NON_FINITE_LOSS = "NonFiniteLoss"
+    OOM_KILLED = "OOMKilled"
+    OUT_OF_MEMORY = "OutOfMemory"
+    STORAGE_FAILED = "StorageFailed"
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    TRAINER_ENDED = "TrainerEnded"
+    TRAINING_FAILED = "TrainingFailed"
