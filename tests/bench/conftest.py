@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Report, cpu
+from support.harness import Report, cpu
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import NETWORKS, Report
+from support.harness import NETWORKS, Report
 
 from yolojob.api.constants import Mode
 from yolojob.api.job import YoloTrainingJob

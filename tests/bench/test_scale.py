@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet import Fleet, Operator, fleet, job, spread
-from harness import Report
-from kube import Kube, cluster
 from support import eventually
+from support.fleet import Fleet, Operator, fleet, job, spread
+from support.harness import Report
+from support.kube import Kube, cluster
 from yolojob_operator.control import watch_audit
 
 pytestmark = pytest.mark.timeout(1800)

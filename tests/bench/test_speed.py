@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import HERE, IMAGES, Report, in_turns, network_file, ratio, script, train
+from support.harness import HERE, IMAGES, Report, in_turns, network_file, ratio, script, train
 from yolojob_trainer.launch import ALLOCATOR
 
 from yolojob.api.manifest import parse

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from kube import Kube, cluster
-from prometheus_client.parser import text_string_to_metric_families
 from support import eventually
+from support.kube import Kube, cluster
+from support.operator_process import Operator
 
 
 @pytest.fixture(scope="session")
@@ -32,76 +24,6 @@ def kube(api: Kube) -> Iterator[Kube]:
     api.run("create", "namespace", name)
     yield Kube(api.kubeconfig, name)
     api.run("delete", "namespace", name, "--wait=false")
-
-
-class Operator:
-    """The operator's process."""
-
-    def __init__(
-        self, kube: Kube, log: Path, *, clusterwide: bool = False, kubeconfig: Path | None = None, also: str = ""
-    ) -> None:
-        """`also` is one more namespace to watch."""
-        self.log, self.port = log, _free_port()
-        self._environment = kube.environment | ({"KUBECONFIG": str(kubeconfig)} if kubeconfig else {})
-        watched = [] if clusterwide else [kube.namespace, *([also] if also else [])]
-        self._scope = [word for namespace in watched for word in ("--namespace", namespace)]
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "yolojob_operator", *self._scope, "--listen", f"127.0.0.1:{self.port}"]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--trainer-image", "trainer:test"], env=self._environment, stdout=log, stderr=log
-            )
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def ask(self, path: str) -> tuple[int, str]:
-        """(status, answer) of its HTTP server; status 0 while it does not answer."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def value(self, name: str, **labels: str) -> float:
-        """Sum of a metric's samples with these labels."""
-        total = 0.0
-        for family in text_string_to_metric_families(self.ask("/metrics")[1]):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    total += sample.value
-        return total
-
-    @property
-    def leads(self) -> bool:
-        return self.value("yolojob_leader") == 1
-
-    def kill(self) -> None:
-        """As a crash: no last word."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> float:
-        """As Kubernetes ends a pod; the seconds that it took."""
-        began = time.monotonic()
-        self._process.terminate()
-        self._process.wait(30)
-        return time.monotonic() - began
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 import pytest
-from kube import Kube
 from support import minimal
+from support.kube import Kube
 
 from yolojob.api.manifest import InvalidManifest, parse
 

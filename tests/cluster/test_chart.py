@@ -14,10 +14,10 @@ import pytest
 import yaml
 from devcluster import settings
 from generate import RENDERED
-from kube import Kube
 from rendered_chart import CHART, VARIANTS, render
 from support import ROOT, eventually
-from test_placement import crds
+from support.crds import crds
+from support.kube import Kube
 
 from yolojob.api.manifest import parse
 

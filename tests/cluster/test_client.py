@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Operator
-from faults import proxy
-from kube import Kube
 from support import eventually, minimal
+from support.api_faults import proxy
+from support.kube import Kube
+from support.operator_process import Operator
 
 from yolojob.api import manifest
 from yolojob.api.errors import NotFound

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Operator
-from jobs import job, phase
-from kube import Kube
 from support import eventually
+from support.jobs import job, phase
+from support.kube import Kube
+from support.operator_process import Operator
 
 
 def test_the_whole_cluster(kube: Kube, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Operator
-from jobs import job, phase
-from kube import Kube
 from support import eventually
+from support.jobs import job, phase
+from support.kube import Kube
+from support.operator_process import Operator
 
 pytestmark = pytest.mark.usefixtures("operator")
 STILL = "nobody-plays-it"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Operator
-from jobs import attempts, job, phase, suspend
-from kube import Kube, devcluster
 from support import eventually
+from support.jobs import attempts, job, phase, suspend
+from support.kube import Kube, devcluster
+from support.operator_process import Operator
 
 pytestmark = pytest.mark.timeout(300)
 GPUS = 8

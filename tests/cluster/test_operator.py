@@ -9,10 +9,10 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from conftest import Operator
-from jobs import attempts, job, phase, suspend
-from kube import Kube
 from support import eventually, minimal
+from support.jobs import attempts, job, phase, suspend
+from support.kube import Kube
+from support.operator_process import Operator
 
 pytestmark = pytest.mark.usefixtures("operator")
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import edit, job, phase, suspend
-from kube import Kube
-from support import ROOT, eventually
+from support import eventually
+from support.crds import crds
+from support.jobs import edit, job, phase, suspend
+from support.kube import Kube
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(300)]
 
@@ -190,14 +189,6 @@ def test_preempted_by_the_scheduler(kube: Kube) -> None:
     finally:
         kube.run("delete", "pod", "taker", "--ignore-not-found")
         kube.run("delete", "priorityclass", urgent)
-
-
-def crds(name: str) -> Path:
-    folder = os.environ.get("YOLOJOB_TEST_CRDS")
-    if folder is None:
-        reason = "YOLOJOB_TEST_CRDS does not name a folder with the CRDs of Volcano and scheduler-plugins"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    return ROOT / folder / name
 
 
 @pytest.mark.parametrize(

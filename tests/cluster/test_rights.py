@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Operator
 from devcluster.control_plane import AUDIT_LOG
-from jobs import job, phase, suspend
-from kube import Kube
 from rendered_chart import render
 from support import eventually
-from test_placement import crds
+from support.crds import crds
+from support.jobs import job, phase, suspend
+from support.kube import Kube
+from support.operator_process import Operator
 
 pytestmark = pytest.mark.timeout(300)
 Right = tuple[str, str]

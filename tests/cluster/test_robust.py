@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Operator
-from faults import Proxy, proxy
-from jobs import attempts, job, phase
-from kube import Kube
 from support import ROOT, eventually
+from support.api_faults import Proxy, proxy
+from support.jobs import attempts, job, phase
+from support.kube import Kube
+from support.operator_process import Operator
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -9,19 +9,15 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 from devcluster import images, settings
-from kube import Kube, cluster, devcluster
-from prometheus import Prometheus, running
 from support import ROOT
+from support.kube import Kube, cluster, devcluster
+from support.prometheus import Prometheus, running
+from support.release import ENFORCE, HOME, Release
 
 STORAGE = settings.STATE / "volumes"
-
-
-ENFORCE = "pod-security.kubernetes.io/enforce"
-HOME = "yolojob-system"
 
 
 @pytest.fixture(scope="session")
@@ -63,39 +59,6 @@ def image_names(kube: Kube) -> dict[str, str]:
         return {target: str(image) for target, image in given.items()}
     assert kube.is_devcluster, "on another cluster, YOLOJOB_OPERATOR_IMAGE and YOLOJOB_TRAINER_IMAGE must be set"
     return {target: _build(target) for target in ("operator", "trainer")}
-
-
-@dataclass(frozen=True)
-class Release:
-    """The chart in the cluster, handled as its users do."""
-
-    kube: Kube
-    values: tuple[str, ...]
-
-    def helm(self, *arguments: str) -> str:
-        command = ["helm", *arguments, "--namespace", HOME]
-        done = subprocess.run(command, env=self.kube.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def install(self, *more: str) -> None:
-        """Install it, or upgrade to other values."""
-        chart = str(ROOT / "helm" / "yolojob")
-        self.helm(
-            "upgrade",
-            "--install",
-            "yolojob",
-            chart,
-            "--take-ownership",
-            "--wait",
-            "--timeout",
-            "3m",
-            *self.values,
-            *more,
-        )
-
-    def uninstall(self) -> None:
-        self.helm("uninstall", "yolojob", "--wait")
 
 
 @pytest.fixture(scope="session")

@@ -10,46 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from devcluster import settings
-from kube import Kube, devcluster
 from prometheus_client.parser import text_string_to_metric_families
-from support import ROOT, eventually
+from support import eventually
+from support.examples import EXAMPLE, documents, finished, training
+from support.kube import Kube, devcluster
 
 from yolojob.api.status import YoloTrainingJobStatus
 from yolojob.api.time_parts import TimePart
 
 # Prometheus looks on from the beginning, for test_dashboards.
 pytestmark = [pytest.mark.usefixtures("operator", "prometheus"), pytest.mark.timeout(1200)]
-EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"
-
-
-def documents(name: str, **train: Any) -> list[dict[str, Any]]:
-    """The example under another name."""
-    job, claim = list(yaml.safe_load_all(EXAMPLE.read_text()))
-    job["metadata"]["name"] = claim["metadata"]["name"] = name
-    job["spec"]["storage"]["uri"] = f"pvc://{name}"
-    job["spec"]["train"] |= train
-    return [job, claim]
-
-
-def training(kube: Kube, job: str, epoch: int) -> dict[str, Any]:
-    """Wait until so many epochs are done, while it runs."""
-
-    def look() -> dict[str, Any] | None:
-        status = kube.status(job)
-        assert status.get("phase") not in ("Failed", "Succeeded"), json.dumps(status, indent=1)
-        return status if status.get("progress", {}).get("epoch", 0) >= epoch and status["phase"] == "Running" else None
-
-    return eventually(look, f"{job} has trained {epoch} epochs", seconds=600, every=0.5)  # type: ignore[return-value]
-
-
-def finished(kube: Kube, job: str, seconds: float = 300) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
-        status = kube.status(job)
-        return status if status.get("phase") in ("Succeeded", "Failed") else None
-
-    return eventually(look, f"{job} has ended", seconds=seconds, every=0.5)  # type: ignore[return-value]
 
 
 def metrics(kube: Kube, job: str, worker: int) -> dict[str, Any]:

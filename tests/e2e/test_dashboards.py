@@ -7,11 +7,11 @@ import re
 import time
 from pathlib import Path
 
-import pictures
 import pytest
 from dashboards import BOARDS, Board, Panel
-from pictures import Series
-from prometheus import RATE_INTERVAL, Prometheus
+from support import pictures
+from support.pictures import Series
+from support.prometheus import RATE_INTERVAL, Prometheus
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(600)]
 STEP = 5

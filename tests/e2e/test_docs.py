@@ -6,11 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import documented
 import pytest
-from conftest import Release
-from kube import Kube
-from support import ROOT, eventually
+from support import ROOT, documented, eventually
+from support.kube import Kube
+from support.release import Release
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(1800)]
 FOR_EVER = ("-w", "--watch")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import HOME, Release
-from kube import Kube
 from support import eventually
-from test_cluster import documents, finished, training
+from support.examples import documents, finished, training
+from support.kube import Kube
+from support.release import HOME, Release
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from kube import Kube
-from test_cluster import documents, finished
+from support.examples import documents, finished
+from support.kube import Kube
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(900)]
 PRICE = 3.6

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gang import Gang, tiny
-from stores import Bucket, Proxy
+from support.processes import Gang, tiny
+from support.stores import Bucket, Proxy
 
 
 @pytest.fixture(scope="session")

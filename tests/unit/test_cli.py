@@ -6,40 +6,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from support import ROOT, eventually, minimal
-
-COMMAND = [sys.executable, "-m", "yolojob.cli"]
-QUICK = {"epochs": 2, "batch": 8, "imgsz": 64, "nbs": 8, "fraction": 40, "mosaic": 0.0}
+from support import ROOT, eventually
+from support.cli import COMMAND, QUICK, call, manifest, small
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def manifest(folder: Path, document: dict[str, Any]) -> Path:
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
-def small(name: str = "small", **spec: Any) -> dict[str, Any]:
-    model = {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]}
-    return minimal(name, **{"model": model, "train": QUICK, **spec})
-
-
-def call(folder: Path, cache: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache), "COLUMNS": "200", **environment}
-    command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
-    assert "Traceback" not in done.stderr + done.stdout
-    return done
 
 
 def test_help_teaches() -> None:

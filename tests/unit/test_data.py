@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from gang import Gang
+from support.processes import Gang
 from yolojob_trainer.data import image_cache
 
 from yolojob.api.constants import ExitCode

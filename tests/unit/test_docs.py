@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import documented
 import pytest
 import yaml
-from support import ROOT, minimal
+from support import ROOT, documented, minimal
 
 from yolojob.api.manifest import parse
 from yolojob.catalogue import machines
@@ -24,7 +23,7 @@ def test_every_command_has_a_test() -> None:
     assert len(found) > 20
     for page, command in found:
         rule = documented.rule(command)
-        assert rule is not None, f"{page.name}: {command}: no rule in tests/documented.py"
+        assert rule is not None, f"{page.name}: {command}: no rule in tests/support/documented.py"
         if rule.how == "covered":
             path, _, name = rule.why.partition("::")
             assert f"def {name}(" in (ROOT / path).read_text(), rule.why

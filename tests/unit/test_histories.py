@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import NOW, after, conditions, job, make, pod, reasons
+from support.plans import NOW, after, conditions, job, make, pod, reasons
 from yolojob_operator.plan import completed_indexes
 from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from studies import WATTS, job, measurement, record, survey
+from support.bench_data import WATTS, job, measurement, record, survey
 
 from yolojob.catalogue import machines
 from yolojob.catalogue.machines import InvalidCatalogue, UnknownMachine

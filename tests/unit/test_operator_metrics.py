@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from plans import NOW, after, failed, job, make, pod, running
+from support.plans import NOW, after, failed, job, make, pod, running
 from yolojob_operator.control.metrics import Metrics
 
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus

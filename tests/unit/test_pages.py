@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import WATTS, job, record, survey
+from support.bench_data import WATTS, job, record, survey
 
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import Attempt, Cost, Timing, YoloTrainingJobStatus

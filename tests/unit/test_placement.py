@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from plans import DEFAULTS, NOW, after, conditions, job, make, pod, reasons
 from support import minimal
+from support.plans import DEFAULTS, NOW, after, conditions, job, make, pod, reasons
 from yolojob_operator.objects import gang_scheduling, pods
 from yolojob_operator.plan.builder import FORCE_AFTER, Obstacle
 from yolojob_operator.plan.lifecycle import Plan

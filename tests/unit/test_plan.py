@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import NOW, after, conditions, failed, job, make, pod, reasons, running
+from support.plans import NOW, after, conditions, failed, job, make, pod, reasons, running
 from yolojob_operator.plan.builder import FORCE_AFTER, FORCE_AFTER_READY, Obstacle
 from yolojob_operator.plan.lifecycle import FAREWELL, SURVIVORS_PATIENCE
 from yolojob_operator.plan.node_facts import NodeFacts

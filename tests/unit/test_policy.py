@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from plans import NOW, conditions, job
+from support.plans import NOW, conditions, job
 from yolojob_operator.objects.pods import Defaults
 from yolojob_operator.objects.template_policy import Privilege, trespasses
 from yolojob_operator.plan.builder import Observed

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from studies import ANATOMY, DATA, PLAIN, job, measurement, record, survey
 from support import minimal
+from support.bench_data import ANATOMY, DATA, PLAIN, job, measurement, record, survey
 
 from yolojob.api.fingerprint import job_fingerprint
 from yolojob.api.job import YoloTrainingJob

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import Bucket, https
 from support import eventually
+from support.stores import Bucket, https
 from yolojob_trainer.data import staging
 from yolojob_trainer.data.dataset_config import locate
 from yolojob_trainer.data.object_store import Remote, Unavailable

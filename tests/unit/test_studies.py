@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from support import kubeconfig
-from test_cli import call, manifest, small
+from support.cli import call, manifest, small
 
 from yolojob.estimation.bench_records import Record
 

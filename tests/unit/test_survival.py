@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from stores import Bucket
 from support import eventually
+from support.stores import Bucket
 
 from yolojob.api.constants import ExitCode
 from yolojob.api.trainer_report import Report, TrainerState

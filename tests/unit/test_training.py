@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from gang import IMAGES, Gang
 from support import eventually, minimal
+from support.processes import IMAGES, Gang
 
 from yolojob.api.constants import ExitCode
 from yolojob.api.manifest import parse

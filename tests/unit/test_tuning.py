@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from gang import tiny
 from support import eventually, minimal
+from support.processes import tiny
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.training.autotune import Choice, Measured, Tuner
 

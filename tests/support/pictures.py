@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 from dashboards import Board, Panel
 from matplotlib.axes import Axes
 from matplotlib.gridspec import GridSpec
-from prometheus import Points
+
+from support.prometheus import Points
 
 Series = list[tuple[str, Points]]
 """(legend, points); one point each where the panel shows a moment."""

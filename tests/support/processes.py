@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from support import minimal
-
 from yolojob.api.manifest import parse
 from yolojob.api.run import Run
 from yolojob.api.trainer_report import Report
 
-WORKER = Path(__file__).parent / "worker.py"
+WORKER = Path(__file__).parent / "training_worker.py"
 TINY = {"yolo11": [0.33, 0.0625, 256], "yolo26": [0.33, 0.0625, 128]}
 BATCH, IMAGES = 8, 40
 

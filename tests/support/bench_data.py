@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from support import minimal
-
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.measurement import (
     DataFacts,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kubernetes.aio import client, config
+
 from support import minimal
 
 JOBS = "/apis/yolojob.dev/v1alpha1/namespaces/{}/yolotrainingjobs"

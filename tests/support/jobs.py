@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from kube import Kube
 from support import eventually, minimal
+from support.kube import Kube
 
 
 def job(

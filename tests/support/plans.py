@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from support import minimal
 from yolojob_operator.objects.pods import Defaults
 from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.lifecycle import Plan, plan
 from yolojob_operator.plan.pod_facts import PodFacts
 
+from support import minimal
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import YoloTrainingJobStatus
 

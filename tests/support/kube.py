@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from devcluster import processes, settings
+
 from support import ROOT
 
 Object = dict[str, Any]

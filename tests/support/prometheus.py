@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 from devcluster import processes, settings
-from kube import Kube
+
 from support import eventually
+from support.kube import Kube
 
 LISTEN = "127.0.0.1:19090"
 INTERVAL = 2

@@ -1,0 +1,37 @@
+"""The command line as a process, and small jobs for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from support import minimal
+
+COMMAND = [sys.executable, "-m", "yolojob.cli"]
+
+
+QUICK = {"epochs": 2, "batch": 8, "imgsz": 64, "nbs": 8, "fraction": 40, "mosaic": 0.0}
+
+
+def manifest(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def small(name: str = "small", **spec: Any) -> dict[str, Any]:
+    model = {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]}
+    return minimal(name, **{"model": model, "train": QUICK, **spec})
+
+
+def call(folder: Path, cache: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache), "COLUMNS": "200", **environment}
+    command = [*COMMAND, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert "Traceback" not in done.stderr + done.stdout
+    return done

@@ -1,0 +1,41 @@
+"""The example job under other names, and waiting for its progress."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from support import ROOT, eventually
+from support.kube import Kube
+
+EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"
+
+
+def documents(name: str, **train: Any) -> list[dict[str, Any]]:
+    """The example under another name."""
+    job, claim = list(yaml.safe_load_all(EXAMPLE.read_text()))
+    job["metadata"]["name"] = claim["metadata"]["name"] = name
+    job["spec"]["storage"]["uri"] = f"pvc://{name}"
+    job["spec"]["train"] |= train
+    return [job, claim]
+
+
+def training(kube: Kube, job: str, epoch: int) -> dict[str, Any]:
+    """Wait until so many epochs are done, while it runs."""
+
+    def look() -> dict[str, Any] | None:
+        status = kube.status(job)
+        assert status.get("phase") not in ("Failed", "Succeeded"), json.dumps(status, indent=1)
+        return status if status.get("progress", {}).get("epoch", 0) >= epoch and status["phase"] == "Running" else None
+
+    return eventually(look, f"{job} has trained {epoch} epochs", seconds=600, every=0.5)  # type: ignore[return-value]
+
+
+def finished(kube: Kube, job: str, seconds: float = 300) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        status = kube.status(job)
+        return status if status.get("phase") in ("Succeeded", "Failed") else None
+
+    return eventually(look, f"{job} has ended", seconds=seconds, every=0.5)  # type: ignore[return-value]

@@ -1,0 +1,47 @@
+"""The operator in a cluster, installed by its chart."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+
+from support import ROOT
+from support.kube import Kube
+
+ENFORCE = "pod-security.kubernetes.io/enforce"
+
+
+HOME = "yolojob-system"
+
+
+@dataclass(frozen=True)
+class Release:
+    """The chart in the cluster, handled as its users do."""
+
+    kube: Kube
+    values: tuple[str, ...]
+
+    def helm(self, *arguments: str) -> str:
+        command = ["helm", *arguments, "--namespace", HOME]
+        done = subprocess.run(command, env=self.kube.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def install(self, *more: str) -> None:
+        """Install it, or upgrade to other values."""
+        chart = str(ROOT / "helm" / "yolojob")
+        self.helm(
+            "upgrade",
+            "--install",
+            "yolojob",
+            chart,
+            "--take-ownership",
+            "--wait",
+            "--timeout",
+            "3m",
+            *self.values,
+            *more,
+        )
+
+    def uninstall(self) -> None:
+        self.helm("uninstall", "yolojob", "--wait")
