@@ -1,42 +1,67 @@
 # Everything a contributor runs. `make demo` and `make test` need nothing but Linux and Python >= 3.11.
 PYTHON ?= python3
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yolojob
-LOCK := requirements/dev.txt
-# One environment per lock file and interpreter, outside the work tree: torch alone is 6 GB.
-KEY := $(shell cat $(LOCK) | sha256sum | cut -c1-12)-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-ENV ?= $(CACHE)/env-$(KEY)
+# The environment belongs to this checkout. uv links its files from a cache that all checkouts share: a second one costs
+# seconds and no disk.
+ENV ?= $(CURDIR)/.venv
 RUN := $(ENV)/bin
+LOCK := requirements/dev.txt
+UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' $(LOCK))
+UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+# Tests that start processes share two cores per worker.
+WORKERS ?= 2
+PYTEST := $(RUN)/python -m pytest
+PARALLEL := --numprocesses $(WORKERS) --dist loadgroup
+VERSION = $(shell $(RUN)/python -c 'import yolojob; print(yolojob.__version__)')
 export PATH := $(RUN):$(PATH)
+export VIRTUAL_ENV := $(ENV)
 export YOLO_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format unit cluster e2e bench generate lock images clean
+.PHONY: help env env-operator demo test quick lint format unit cluster e2e bench coverage generate check-generated lock \
+  images chart wheel sbom clean
 
 help:  ## show this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t18
 
-$(ENV)/.installed:
-	@echo "Installing into $(ENV) (once; torch is large)"
-	$(PYTHON) -m venv --clear $(ENV)
-	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $(LOCK)
-	@touch $@
+# uv comes from PyPI like everything else, with the hashes of the lock file.
+$(UV):
+	$(PYTHON) -m venv --clear $(CACHE)/uv-$(UV_VERSION)
+	sed -n '/^uv==/,/[^\\]$$/p' $(LOCK) | sed '/#/d; $$s/ *\\$$//' > $(CACHE)/uv-$(UV_VERSION)/lock.txt
+	$(CACHE)/uv-$(UV_VERSION)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --requirement $(CACHE)/uv-$(UV_VERSION)/lock.txt
 
-# The project itself, linked: cheap, so done whenever this checkout is not the one that is linked.
-env: $(ENV)/.installed  ## create the environment
-	@test "$$(cat $(ENV)/.checkout 2>/dev/null)" = "$(CURDIR)" || { \
-	  $(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . \
-	  && echo "$(CURDIR)" > $(ENV)/.checkout; }
+# $(1): lock file. A different lock file, or a changed one, brings the environment up to date.
+define install
+@test -e $(RUN)/python || $(UV) venv --quiet --python $(PYTHON) $(ENV)
+@key="$(1) $$(cat $(1) pyproject.toml | sha256sum | cut -c1-16)"; \
+test "$$(cat $(ENV)/.installed 2>/dev/null)" = "$$key" || { \
+  echo "Installing $(1) into $(ENV)"; \
+  $(UV) pip sync --quiet --require-hashes $(1) \
+  && $(UV) pip install --quiet --no-deps --no-build-isolation --editable . \
+  && echo "$$key" > $(ENV)/.installed; }
+endef
+
+env: $(UV)  ## create the environment of this checkout in .venv (torch is large; once per machine)
+	$(call install,$(LOCK))
+
+env-operator: $(UV)  ## the same without torch: for operator, command line, chart and docs
+	$(call install,requirements/dev-operator.txt)
 
 demo: env  ## train the example detector here, with two worker processes and no cluster
 	$(RUN)/yolojob run manifests/examples/digits.yaml
 
 test: lint unit cluster  ## linters, unit tests, and the operator against a real API server
 
-lint: env  ## ruff, mypy, import-linter, bandit
+quick: env  ## the pure tests: no process, no network, seconds
+	$(PYTEST) tests/unit -m "not processes" $(PARALLEL) -q
+
+lint: env  ## ruff, mypy, import-linter, deptry, bandit
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/deptry yolojob operator/yolojob_operator trainer/yolojob_trainer
 	$(RUN)/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml yolojob operator trainer
 
 format: env  ## let ruff rewrite what it can
@@ -44,24 +69,47 @@ format: env  ## let ruff rewrite what it can
 	$(RUN)/ruff format .
 
 unit: env  ## pure functions, models, command line, trainer with real processes
-	$(RUN)/pytest tests/unit
+	$(PYTEST) tests/unit $(PARALLEL) $(PYTEST_OPTIONS)
 
-cluster: env  ## the operator against a real API server; pods are played by kwok
-	$(RUN)/pytest tests/cluster
+cluster: env  ## the operator against a real API server; kwok simulates the pods
+	$(PYTEST) tests/cluster $(PARALLEL) $(PYTEST_OPTIONS)
 
 e2e: env  ## images, pods and training on a real cluster: KUBECONFIG, or the test cluster
-	$(RUN)/pytest tests/e2e
+	$(PYTEST) tests/e2e $(PYTEST_OPTIONS)
 
 bench: env  ## speed, accuracy and overhead against stock Ultralytics; ratios within one run
-	$(RUN)/pytest tests/bench -s
+	$(PYTEST) tests/bench -s
+
+coverage: env  ## print what the last measured test runs covered, and compare with the floor
+	$(RUN)/python -m coverage combine --quiet --append 2>/dev/null || true
+	$(RUN)/python -m coverage report --skip-covered --skip-empty --sort=cover
 
 generate: env  ## write CRD, install.yaml, dashboards and reference, from the models, the chart and the code
 	PYTHONPATH=tests $(RUN)/python tools/generate.py
 
-lock: env  ## resolve the lock files anew
-	$(RUN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra dev pyproject.toml -o $(LOCK)
-	for extra in operator torch trainer; do \
-	  $(RUN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --extra $$extra -c $(LOCK) pyproject.toml -o requirements/$$extra.txt || exit 1; done
+check-generated: env  ## fail when `make generate` would change a file
+	PYTHONPATH=tests $(RUN)/python tools/generate.py --check
 
-clean:  ## forget the environment
+LOCK_COMMAND := pip compile -q --universal --python-version 3.11 --generate-hashes --no-header $(if $(UPGRADE),--upgrade)
+lock: $(UV)  ## resolve the lock files again; UPGRADE=1 takes the newest versions
+	$(UV) $(LOCK_COMMAND) --extra dev pyproject.toml -o $(LOCK)
+	for extra in operator torch trainer dev-operator; do \
+	  $(UV) $(LOCK_COMMAND) --extra $$extra -c $(LOCK) pyproject.toml -o requirements/$$extra.txt || exit 1; done
+
+images: env  ## build both images with docker, tagged with the version
+	docker build --target operator --tag yolojob/operator:$(VERSION) .
+	docker build --target trainer --tag yolojob/trainer:$(VERSION) .
+
+chart: env  ## package the chart into dist/
+	helm package helm/yolojob --destination dist
+
+wheel: env  ## build the wheel into dist/
+	$(UV) build --quiet --wheel --no-build-isolation --out-dir dist .
+
+sbom: env  ## write a CycloneDX SBOM of each image's Python packages into dist/
+	mkdir -p dist
+	for image in operator trainer; do \
+	  $(RUN)/cyclonedx-py requirements requirements/$$image.txt --output-file dist/$$image.cdx.json || exit 1; done
+
+clean:  ## remove the environment of this checkout
 	rm -rf $(ENV)
