@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_current_refuses_a_version_that_helm_or_python_refuses(
 
 @pytest.mark.parametrize(("tag", "accepted"), [(f"v{yolojob.__version__}", True), (f"v{OTHER}", False)])
 def test_main_compares_the_tag_with_the_version(tag: str, accepted: bool) -> None:
-    command = ["python3", str(ROOT / "tools" / "version.py"), tag]
+    command = [sys.executable, str(ROOT / "tools" / "version.py"), tag]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) is accepted
     assert yolojob.__version__ in (done.stdout if accepted else done.stderr)
