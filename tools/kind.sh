@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepares the cluster that KUBECONFIG points to (kind, minikube) for `make cluster`: the CRD, and four simulated GPU nodes,
-# whose kubelets kwok plays. kwok runs on this machine; its process ID is in kwok.pid below. Needs kubectl and Go.
+# Prepares the cluster that KUBECONFIG points to (kind, minikube) for `make cluster`: the CRD, and four GPU nodes that
+# kwok simulates. kwok runs on this machine; its process ID is in kwok.pid below. Needs kubectl and Go.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=tests
@@ -10,7 +10,8 @@ mkdir -p "$folder"
 
 # The same versions and the same nodes as in the project's own test cluster.
 for tool in kwok kubeconform; do
-  command -v $tool > /dev/null || go install "$(python3 -c "from devcluster.binaries import TOOLS; print(TOOLS['$tool'])")"
+  module=$(python3 -c "from devcluster.binaries import TOOLS; print(TOOLS['$tool'])")
+  command -v $tool > /dev/null || go install "$module"
 done
 python3 -c 'from devcluster.simulated import STAGES; print(STAGES)' > "$folder/kwok.yaml"
 python3 -c '

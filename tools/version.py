@@ -1,9 +1,9 @@
 """Writes the package's version into the files that repeat it.
 
-`yolojob/__init__.py` is the only place where the version is edited. The wheel takes it from there (`[tool.hatch.version]`),
-the chart and the documentation get it from here by `make generate`, and Helm renders the chart's version into
-manifests/install.yaml and the snapshots. Standard library only: `python3 tools/version.py` prints the version without an
-environment.
+`yolojob/__init__.py` is the only place where the version is edited. The wheel takes it from there
+(`[tool.hatch.version]`), the chart and the documentation get it from here by `make generate`, and Helm renders the
+chart's version into manifests/install.yaml and the snapshots. Standard library only: `python3 tools/version.py` prints
+the version without an environment.
 """
 
 from __future__ import annotations
