@@ -12,6 +12,7 @@ import dashboards
 import manifest_reference
 import metrics_reference
 import rendered_chart
+import version
 
 from yolojob.api import crd
 
@@ -35,6 +36,7 @@ FILES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "cli.md": command_line,
     ROOT / "docs" / "metrics.md": metrics_reference.render,
     ROOT / "docs" / "reference.md": manifest_reference.render,
+    **{path: lambda p=path: version.render(p) for path in version.STAMPED},
 }
 """Text by place."""
 RENDERED: dict[Path, Callable[[], str]] = {
