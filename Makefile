@@ -12,13 +12,13 @@ UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
 WORKERS ?= 2
 PYTEST := $(RUN)/python -m pytest
 PARALLEL := --numprocesses $(WORKERS) --dist loadgroup
-VERSION = $(shell $(RUN)/python -c 'import yolojob; print(yolojob.__version__)')
+VERSION = $(shell $(PYTHON) tools/version.py)
 export PATH := $(RUN):$(PATH)
 export VIRTUAL_ENV := $(ENV)
 export YOLO_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-operator demo test quick lint format unit cluster e2e bench coverage generate check-generated lock \
+.PHONY: help env env-operator any-env demo test quick lint format unit cluster e2e bench coverage generate check-generated lock \
   images chart wheel sbom clean
 
 help:  ## show this list
@@ -31,11 +31,13 @@ $(UV):
 	$(CACHE)/uv-$(UV_VERSION)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	  --requirement $(CACHE)/uv-$(UV_VERSION)/lock.txt
 
-# $(1): lock file. A different lock file, or a changed one, brings the environment up to date.
+# $(1): lock file. A different lock file, or a changed one, brings the environment up to date. $(2): lock file of a smaller
+# environment that will do as well.
 define install
 @test -e $(RUN)/python || $(UV) venv --quiet --python $(PYTHON) $(ENV)
-@key="$(1) $$(cat $(1) pyproject.toml | sha256sum | cut -c1-16)"; \
-test "$$(cat $(ENV)/.installed 2>/dev/null)" = "$$key" || { \
+@key() { echo "$$1 $$(cat $$1 pyproject.toml | sha256sum | cut -c1-16)"; }; \
+key="$$(key $(1))"; installed="$$(cat $(ENV)/.installed 2>/dev/null)"; \
+test "$$installed" = "$$key" $(if $(2),|| test "$$installed" = "$$(key $(2))") || { \
   echo "Installing $(1) into $(ENV)"; \
   $(UV) pip sync --quiet --require-hashes $(1) \
   && $(UV) pip install --quiet --no-deps --no-build-isolation --editable . \
@@ -48,12 +50,16 @@ env: $(UV)  ## create the environment of this checkout in .venv (torch is large;
 env-operator: $(UV)  ## the same without torch: for operator, command line, chart and docs
 	$(call install,requirements/dev-operator.txt)
 
+# What needs no torch takes the environment that is there.
+any-env: $(UV)
+	$(call install,$(LOCK),requirements/dev-operator.txt)
+
 demo: env  ## train the example detector here, with two worker processes and no cluster
 	$(RUN)/yolojob run manifests/examples/digits.yaml
 
 test: lint unit cluster  ## linters, unit tests, and the operator against a real API server
 
-quick: env  ## the pure tests: no process, no network, seconds
+quick: any-env  ## the pure tests: no process, no network, seconds
 	$(PYTEST) tests/unit -m "not processes" $(PARALLEL) -q
 
 lint: env  ## ruff, mypy, import-linter, deptry, bandit
@@ -64,14 +70,14 @@ lint: env  ## ruff, mypy, import-linter, deptry, bandit
 	$(RUN)/deptry yolojob operator/yolojob_operator trainer/yolojob_trainer
 	$(RUN)/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml yolojob operator trainer
 
-format: env  ## let ruff rewrite what it can
+format: any-env  ## let ruff rewrite what it can
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
 unit: env  ## pure functions, models, command line, trainer with real processes
 	$(PYTEST) tests/unit $(PARALLEL) $(PYTEST_OPTIONS)
 
-cluster: env  ## the operator against a real API server; kwok simulates the pods
+cluster: any-env  ## the operator against a real API server; kwok simulates the pods
 	$(PYTEST) tests/cluster $(PARALLEL) $(PYTEST_OPTIONS)
 
 e2e: env  ## images, pods and training on a real cluster: KUBECONFIG, or the test cluster
@@ -84,10 +90,10 @@ coverage: env  ## print what the last measured test runs covered, and compare wi
 	$(RUN)/python -m coverage combine --quiet --append 2>/dev/null || true
 	$(RUN)/python -m coverage report --skip-covered --skip-empty --sort=cover
 
-generate: env  ## write CRD, install.yaml, dashboards and reference, from the models, the chart and the code
+generate: any-env  ## write CRD, install.yaml, dashboards and reference, from the models, the chart and the code
 	PYTHONPATH=tests $(RUN)/python tools/generate.py
 
-check-generated: env  ## fail when `make generate` would change a file
+check-generated: any-env  ## fail when `make generate` would change a file
 	PYTHONPATH=tests $(RUN)/python tools/generate.py --check
 
 LOCK_COMMAND := pip compile -q --universal --python-version 3.11 --generate-hashes --no-header $(if $(UPGRADE),--upgrade)
@@ -96,17 +102,17 @@ lock: $(UV)  ## resolve the lock files again; UPGRADE=1 takes the newest version
 	for extra in operator torch trainer dev-operator; do \
 	  $(UV) $(LOCK_COMMAND) --extra $$extra -c $(LOCK) pyproject.toml -o requirements/$$extra.txt || exit 1; done
 
-images: env  ## build both images with docker, tagged with the version
+images:  ## build both images with docker, tagged with the version
 	docker build --target operator --tag yolojob/operator:$(VERSION) .
 	docker build --target trainer --tag yolojob/trainer:$(VERSION) .
 
-chart: env  ## package the chart into dist/
+chart:  ## package the chart into dist/
 	helm package helm/yolojob --destination dist
 
-wheel: env  ## build the wheel into dist/
+wheel: any-env  ## build the wheel into dist/
 	$(UV) build --quiet --wheel --no-build-isolation --out-dir dist .
 
-sbom: env  ## write a CycloneDX SBOM of each image's Python packages into dist/
+sbom: any-env  ## write a CycloneDX SBOM of each image's Python packages into dist/
 	mkdir -p dist
 	for image in operator trainer; do \
 	  $(RUN)/cyclonedx-py requirements requirements/$$image.txt --output-file dist/$$image.cdx.json || exit 1; done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,7 +49,23 @@ RENDERED: dict[Path, Callable[[], str]] = {
 }
 """What Helm makes of the above."""
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Write every generated file; with --check, write none and fail when one would change."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare; exit 1 when a file is out of date")
+    check = parser.parse_args().check
+    stale = []
     for path, text in {**FILES, **RENDERED}.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text())
+        if not path.exists() or path.read_text() != text():
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text())
+    if stale:
+        print("\n".join(f"{name}: {'out of date; run make generate' if check else 'written'}" for name in stale))
+    sys.exit(bool(check and stale))
+
+
+if __name__ == "__main__":
+    main()
