@@ -12,11 +12,11 @@ import typer
 
 from yolojob.api import constants, manifest
 from yolojob.api.status import ConditionType, JobPhase, YoloTrainingJobStatus
-from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.kube.api_client import ApiClient, ApiError
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.conditions import find
 
-EVERY_SECONDS = 1.0
+POLL_INTERVAL_SECONDS = 1.0
 app = typer.Typer(pretty_exceptions_enable=False)
 
 
@@ -34,14 +34,14 @@ def main(
     job.pop("status", None)
     try:
         phase = asyncio.run(_try(job, seconds))
-    except (ClusterError, TimeoutError) as error:
+    except (ApiError, TimeoutError) as error:
         print(error)  # noqa: T201
         sys.exit(1)
     sys.exit(0 if phase is JobPhase.SUCCEEDED else 1)
 
 
 async def _try(job: Object, seconds: float) -> JobPhase:
-    cluster = await Cluster.connect(lambda *_: None)
+    cluster = await ApiClient.connect(lambda *_: None)
     try:
         end = time.monotonic() + seconds
         await _delete(cluster, job, end)  # left by a trial that was cut short
@@ -54,7 +54,7 @@ async def _try(job: Object, seconds: float) -> JobPhase:
         await cluster.close()
 
 
-async def _follow(cluster: Cluster, job: Object, end: float) -> JobPhase:
+async def _follow(cluster: ApiClient, job: Object, end: float) -> JobPhase:
     told = ""
     while True:
         found = await cluster.get(job)
@@ -69,7 +69,7 @@ async def _follow(cluster: Cluster, job: Object, end: float) -> JobPhase:
         await _pause(end, "it has not ended: is the operator well, and does the cluster find its images?")
 
 
-async def _delete(cluster: Cluster, job: Object, end: float) -> None:
+async def _delete(cluster: ApiClient, job: Object, end: float) -> None:
     while found := await cluster.get(job):
         metadata: dict[str, Any] = found["metadata"]
         await cluster.delete_job(metadata["namespace"], metadata["name"], metadata["uid"])
@@ -79,7 +79,7 @@ async def _delete(cluster: Cluster, job: Object, end: float) -> None:
 async def _pause(end: float, words: str) -> None:
     if time.monotonic() >= end:
         raise TimeoutError(words)
-    await asyncio.sleep(EVERY_SECONDS)
+    await asyncio.sleep(POLL_INTERVAL_SECONDS)
 
 
 def _words(status: YoloTrainingJobStatus) -> str:

@@ -12,10 +12,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio.config import kube_config
 from support import kubeconfig
-from yolojob_operator.kube.api_client import CONCURRENCY, Cluster, ClusterError
+from yolojob_operator.kube.api_client import MAX_CONCURRENT_REQUESTS, ApiClient, ApiError
 
 
-def cluster(status: int, data: bytes) -> Cluster:
+def cluster(status: int, data: bytes) -> ApiClient:
     async def read() -> bytes:
         return data
 
@@ -31,7 +31,7 @@ def cluster(status: int, data: bytes) -> Cluster:
         rest_client=SimpleNamespace(request=request),
         close=nothing,
     )
-    return Cluster(api, inside=False, observe=lambda *_: None)
+    return ApiClient(api, inside=False, observe=lambda *_: None)
 
 
 @pytest.mark.parametrize("data", [b"[]", b'"slow down"', b"null", b"", b"<html>", b"[" * 100_000, b'{"message": null}'])
@@ -39,7 +39,7 @@ def cluster(status: int, data: bytes) -> Cluster:
 def test_an_error_is_an_error_whatever_its_words_are(status: int, data: bytes) -> None:
     async def ask() -> None:
         made = cluster(status, data)
-        with pytest.raises(ClusterError) as refused:
+        with pytest.raises(ApiError) as refused:
             await made.get({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x", "namespace": "default"}})
         assert refused.value.status == status
         await made.close()
@@ -63,9 +63,9 @@ def test_a_lease_does_not_wait_behind_creations(tmp_path: Path, monkeypatch: pyt
             path = kubeconfig(tmp_path / "config", "c", f"http://127.0.0.1:{server.port}", c="default")
             # The library has read KUBECONFIG when it was imported.
             monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-            made = await Cluster.connect()
+            made = await ApiClient.connect()
             pod = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x", "namespace": "default"}}
-            creations = [asyncio.create_task(made.create(pod)) for _ in range(2 * CONCURRENCY)]
+            creations = [asyncio.create_task(made.create(pod)) for _ in range(2 * MAX_CONCURRENT_REQUESTS)]
             try:
                 for _ in range(3):  # the first opens its connection, perhaps; none waits for another's
                     assert await asyncio.wait_for(made.get_lease("default", "x"), 5)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from support import minimal
 from yolojob_operator.control import executor as module
-from yolojob_operator.control.executor import REMEMBERED_SECONDS, Deeds
+from yolojob_operator.control.executor import UNSEEN_MEMORY_SECONDS, Executor
 from yolojob_operator.plan.lifecycle import Plan
 
 from yolojob.api.job import YoloTrainingJob
@@ -58,7 +58,7 @@ class TestExpected:
     def test_a_deaf_watch_is_noticed_by_them_too(self, clock: list[float]) -> None:
         """They count as there for a while, then are created again, in vain: they exist. All the time they are unseen."""
         server = Server()
-        deeds = Deeds(server)  # type: ignore[arg-type]
+        deeds = Executor(server)  # type: ignore[arg-type]
         for _ in range(4):
             asyncio.run(deeds.carry_out(KEY, job(), self.plan_of(self.POD), always))
             assert len(deeds.pods(KEY, [])) == 1
@@ -69,15 +69,15 @@ class TestExpected:
     def test_one_that_was_never_heard_of_again_is_forgotten(self, clock: list[float]) -> None:
         """Created and deleted before the watch could show it, or its job was deleted meanwhile."""
         server = Server()
-        deeds = Deeds(server)  # type: ignore[arg-type]
+        deeds = Executor(server)  # type: ignore[arg-type]
         asyncio.run(deeds.carry_out(KEY, job(), self.plan_of(self.POD), always))
         assert list(deeds.unseen()) == [1000.0]
-        clock[0] += REMEMBERED_SECONDS + 1
+        clock[0] += UNSEEN_MEMORY_SECONDS + 1
         assert list(deeds.unseen()) == []
 
     def test_one_that_was_shown_is_expected_no_more(self, clock: list[float]) -> None:
         """Also where it was created and deleted between two plans: it is to be made again at once."""
-        deeds = Deeds(Server())  # type: ignore[arg-type]
+        deeds = Executor(Server())  # type: ignore[arg-type]
         asyncio.run(deeds.carry_out(KEY, job(), self.plan_of(self.POD), always))
         deeds.shown(KEY, "of another pod")
         assert len(deeds.pods(KEY, [])) == 1
@@ -103,7 +103,7 @@ class TestDisbanding:
     @pytest.mark.parametrize(("owner", "deleted"), [("job-uid", 1), ("somebody", 0)])
     def test_once(self, owner: str, deleted: int) -> None:
         server = self.Groups(owner)
-        deeds = Deeds(server)  # type: ignore[arg-type]
+        deeds = Executor(server)  # type: ignore[arg-type]
         asleep = Plan(status=YoloTrainingJobStatus(), disband=(self.GROUP,))
         for _ in range(3):
             asyncio.run(deeds.carry_out(KEY, job(), asleep, always))

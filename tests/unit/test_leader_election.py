@@ -11,7 +11,7 @@ import pytest
 from support import eventually
 from yolojob_operator.control import leader_election as module
 from yolojob_operator.control.leader_election import Lease, keep
-from yolojob_operator.kube.api_client import ClusterError
+from yolojob_operator.kube.api_client import ApiError
 
 NAMESPACE = "default"
 
@@ -30,7 +30,7 @@ class Server:
     async def get_lease(self, namespace: str, name: str) -> dict[str, Any] | None:
         await asyncio.sleep(self.delay)
         if namespace in self.forbidden:
-            raise ClusterError(403, "Forbidden", f'leases "{name}" is forbidden: cannot get resource "leases"')
+            raise ApiError(403, "Forbidden", f'leases "{name}" is forbidden: cannot get resource "leases"')
         return self.leases.get(namespace)
 
     async def create_lease(self, lease: dict[str, Any]) -> dict[str, Any] | None:
@@ -64,7 +64,7 @@ async def becomes(look: Callable[[], object], what: str, seconds: float = 10.0) 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of all times."""
-    for name in ("DURATION_SECONDS", "RENEW_DEADLINE_SECONDS", "RENEW_SECONDS", "RETRY_SECONDS"):
+    for name in ("LEASE_DURATION_SECONDS", "RENEW_DEADLINE_SECONDS", "RENEW_INTERVAL_SECONDS", "RETRY_INTERVAL_SECONDS"):
         monkeypatch.setattr(module, name, getattr(module, name) / 10)
 
 

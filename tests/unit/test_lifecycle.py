@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.plans import NOW, after, conditions, failed, job, make, pod, reasons, running
 from yolojob_operator.plan.builder import FORCE_AFTER, FORCE_AFTER_READY, Obstacle
-from yolojob_operator.plan.lifecycle import FAREWELL, SURVIVORS_PATIENCE
+from yolojob_operator.plan.lifecycle import PEER_EXIT_TIMEOUT, ROOT_CAUSE_TIMEOUT
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts
 
@@ -96,11 +96,11 @@ def test_success_takes_the_figures_from_the_termination_message() -> None:
     last_word = report.model_dump_json(by_alias=True, exclude_none=True)
     waiting = make(running(), pod(0, "Succeeded", message=last_word), pod(1))
     assert waiting.status.phase == JobPhase.RUNNING, "the others may end by themselves"
-    assert waiting.due == NOW + FAREWELL
-    made = make(job(waiting.status), pod(0, "Succeeded", message=last_word), pod(1), now=NOW + FAREWELL)
+    assert waiting.due == NOW + PEER_EXIT_TIMEOUT
+    made = make(job(waiting.status), pod(0, "Succeeded", message=last_word), pod(1), now=NOW + PEER_EXIT_TIMEOUT)
     assert made.status.phase == JobPhase.SUCCEEDED
     assert made.status.result == report.result
-    assert made.status.completion_time == NOW + FAREWELL
+    assert made.status.completion_time == NOW + PEER_EXIT_TIMEOUT
     assert [d.name for d in made.delete] == ["digits-worker-1"], "cleanPodPolicy: Running"
     assert conditions(made)["Running"][0] == "False"
     assert make(job(made.status), pod(0, "Succeeded"), pod(1, "Succeeded")).events == ()
@@ -112,7 +112,7 @@ def test_success_takes_the_figures_from_the_termination_message() -> None:
 )
 def test_clean_pod_policy(policy: str, deleted: list[str]) -> None:
     pods = (pod(0, "Succeeded"), pod(1))
-    made = make(running(runPolicy={"cleanPodPolicy": policy}), *pods, now=NOW + FAREWELL)
+    made = make(running(runPolicy={"cleanPodPolicy": policy}), *pods, now=NOW + PEER_EXIT_TIMEOUT)
     assert [d.name for d in made.delete] == deleted
 
 
@@ -168,8 +168,8 @@ def test_a_restart_is_counted_once_however_often_it_is_planned() -> None:
 def test_survivors_wait_for_the_culprit() -> None:
     made = make(running(), OTHERS_LOST_IT, pod(1))
     assert made.status.attempt == 1
-    assert made.due == NOW + SURVIVORS_PATIENCE
-    late = make(job(made.status), OTHERS_LOST_IT, pod(1), now=NOW + SURVIVORS_PATIENCE)
+    assert made.due == NOW + ROOT_CAUSE_TIMEOUT
+    late = make(job(made.status), OTHERS_LOST_IT, pod(1), now=NOW + ROOT_CAUSE_TIMEOUT)
     assert late.status.attempt == 2
     assert (late.status.restarts, late.status.disruptions) == (0, 1), "a silent peer has lost its node"
     assert {(d.name, d.grace_seconds) for d in late.delete} == {("digits-worker-0", 5), ("digits-worker-1", 5)}
@@ -180,7 +180,7 @@ def test_a_worker_that_hangs_again_and_again_is_a_failure() -> None:
     assert status is not None
     for attempt in range(1, 6):
         gang = failed(0, ExitCode.PEER_LOST, attempt=attempt), pod(1, attempt=attempt)
-        status = make(job(status), *gang, now=NOW + SURVIVORS_PATIENCE).status
+        status = make(job(status), *gang, now=NOW + ROOT_CAUSE_TIMEOUT).status
     assert (status.disruptions, status.restarts) == (3, 2)
 
 
@@ -467,9 +467,9 @@ class TestTrained:
     @pytest.mark.parametrize("policy", [{"activeDeadlineSeconds": 2}, {"suspend": True}])
     def test_nothing_takes_it_away(self, policy: dict[str, Any]) -> None:
         waiting = make(job(running().status, runPolicy=policy), *self.DONE, now=after(3))
-        assert waiting.due == NOW + FAREWELL
+        assert waiting.due == NOW + PEER_EXIT_TIMEOUT
         assert (waiting.status.attempt, waiting.delete) == (1, ())
-        made = make(job(waiting.status, runPolicy=policy), *self.DONE, now=NOW + FAREWELL)
+        made = make(job(waiting.status, runPolicy=policy), *self.DONE, now=NOW + PEER_EXIT_TIMEOUT)
         assert made.status.phase == JobPhase.SUCCEEDED
 
     def test_its_ttl_is_due_at_once(self) -> None:

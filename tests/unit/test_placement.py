@@ -12,7 +12,7 @@ from yolojob_operator.objects import gang_scheduling, pods
 from yolojob_operator.plan.builder import FORCE_AFTER, Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.node_facts import NodeFacts
-from yolojob_operator.plan.placement import GROWTH_PAUSE, PATIENCE, SHORT_LIFE
+from yolojob_operator.plan.placement import MIN_ATTEMPT_AGE, SCALE_UP_INTERVAL, SCHEDULING_TIMEOUT
 from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob.api import rules
@@ -48,8 +48,8 @@ class TestShrink:
         found = [pod(0), pod(1), pod(2), pod(3, "Pending", **NO_ROOM)]
         early = make(elastic(status), *found, now=after(5))
         assert early.status.attempt == 1
-        assert early.due == NOW + PATIENCE
-        made = make(elastic(early.status), *found, now=NOW + PATIENCE)
+        assert early.due == NOW + SCHEDULING_TIMEOUT
+        made = make(elastic(early.status), *found, now=NOW + SCHEDULING_TIMEOUT)
         assert made.status.attempt == 2
         assert made.status.history[-1].workers == 2, "3 is no divisor of the batch of 16"
         assert "0/3 nodes" in (made.status.history[0].message or "")
@@ -101,7 +101,7 @@ class TestGrow:
         status = self.small()
         early = make(elastic(status), *gang_of(2, 2), now=after(31))
         assert workers(early) == []
-        assert early.due == after(30) + SHORT_LIFE
+        assert early.due == after(30) + MIN_ATTEMPT_AGE
         made = make(elastic(status), *gang_of(2, 2), now=after(61))
         assert workers(made) == ["digits-worker-2", "digits-worker-3"]
         assert all("sigwait" in o["spec"]["containers"][0]["command"][2] for o in made.create)
@@ -126,27 +126,27 @@ class TestGrow:
         found = (*gang_of(2, 2), one, pod(3, "Pending", attempt=2, **NO_ROOM))
         waiting = make(elastic(status), *found, now=after(101))
         assert waiting.delete == ()
-        assert waiting.due == after(100) + PATIENCE
-        made = make(elastic(status), *found, now=after(100) + PATIENCE)
+        assert waiting.due == after(100) + SCHEDULING_TIMEOUT
+        made = make(elastic(status), *found, now=after(100) + SCHEDULING_TIMEOUT)
         assert {d.name for d in made.delete} == {"digits-worker-2", "digits-worker-3"}
         assert made.status.attempt == 2
         later = make(elastic(made.status), *gang_of(2, 2), now=after(200))
         assert workers(later) == []
-        again = make(elastic(made.status), *gang_of(2, 2), now=after(120) + GROWTH_PAUSE)
+        again = make(elastic(made.status), *gang_of(2, 2), now=after(120) + SCALE_UP_INTERVAL)
         assert len(workers(again)) == 2
 
     def test_some_room_is_better_than_none(self) -> None:
         status = self.small()
         scaled = elastic(status, 8)
         more = [pod(i, attempt=2, scheduled=after(100)) for i in (2, 3, 4)]
-        made = make(scaled, *gang_of(2, 2), *more, now=after(100) + PATIENCE)
+        made = make(scaled, *gang_of(2, 2), *more, now=after(100) + SCHEDULING_TIMEOUT)
         assert made.status.history[-1].workers == 4
 
     def test_a_spares_end_is_not_the_jobs(self) -> None:
         made = make(elastic(self.small()), *gang_of(2, 2), pod(2, "Failed", attempt=2), now=after(100))
         assert made.status.attempt == 2
         assert [d.name for d in made.delete] == ["digits-worker-2"]
-        assert made.due == after(100) + GROWTH_PAUSE, "a kubelet that refuses it is not asked again and again"
+        assert made.due == after(100) + SCALE_UP_INTERVAL, "a kubelet that refuses it is not asked again and again"
 
     def test_a_quota_that_refuses_spares_is_not_asked_again_and_again(self) -> None:
         refused = Obstacle(reason="QuotaExceeded", message="exceeded quota")
@@ -154,8 +154,8 @@ class TestGrow:
         assert len(workers(first)) == 2
         made = make(elastic(first.status), *gang_of(2, 2), now=after(101), obstacle=refused)
         assert workers(made) == []
-        assert made.due == after(101) + GROWTH_PAUSE
-        again = make(elastic(made.status), *gang_of(2, 2), now=after(101) + GROWTH_PAUSE, obstacle=refused)
+        assert made.due == after(101) + SCALE_UP_INTERVAL
+        again = make(elastic(made.status), *gang_of(2, 2), now=after(101) + SCALE_UP_INTERVAL, obstacle=refused)
         assert len(workers(again)) == 2, "and after a while it is"
 
     def test_a_spare_on_a_lost_node_is_forced_and_replaced(self) -> None:
@@ -184,7 +184,7 @@ class TestScale:
     def test_up_when_there_is_room(self) -> None:
         current = running(2)
         assert current.status is not None
-        asked = make(elastic(current.status, 4), *gang_of(2), now=NOW + SHORT_LIFE)
+        asked = make(elastic(current.status, 4), *gang_of(2), now=NOW + MIN_ATTEMPT_AGE)
         assert workers(asked) == ["digits-worker-2", "digits-worker-3"]
 
     def test_back_to_what_it_is_removes_the_spares(self) -> None:
@@ -301,7 +301,7 @@ class TestGangs:
 
 def test_patience_outlasts_the_scheduler() -> None:
     """The waits of the rules above, in the order in which they must be."""
-    assert timedelta() < PATIENCE < SHORT_LIFE < GROWTH_PAUSE
+    assert timedelta() < SCHEDULING_TIMEOUT < MIN_ATTEMPT_AGE < SCALE_UP_INTERVAL
 
 
 @pytest.mark.parametrize(("scheduler", "groups"), [("volcano", 1), ("coscheduling", 1), ("kueue", 0), ("none", 0)])
@@ -318,4 +318,4 @@ def test_a_group_without_pods_reserves_no_room(scheduler: str, groups: int) -> N
     ):
         assert len(made.disband) == groups
         assert all(g["kind"] == "PodGroup" and g["metadata"]["name"] == "digits" for g in made.disband)
-        assert not made.has_deeds or made.delete or made.events, "it is no deed by itself"
+        assert not made.has_actions or made.delete or made.events, "it is no deed by itself"

@@ -14,7 +14,7 @@ from yolojob_operator.control import reconciler as module
 from yolojob_operator.control import status_debounce
 from yolojob_operator.control.metrics import Metrics
 from yolojob_operator.control.reconciler import Reconciler
-from yolojob_operator.kube.api_client import ClusterError
+from yolojob_operator.kube.api_client import ApiError
 from yolojob_operator.objects.pods import Defaults
 
 KEY = ("default", "digits")
@@ -67,18 +67,18 @@ def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -
         made.job_seen(body(1))
         await made._reconcile(KEY)
         assert server.writes == 0, "the spec alone says what the first gang is"
-        assert made.ailment() == ""
+        assert made.unhealthy_reason() == ""
         await made._reconcile(KEY)
         clock[0] += status_debounce.QUIET_SECONDS
         await made._reconcile(KEY)
         assert server.writes == 1
-        clock[0] += module.DEAF_SECONDS + 1
-        assert made.ailment().startswith("the watch is deaf")
-        assert made.watch_lag() > module.DEAF_SECONDS
+        clock[0] += module.WATCH_STALL_SECONDS + 1
+        assert made.unhealthy_reason().startswith("the watch is deaf")
+        assert made.watch_lag() > module.WATCH_STALL_SECONDS
         seen = body(server.version)
         made.job_seen({**seen, "status": {}})
-        made._deeds.forget(KEY)  # as if the pods had been shown, too
-        assert made.ailment() == ""
+        made._executor.forget(KEY)  # as if the pods had been shown, too
+        assert made.unhealthy_reason() == ""
         await made.stop()
 
     asyncio.run(live())
@@ -125,10 +125,10 @@ def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
         made.job_gone(KEY, "of a namesake that was deleted before")
         assert list(made.statuses()), "this one is still there"
         made.job_gone(KEY, body(1)["metadata"]["uid"])
-        rooms = (made, made._agenda, made._deeds, made._minor, made._reports)
+        rooms = (made, made._queue, made._executor, made._debounce, made._poller)
         kept = [name for room in rooms for name, it in vars(room).items() if isinstance(it, dict | set) and it]
         assert not kept
-        assert list(made._deeds.unseen()) == []
+        assert list(made._executor.unseen()) == []
         assert list(made.statuses()) == []
         await made.stop()
 
@@ -155,7 +155,7 @@ def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
 def reconciler(server: Server) -> Reconciler:
     metrics = Metrics(lambda: [])
     made = Reconciler(server, Defaults(image="x"), metrics, (), lambda key: [], lambda: [], lambda: None)  # type: ignore[arg-type]
-    made.turn.lasts(float("inf"))
+    made.leadership.hold_until(float("inf"))
     return made
 
 
@@ -164,11 +164,11 @@ def test_another_job_of_the_same_name_inherits_nothing(clock: list[float]) -> No
         made = reconciler(Server())
         made.job_seen(body(1))
         await made._reconcile(KEY)
-        assert list(made._deeds.unseen())
+        assert list(made._executor.unseen())
         other = body(9)
         other["metadata"]["uid"] = "another"
         made.job_seen(other)
-        assert list(made._deeds.unseen()) == []
+        assert list(made._executor.unseen()) == []
         made.job_seen(body(2))
         assert made._jobs[KEY]["metadata"]["uid"] == "another", "late news of the first is not news of the second"
         await made.stop()
@@ -216,7 +216,7 @@ def test_a_loop_that_fails_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(module.asyncio, "sleep", at_once)
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(module._for_ever("it", loop))
+        asyncio.run(module._run_forever("it", loop))
     assert len(begun) == 3
 
 
@@ -230,7 +230,7 @@ class Refusing(Server):
 
     async def create(self, item: dict[str, Any]) -> dict[str, Any]:
         self.asked += 1
-        raise ClusterError(self.status, "InternalError", "failed calling webhook mpod.kb.io")
+        raise ApiError(self.status, "InternalError", "failed calling webhook mpod.kb.io")
 
     async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
         self.statuses.append(status)
@@ -282,7 +282,7 @@ def test_a_refusal_is_not_asked_for_again_and_again() -> None:
             name = item["metadata"]["name"]
             if item["kind"] != "Pod":
                 return await Server.create(self, item)
-            raise ClusterError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota')
+            raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota')
 
     server = Quota()
 
@@ -336,7 +336,7 @@ def test_who_does_not_lead_any_more_finishes_no_plan(clock: list[float]) -> None
 
     async def live() -> None:
         made = reconciler(Slow())
-        made.turn.lasts(clock[0] + 5)
+        made.leadership.hold_until(clock[0] + 5)
         made.job_seen(body(1))
         await made._reconcile(KEY)
         assert Slow.made == ["Service"]
@@ -348,16 +348,16 @@ def test_who_does_not_lead_any_more_finishes_no_plan(clock: list[float]) -> None
 
 def test_what_is_missed_while_nobody_can_ask_is_no_deafness(clock: list[float]) -> None:
     made = reconciler(Server())
-    made.census.compare({"unseen": 7})
+    made.watch_audit.compare({"unseen": 7})
     clock[0] += 1000
-    assert "deaf" in made.ailment()
-    made.turn.lasts(0)
-    assert made.ailment() == "", "a standby has nothing to show"
-    made.turn.lasts(float("inf"))
+    assert "deaf" in made.unhealthy_reason()
+    made.leadership.hold_until(0)
+    assert made.unhealthy_reason() == "", "a standby has nothing to show"
+    made.leadership.hold_until(float("inf"))
     clock[0] += 100
-    assert made.ailment() == "", "whoever begins anew begins to count"
+    assert made.unhealthy_reason() == "", "whoever begins anew begins to count"
     clock[0] += 100
-    assert "deaf" in made.ailment()
+    assert "deaf" in made.unhealthy_reason()
 
 
 def test_a_namesake_found_by_a_conflict_inherits_nothing(clock: list[float]) -> None:
@@ -371,7 +371,7 @@ def test_a_namesake_found_by_a_conflict_inherits_nothing(clock: list[float]) -> 
         made = reconciler(Replaced())
         made.job_seen(body(1))
         made._rejected[KEY] = 1
-        await made._look_again(KEY)
+        await made._refresh(KEY)
         assert made._jobs[KEY]["metadata"]["uid"] == "another"
         assert made._rejected == {}
         await made.stop()
@@ -399,7 +399,7 @@ def test_a_standby_keeps_nothing_of_jobs_that_went(clock: list[float]) -> None:
 
     async def live() -> None:
         made = reconciler(Server())
-        made.turn.lasts(0)
+        made.leadership.hold_until(0)
         made.start()
         for n in range(100):
             each = body(n + 1)
@@ -407,7 +407,7 @@ def test_a_standby_keeps_nothing_of_jobs_that_went(clock: list[float]) -> None:
             made.job_seen(each)
             await asyncio.sleep(0)
             made.job_gone(("default", f"job-{n}"), f"uid-{n}")
-        assert len(made._agenda) == 0
+        assert len(made._queue) == 0
         await made.stop()
 
     asyncio.run(live())
@@ -421,9 +421,9 @@ def test_nothing_is_kept_of_a_job_that_went_while_its_deeds_failed() -> None:
 
     async def live() -> None:
         made.job_seen(body(1))
-        with pytest.raises(ClusterError):
+        with pytest.raises(ApiError):
             await made._reconcile(KEY)
-        kept = [name for name, it in vars(made._deeds).items() if isinstance(it, dict | set) and it]
+        kept = [name for name, it in vars(made._executor).items() if isinstance(it, dict | set) and it]
         assert not kept
         await made.stop()
 

@@ -35,7 +35,7 @@ async def round_of(cleaned: asyncio.Event, cancellations: int) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "SHUTDOWN_TIMEOUT_SECONDS", 0.1)
 
 
 @pytest.mark.parametrize("cancellations", [0, 1, 3])
@@ -54,7 +54,7 @@ def test_a_watch_that_does_not_hear_is_cancelled_again(cancellations: int) -> No
 
 def test_a_round_that_never_ends_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kubelet starts another one."""
-    monkeypatch.setattr(supervisor, "TRIES", 1)
+    monkeypatch.setattr(supervisor, "MAX_CANCELLATIONS", 1)
 
     async def live() -> None:
         cleaned = asyncio.Event()
@@ -70,7 +70,7 @@ def test_a_round_that_runs_is_left_alone() -> None:
     async def live() -> None:
         end = asyncio.Event()
         running = asyncio.create_task(supervisor.ended(end.wait(), asyncio.Event()))
-        done, _ = await asyncio.wait((running,), timeout=3 * supervisor.LINGER_SECONDS)
+        done, _ = await asyncio.wait((running,), timeout=3 * supervisor.SHUTDOWN_TIMEOUT_SECONDS)
         assert not done
         end.set()
         await running

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.plans import NOW, conditions, job
 from yolojob_operator.objects.pods import Defaults
-from yolojob_operator.objects.template_policy import Privilege, trespasses
+from yolojob_operator.objects.template_policy import Privilege, disallowed_fields
 from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.lifecycle import plan
 
@@ -69,7 +69,7 @@ def of(template: dict[str, Any], **defaults: Any) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("template", "privilege", "path"), FORBIDDEN, ids=[path for _, _, path in FORBIDDEN])
 def test_what_is_beyond_an_ordinary_pod(template: dict[str, Any], privilege: Privilege, path: str) -> None:
-    assert [(p, where) for p, where, _ in trespasses({"spec": template})] == [(privilege, path)]
+    assert [(p, where) for p, where, _ in disallowed_fields({"spec": template})] == [(privilege, path)]
     assert of(template) == ("False", "TemplateForbidden")
     others = frozenset(Privilege) - {privilege}
     assert of(template, allowed=others) == ("False", "TemplateForbidden"), "one privilege is not another"
@@ -109,7 +109,7 @@ def test_the_installations_own_service_account_is_nobody_elses() -> None:
     "junk", [[], "x", 5, {"containers": "x"}, {"containers": [1]}, {"securityContext": []}, {"volumes": {}}]
 )
 def test_nonsense_is_no_crash(junk: Any) -> None:
-    assert list(trespasses({"spec": junk})) == []
+    assert list(disallowed_fields({"spec": junk})) == []
 
 
 @pytest.mark.parametrize(
@@ -118,5 +118,5 @@ def test_nonsense_is_no_crash(junk: Any) -> None:
 def test_apparmor_is_not_switched_off_by_an_annotation(profile: str, trespass: bool) -> None:
     name = "container.apparmor.security.beta.kubernetes.io/trainer"
     template = {"metadata": {"annotations": {name: profile, "team": "vision"}}, "spec": {}}
-    found = [(p, where) for p, where, _ in trespasses(template)]
+    found = [(p, where) for p, where, _ in disallowed_fields(template)]
     assert found == ([(Privilege.PRIVILEGED, f"metadata.annotations[{name}]")] if trespass else [])

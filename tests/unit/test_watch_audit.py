@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from support import eventually
 from yolojob_operator.control import watch_audit as module
-from yolojob_operator.control.reconciler import DEAF_SECONDS
-from yolojob_operator.control.watch_audit import Census
+from yolojob_operator.control.reconciler import WATCH_STALL_SECONDS
+from yolojob_operator.control.watch_audit import WatchAudit
 from yolojob_operator.kopf_app.handlers import Nodes
-from yolojob_operator.kube.api_client import ClusterError
+from yolojob_operator.kube.api_client import ApiError
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import Key, PodFacts
 
@@ -29,7 +29,7 @@ class Lists:
     async def versions(self, kind: str, _: Iterable[str]) -> dict[str, int]:
         if self.failures:
             self.failures -= 1
-            raise ClusterError(410, "Expired", "The provided continue parameter is too old")
+            raise ApiError(410, "Expired", "The provided continue parameter is too old")
         return self.kinds.get(kind, {})
 
 
@@ -37,9 +37,9 @@ def pod(uid: str, version: int) -> tuple[Key, PodFacts]:
     return KEY, PodFacts(name=uid, uid=uid, version=version, owner_uid="u", index=0, attempt=1, phase="Running")
 
 
-def census(lists: Lists, pods: list[tuple[Key, PodFacts]], **jobs: int) -> Census:
+def census(lists: Lists, pods: list[tuple[Key, PodFacts]], **jobs: int) -> WatchAudit:
     shown = {uid: (KEY, version) for uid, version in jobs.items()}
-    return Census(lists, (), lambda: shown, lambda: pods, lambda: None)  # type: ignore[arg-type]
+    return WatchAudit(lists, (), lambda: shown, lambda: pods, lambda: None)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def waits(made: Census, clock: list[float], *listed: dict[str, int]) -> list[float]:
+def waits(made: WatchAudit, clock: list[float], *listed: dict[str, int]) -> list[float]:
     """The seconds for which each change has waited to be shown, after these lists, a minute apart."""
     for each in listed:
         made.compare(each)
@@ -81,7 +81,7 @@ def test_a_node_that_went_unseen_is_no_more() -> None:
     new = NodeFacts(name="a", uid="new", version=8, ready=True)
     nodes = Nodes({"a": [old, new], "b": [NodeFacts(name="b", uid="gone", version=1)]})
     assert nodes["a"] is new
-    made = Census(Lists(), (), dict, list, lambda: nodes)  # type: ignore[arg-type]
+    made = WatchAudit(Lists(), (), dict, list, lambda: nodes)  # type: ignore[arg-type]
     made.ghosts = {"old", "gone"}
     assert made.living_nodes() == {"a": new}
 
@@ -90,8 +90,8 @@ def test_a_node_that_went_unseen_is_no_more() -> None:
 def test_what_is_gone_is_told_when_a_watch_begins_anew(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
     """Also when a list fails first: then it is counted again."""
     monkeypatch.setattr(module, "SETTLE_SECONDS", 0.01)
-    monkeypatch.setattr(module, "EVERY_SECONDS", 0.01 if failures else 60.0)
-    monkeypatch.setattr(module, "SECONDS_PER_OBJECT", 0.0)
+    monkeypatch.setattr(module, "AUDIT_INTERVAL_SECONDS", 0.01 if failures else 60.0)
+    monkeypatch.setattr(module, "AUDIT_INTERVAL_SECONDS_PER_OBJECT", 0.0)
     lists = Lists(YoloTrainingJob={"stays": 1}, Pod={"there": 1})
     lists.failures = failures
     made = census(lists, [pod("there", 1), pod("ghost", 1)], stays=1, went=1)
@@ -102,7 +102,7 @@ def test_what_is_gone_is_told_when_a_watch_begins_anew(monkeypatch: pytest.Monke
 
     async def live() -> None:
         counting = asyncio.create_task(made.take(ours, lambda key, uid: told.append((key, uid)), told.append))
-        made.begun_anew()
+        made.watch_restarted()
         await asyncio.to_thread(eventually, lambda: len(told) >= 2, "both are told", seconds=5, every=0.01)
         counting.cancel()
 
@@ -112,17 +112,17 @@ def test_what_is_gone_is_told_when_a_watch_begins_anew(monkeypatch: pytest.Monke
 
 
 def test_the_more_there_are_the_rarer_they_are_counted() -> None:
-    assert census(Lists(), [])._pause() == module.EVERY_SECONDS
+    assert census(Lists(), [])._pause() == module.AUDIT_INTERVAL_SECONDS
     many = [pod(str(n), 1) for n in range(5000)]
-    assert census(Lists(), many)._pause() == pytest.approx(5000 * module.SECONDS_PER_OBJECT)
+    assert census(Lists(), many)._pause() == pytest.approx(5000 * module.AUDIT_INTERVAL_SECONDS_PER_OBJECT)
 
 
 def test_what_is_missed_is_looked_for_again_before_it_is_an_alarm(clock: list[float]) -> None:
     """Of thousands of pods one always goes while they are listed: no watch will ever show it."""
     made = census(Lists(), [pod(str(n), 1) for n in range(5000)])
     made.compare({"went": 7})
-    assert made._pause() < DEAF_SECONDS / 2
+    assert made._pause() < WATCH_STALL_SECONDS / 2
     clock[0] += made._pause()
     made.compare({})
     assert list(made.unseen()) == []
-    assert made._pause() > DEAF_SECONDS
+    assert made._pause() > WATCH_STALL_SECONDS

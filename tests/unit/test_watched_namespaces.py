@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from yolojob_operator.kopf_app import watched_namespaces
-from yolojob_operator.kube.api_client import ClusterError
+from yolojob_operator.kube.api_client import ApiError
 
 
 class Server:
@@ -23,16 +23,16 @@ class Server:
     async def versions(self, _: str, namespaces: Iterable[str]) -> dict[str, int]:
         self.asked += 1
         if self.away:
-            raise ClusterError(0, "Unreachable", "no answer")
+            raise ApiError(0, "Unreachable", "no answer")
         for name in namespaces:
             if name not in self.visible:
-                raise ClusterError(403, "Forbidden", f"cannot list in {name}")
+                raise ApiError(403, "Forbidden", f"cannot list in {name}")
         return {}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched_namespaces, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watched_namespaces, "CHECK_INTERVAL_SECONDS", 0.01)
 
 
 def test_those_that_may_not_be_seen_are_left_out() -> None:

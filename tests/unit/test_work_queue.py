@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from yolojob_operator.control.work_queue import Agenda
+from yolojob_operator.control.work_queue import WorkQueue
 
 KEY, OTHER = ("default", "digits"), ("default", "letters")
 
@@ -15,13 +15,13 @@ async def ours() -> None:
     """It is always our turn."""
 
 
-async def take(agenda: Agenda, seconds: float = 2.0) -> tuple[str, str]:
+async def take(agenda: WorkQueue, seconds: float = 2.0) -> tuple[str, str]:
     return (await asyncio.wait_for(agenda.take(ours), seconds))[0]
 
 
 def test_news_in_a_flock_make_one_plan_after_a_pause() -> None:
     async def live() -> None:
-        agenda = Agenda()
+        agenda = WorkQueue()
         agenda.wake(KEY, on_their_way=0)
         assert await take(agenda, 0.02) == KEY, "the first at once"
         agenda.done(KEY)
@@ -39,7 +39,7 @@ def test_news_in_a_flock_make_one_plan_after_a_pause() -> None:
 
 def test_a_due_plan_waits_for_no_flock() -> None:
     async def live() -> None:
-        agenda = Agenda()
+        agenda = WorkQueue()
         agenda.wake(KEY, on_their_way=0)
         await take(agenda)
         agenda.done(KEY)
@@ -56,7 +56,7 @@ def test_a_due_plan_waits_for_no_flock() -> None:
 
 def test_the_earliest_moment_counts_until_it_is_cancelled() -> None:
     async def live() -> None:
-        agenda = Agenda()
+        agenda = WorkQueue()
         agenda.wake_in(KEY, 60)
         agenda.wake_in(KEY, 0.05)
         agenda.wake_in(KEY, 60)
@@ -71,7 +71,7 @@ def test_the_earliest_moment_counts_until_it_is_cancelled() -> None:
 
 def test_a_job_is_planned_by_one_at_a_time_and_loses_no_news() -> None:
     async def live() -> None:
-        agenda = Agenda()
+        agenda = WorkQueue()
         agenda.wake(KEY, on_their_way=0)
         await take(agenda)
         agenda.wake(KEY, on_their_way=0)

@@ -10,18 +10,18 @@ from typing import TypeVar
 
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
-from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.kube.api_client import ApiClient, ApiError
 from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
 
 T = TypeVar("T")
-EXPECTED_SECONDS = 30.0
+UNSEEN_PRESENT_SECONDS = 30.0
 """For so long a pod that we created counts as there, though the watch has not shown it yet."""
-TROUBLES = 3
+MAX_SERVER_ERRORS = 3
 """So many creations in a row that end in an error of the API server's are a thing to be told."""
-REMEMBERED_SECONDS = 90.0
+UNSEEN_MEMORY_SECONDS = 90.0
 """For so long it is remembered. While its job wants it, it is created again before that, and found to exist."""
 
 
@@ -36,11 +36,11 @@ class Expected:
     """When the API server last said that it is there."""
 
 
-class Deeds:
+class Executor:
     """What is done, and what came of it."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: ApiClient) -> None:
+        self._api = cluster
         self._expected: dict[Key, dict[str, Expected]] = {}
         self._obstacles: dict[Key, Obstacle] = {}
         self._troubles: dict[Key, int] = {}
@@ -64,7 +64,7 @@ class Deeds:
 
     def unseen(self) -> Iterator[float]:
         """When each of the pods was created that the watch has not shown yet."""
-        oldest = time.monotonic() - REMEMBERED_SECONDS
+        oldest = time.monotonic() - UNSEEN_MEMORY_SECONDS
         return (e.since for expected in self._expected.values() for e in expected.values() if e.known >= oldest)
 
     def pods(self, key: Key, seen: list[PodFacts]) -> list[PodFacts]:
@@ -72,10 +72,10 @@ class Deeds:
         uids = {p.uid for p in seen}
         expected = self._expected.get(key, {})
         now = time.monotonic()
-        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < now - REMEMBERED_SECONDS]:
+        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < now - UNSEEN_MEMORY_SECONDS]:
             del expected[name]
         names = {p.name for p in seen}
-        there = (e.facts for e in expected.values() if e.known >= now - EXPECTED_SECONDS)
+        there = (e.facts for e in expected.values() if e.known >= now - UNSEEN_PRESENT_SECONDS)
         return [*seen, *(facts for facts in there if facts.name not in names)]
 
     async def carry_out(self, key: Key, job: YoloTrainingJob, made: Plan, may: Callable[[], bool]) -> bool:
@@ -88,7 +88,7 @@ class Deeds:
             may: whether the job is still ours; asked before each step.
 
         Raises:
-            ClusterError: a request failed and may be tried again.
+            ApiError: a request failed and may be tried again.
         """
         namespace, anew = key[0], False
         if made.create and may():
@@ -99,13 +99,13 @@ class Deeds:
             # Its words may name another pod each time.
             anew = (obstacle and obstacle.reason) != (before and before.reason)
         if may():
-            await all_of(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
-            await all_of(self._cluster.delete_workload(namespace, name) for name in made.release)
+            await all_of(self._api.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
+            await all_of(self._api.delete_workload(namespace, name) for name in made.release)
         if made.disband and key not in self._disbanded and may():
-            await all_of(self._cluster.delete_if(group, lambda it: _is_owned(it, job)) for group in made.disband)
+            await all_of(self._api.delete_if(group, lambda it: _is_owned(it, job)) for group in made.disband)
             self._disbanded.add(key)
         if made.delete_job and job.metadata.uid and may():
-            await self._cluster.delete_job(namespace, job.metadata.name, job.metadata.uid)
+            await self._api.delete_job(namespace, job.metadata.name, job.metadata.uid)
         return anew
 
     async def _create_all(
@@ -118,11 +118,11 @@ class Deeds:
             obstacle = await self._create_some(key, job, others)
             if obstacle is None and may():
                 obstacle = await self._create_some(key, job, pods)
-        except ClusterError as error:
+        except ApiError as error:
             if error.status < 500:
                 raise
             self._troubles[key] = self._troubles.get(key, 0) + 1
-            if self._troubles[key] < TROUBLES:
+            if self._troubles[key] < MAX_SERVER_ERRORS:
                 raise
             return Obstacle(reason=Reason.FAILED_CREATE, message=str(error))
         self._troubles.pop(key, None)
@@ -135,25 +135,25 @@ class Deeds:
     async def release_orphans(self, key: Key, left: Iterable[PodFacts]) -> None:
         """Let go of pods whose job is gone: the garbage collector has deleted them, and Kueue would keep them all the same."""
         groups = {p.kueue_group for p in left if p.deleted and p.kueue_group}
-        await all_of(self._cluster.delete_workload(key[0], name) for name in groups)
+        await all_of(self._api.delete_workload(key[0], name) for name in groups)
 
     async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> Obstacle | None:
         if item["kind"] == "PodGroup":
             self._disbanded.discard(key)
         try:
-            created = await self._cluster.create(item)
-        except ClusterError as error:
+            created = await self._api.create(item)
+        except ApiError as error:
             if obstacle := _obstacle(item, error):
                 return obstacle
             raise
         if created is None:
-            found = await self._cluster.get(item)
+            found = await self._api.get(item)
             if found is not None and not _is_owned(found, job):
                 kind, name = item["kind"].lower(), item["metadata"]["name"]
                 words = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
                 return Obstacle(reason=Reason.NAME_CONFLICT, message=words)
             if found is not None and item["kind"] == "PodGroup":
-                await self._cluster.update_spec(item, found)
+                await self._api.update_spec(item, found)
             created = found
         if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):
             facts, now = pod_facts(created), time.monotonic()
@@ -174,7 +174,7 @@ async def all_of(deeds: Iterable[Awaitable[T]]) -> list[T]:
     return done
 
 
-def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:
+def _obstacle(item: Object, error: ApiError) -> Obstacle | None:
     """What stands in the way of an object, where trying again at once does not help."""
     kind, words = item["kind"], str(error)
     if error.status == 403:

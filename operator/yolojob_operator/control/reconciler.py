@@ -15,27 +15,27 @@ from pydantic import ValidationError
 from yolojob.api.manifest import InvalidManifest, parse
 from yolojob.api.reasons import Reason
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
-from yolojob_operator.control.executor import Deeds
+from yolojob_operator.control.executor import Executor
+from yolojob_operator.control.leader_election import Leadership
 from yolojob_operator.control.metrics import Metrics
-from yolojob_operator.control.progress_poller import Reports
-from yolojob_operator.control.status_debounce import MinorNews
-from yolojob_operator.control.watch_audit import Census, JobVersions
-from yolojob_operator.control.work_queue import PAUSE_SECONDS, Agenda
-from yolojob_operator.kube.api_client import Cluster, ClusterError, Conflict
+from yolojob_operator.control.progress_poller import ProgressPoller
+from yolojob_operator.control.status_debounce import StatusDebounce
+from yolojob_operator.control.watch_audit import JobVersions, WatchAudit
+from yolojob_operator.control.work_queue import MIN_INTERVAL_SECONDS, WorkQueue
+from yolojob_operator.kube.api_client import ApiClient, ApiError, Conflict
 from yolojob_operator.objects.pods import Defaults, Object
 from yolojob_operator.plan import lifecycle as planning
-from yolojob_operator.plan.builder import Event, Observed
+from yolojob_operator.plan.builder import EventDraft, Observed
 from yolojob_operator.plan.conditions import is_finished
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import Key, PodFacts, lean
-from yolojob_operator.turn import Turn
 
 log = logging.getLogger(__name__)
 
-WORKERS = 32
-RESYNC_SECONDS = 60.0
-RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
-DEAF_SECONDS = 120.0
+MAX_CONCURRENT_RECONCILES = 32
+RESYNC_INTERVAL_SECONDS = 60.0
+RETRY_DELAYS_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
+WATCH_STALL_SECONDS = 120.0
 """A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
 
 
@@ -44,7 +44,7 @@ class Reconciler:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ApiClient,
         defaults: Defaults,
         metrics: Metrics,
         namespaces: tuple[str, ...],
@@ -62,19 +62,19 @@ class Reconciler:
             all_pods: the same of all jobs.
             nodes: facts of all nodes by name; none where they may not be seen.
         """
-        self._cluster, self._defaults, self._metrics = cluster, defaults, metrics
+        self._api, self._defaults, self._metrics = cluster, defaults, metrics
         self._pods_of = pods_of
-        self.turn = Turn()
+        self.leadership = Leadership()
         """Whether it is this operator that works."""
-        self._agenda = Agenda()
-        metrics.leader.set_function(self.turn.is_ours)
-        metrics.queue_length.set_function(lambda: len(self._agenda))
+        self._queue = WorkQueue()
+        metrics.leader.set_function(self.leadership.is_leader)
+        metrics.queue_length.set_function(lambda: len(self._queue))
         self._jobs: dict[Key, Object] = {}
-        self.census = Census(cluster, namespaces, self._versions, all_pods, nodes)
+        self.watch_audit = WatchAudit(cluster, namespaces, self._versions, all_pods, nodes)
         """What is there by lists, beside what the watches show."""
-        self._deeds, self._reports = Deeds(cluster), Reports(cluster, self.wake, self._jobs.__contains__)
+        self._executor, self._poller = Executor(cluster), ProgressPoller(cluster, self.wake, self._jobs.__contains__)
         self._failures: dict[Key, int] = {}
-        self._minor = MinorNews()
+        self._debounce = StatusDebounce()
         self._unseen: dict[Key, tuple[int, float]] = {}
         """Versions that we wrote and that the watch has not shown yet, and since when."""
         self._rejected: dict[Key, int] = {}
@@ -84,39 +84,39 @@ class Reconciler:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        loops = {f"reconcile-{i}": self._work for i in range(WORKERS)}
+        loops = {f"reconcile-{i}": self._work for i in range(MAX_CONCURRENT_RECONCILES)}
         loops["resync"] = self._resync
-        loops["census"] = lambda: self.census.take(self.turn.wait, self.job_gone, self.wake)
-        loops["reports"] = lambda: self._reports.watch(self._chiefs, self.turn.wait)
-        self._tasks = [asyncio.create_task(_for_ever(name, loop), name=name) for name, loop in loops.items()]
+        loops["census"] = lambda: self.watch_audit.take(self.leadership.wait, self.job_gone, self.wake)
+        loops["reports"] = lambda: self._poller.watch(self._rank0_pods, self.leadership.wait)
+        self._tasks = [asyncio.create_task(_run_forever(name, loop), name=name) for name, loop in loops.items()]
 
     async def stop(self) -> None:
-        self._agenda.stop()
+        self._queue.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def statuses(self) -> Iterator[tuple[Key, int, Callable[[], YoloTrainingJobStatus]]]:
         """The jobs that this operator works on, for the metrics; one that waits for the lease has none to tell of."""
-        if self.turn.is_ours():
+        if self.leadership.is_leader():
             for key, body in list(self._jobs.items()):
                 yield key, _version(body), partial(_status, body)
 
-    def ailment(self) -> str:
+    def unhealthy_reason(self) -> str:
         """What is wrong with this operator; nothing while it is well."""
         lag = self.watch_lag()
-        return f"the watch is deaf: it has not shown a change of {lag:.0f} s ago" if lag > DEAF_SECONDS else ""
+        return f"the watch is deaf: it has not shown a change of {lag:.0f} s ago" if lag > WATCH_STALL_SECONDS else ""
 
     def watch_lag(self) -> float:
         """Seconds since the oldest change that the watch has not shown yet: one of ours, or one that a list has shown.
 
         Who does not work, perhaps because the API server is away, can tell nothing; whoever begins to, begins to count.
         """
-        if not self.turn.is_ours():
+        if not self.leadership.is_leader():
             return 0.0
         written = (since for _, since in self._unseen.values())
-        oldest = min((*written, *self._deeds.unseen(), *self.census.unseen()), default=None)
-        return 0.0 if oldest is None else time.monotonic() - max(oldest, self.turn.since)
+        oldest = min((*written, *self._executor.unseen(), *self.watch_audit.unseen()), default=None)
+        return 0.0 if oldest is None else time.monotonic() - max(oldest, self.leadership.since)
 
     # --- what happens outside -------------------------------------------------------------------------------------
 
@@ -149,24 +149,24 @@ class Reconciler:
         memories: tuple[dict[Key, Any], ...] = (self._jobs, self._failures, self._unseen, self._rejected)
         for memory in memories:
             memory.pop(key, None)
-        for room in (self._agenda, self._deeds, self._minor, self._reports):
+        for room in (self._queue, self._executor, self._debounce, self._poller):
             room.forget(key)
         self._settled.discard(key)
 
     def wake(self, key: Key) -> None:
         """Make a plan for this job soon."""
         if key in self._jobs:
-            self._agenda.wake(key, on_their_way=len(self._minor))
+            self._queue.wake(key, on_their_way=len(self._debounce))
 
     async def pods_changed(self, key: Key, uid: str) -> None:
         """The watch shows a pod of this job."""
-        self._deeds.shown(key, uid)
+        self._executor.shown(key, uid)
         if key in self._jobs:
             self.wake(key)
-        elif self.turn.is_ours():
+        elif self.leadership.is_leader():
             try:
-                await self._deeds.release_orphans(key, self._pods_of(key))
-            except ClusterError as error:
+                await self._executor.release_orphans(key, self._pods_of(key))
+            except ApiError as error:
                 log.warning("%s/%s: a workload could not be deleted: %s", *key, error)
 
     def _versions(self) -> JobVersions:
@@ -176,7 +176,7 @@ class Reconciler:
 
     async def _work(self) -> None:
         while True:
-            key, waited = await self._agenda.take(self.turn.wait)
+            key, waited = await self._queue.take(self.leadership.wait)
             began = time.monotonic()
             self._metrics.queue_seconds.observe(waited)
             result = "error"
@@ -186,17 +186,17 @@ class Reconciler:
                 result = "ok"
             except Conflict as error:
                 result = "conflict"
-                await self._look_again(key)
+                await self._refresh(key)
                 self._retry(key, error)
-            except ClusterError as error:
+            except ApiError as error:
                 self._retry(key, error)
             except Exception as error:
                 log.exception("%s/%s: no plan could be made", *key)
                 self._retry(key, error)
             finally:
-                self._agenda.done(key)
+                self._queue.done(key)
                 if key not in self._jobs:
-                    self._agenda.forget(key)
+                    self._queue.forget(key)
                 self._metrics.reconcile_seconds.labels(result).observe(time.monotonic() - began)
 
     def _retry(self, key: Key, error: Exception) -> None:
@@ -204,21 +204,21 @@ class Reconciler:
             return
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
-        delay = RETRY_SECONDS[min(count, len(RETRY_SECONDS) - 1)]
-        if isinstance(error, ClusterError):
-            delay = max(delay, min(error.retry_after, RETRY_SECONDS[-1]))
+        delay = RETRY_DELAYS_SECONDS[min(count, len(RETRY_DELAYS_SECONDS) - 1)]
+        if isinstance(error, ApiError):
+            delay = max(delay, min(error.retry_after, RETRY_DELAYS_SECONDS[-1]))
         level = logging.DEBUG if isinstance(error, Conflict) and not count else logging.WARNING
         log.log(level, "%s/%s: %s; again in %s s", *key, error, delay)
-        self._agenda.wake_in(key, delay)
+        self._queue.wake_in(key, delay)
 
-    async def _look_again(self, key: Key) -> None:
+    async def _refresh(self, key: Key) -> None:
         """Somebody has changed the job: see how it is, for the watch may be late."""
         body = self._jobs.get(key)
         if body is None:
             return
         try:
-            fresh = await self._cluster.get(body)
-        except ClusterError:
+            fresh = await self._api.get(body)
+        except ApiError:
             return
         if fresh is None:
             self.job_gone(key, body["metadata"]["uid"])
@@ -231,11 +231,11 @@ class Reconciler:
             keys = [key for key in self._jobs if key not in self._settled]
             for key in keys:
                 self.wake(key)
-                await asyncio.sleep(RESYNC_SECONDS / len(keys))
+                await asyncio.sleep(RESYNC_INTERVAL_SECONDS / len(keys))
             if not keys:
-                await asyncio.sleep(RESYNC_SECONDS)
+                await asyncio.sleep(RESYNC_INTERVAL_SECONDS)
 
-    def _chiefs(self) -> list[tuple[Key, PodFacts]]:
+    def _rank0_pods(self) -> list[tuple[Key, PodFacts]]:
         """The jobs that run, each with the pod of its rank 0."""
         found = []
         for key, body in self._jobs.items():
@@ -262,30 +262,32 @@ class Reconciler:
         owned = self._owned(key, body)
         observed = Observed(
             pods=tuple(owned),
-            nodes=self.census.living_nodes(),
-            report=self._reports.of(key, [p for p in owned if job.status and p.attempt == job.status.attempt]),
-            obstacle=self._deeds.obstacle(key),
+            nodes=self.watch_audit.living_nodes(),
+            report=self._poller.of(key, [p for p in owned if job.status and p.attempt == job.status.attempt]),
+            obstacle=self._executor.obstacle(key),
         )
         made = planning.plan(job, observed, now, self._defaults)
-        waits = self._minor.may_wait(key, job.status, made, hindered=observed.obstacle is not None)
+        waits = self._debounce.seconds_to_wait(key, job.status, made, hindered=observed.obstacle is not None)
         moments = [*([made.due] if made.due else []), *([now + timedelta(seconds=waits)] if waits else [])]
         # Before any request: what fails is tried again in its own time, and a deadline does not wait for that.
-        self._agenda.cancel(key)
+        self._queue.cancel(key)
         if moments:
             # Not at once: a plan that is due for good would be made without end.
-            self._agenda.wake_in(key, max((min(moments) - datetime.now(UTC)).total_seconds(), PAUSE_SECONDS))
+            self._queue.wake_in(key, max((min(moments) - datetime.now(UTC)).total_seconds(), MIN_INTERVAL_SECONDS))
         if not waits and await self._write_status(key, body, _dump(made.status)):
             self._metrics.changed(job, made.status)
         if not self._is_here(key, body):
             return
         try:
-            if await self._deeds.carry_out(key, job, made, lambda: self.turn.is_ours() and self._is_here(key, body)):
+            if await self._executor.carry_out(
+                key, job, made, lambda: self.leadership.is_leader() and self._is_here(key, body)
+            ):
                 self.wake(key)
         finally:  # the status that these events tell of is written: they are not planned again
             await asyncio.gather(*(self._announce(body, event) for event in made.events))
             if not self._is_here(key, body):  # deleted meanwhile
-                self._deeds.forget(key)
-        if is_finished(made.status) and not made.has_deeds and not moments and self._is_here(key, body):
+                self._executor.forget(key)
+        if is_finished(made.status) and not made.has_actions and not moments and self._is_here(key, body):
             self._settled.add(key)
         else:
             self._settled.discard(key)
@@ -293,7 +295,7 @@ class Reconciler:
     def _owned(self, key: Key, body: Object) -> list[PodFacts]:
         """The job's own pods."""
         uid = body["metadata"]["uid"]
-        there = self._deeds.pods(key, [p for p in self._pods_of(key) if p.uid not in self.census.ghosts])
+        there = self._executor.pods(key, [p for p in self._pods_of(key) if p.uid not in self.watch_audit.ghosts])
         return [p for p in there if p.owner_uid == uid]
 
     async def _reject(self, body: Object, invalid: InvalidManifest, now: datetime) -> None:
@@ -303,11 +305,11 @@ class Reconciler:
         status = {**rejected, **(body.get("status") or {}), "observedGeneration": rejected["observedGeneration"]}
         told = {c["type"]: c for c in (*status["conditions"], *rejected["conditions"])}
         status["conditions"] = list(told.values())
-        word = Event(type="Warning", reason=Reason.INVALID_SPEC, message=str(invalid))
+        word = EventDraft(type="Warning", reason=Reason.INVALID_SPEC, message=str(invalid))
         try:
             if await self._write_status(key, body, status):
                 await self._announce(body, word)
-        except ClusterError as error:
+        except ApiError as error:
             if error.status != 422:
                 raise
             # So broken that the API server takes no status for it, either: then an event has to do.
@@ -319,7 +321,7 @@ class Reconciler:
         """Write the status where it is new. It is the plan's memory, so it goes before any deed."""
         if status == body.get("status"):
             return False
-        updated = await self._cluster.patch_status(body, status)
+        updated = await self._api.patch_status(body, status)
         if updated is None:
             self.job_gone(key, body["metadata"]["uid"])
         elif self._is_here(key, body) and _version(updated) > _version(self._jobs[key]):
@@ -327,16 +329,16 @@ class Reconciler:
             self._unseen[key] = (_version(updated), time.monotonic())
         return updated is not None
 
-    async def _announce(self, body: Object, event: Event) -> None:
+    async def _announce(self, body: Object, event: EventDraft) -> None:
         """Post an event. It is a line for people: the plan does not wait for it, nor fail with it."""
         log.info("%s/%s: %s: %s", body["metadata"]["namespace"], body["metadata"]["name"], event.reason, event.message)
         try:
-            await self._cluster.post_event(body, event.type, event.reason, event.message)
-        except ClusterError as error:
+            await self._api.post_event(body, event.type, event.reason, event.message)
+        except ApiError as error:
             log.warning("an event could not be posted: %s", error)
 
 
-async def _for_ever(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _run_forever(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a loop that must not end. Without one of them the operator would seem to be well, and do nothing."""
     while True:
         try:

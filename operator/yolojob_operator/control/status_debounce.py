@@ -10,8 +10,8 @@ from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.pod_facts import Key
 
 QUIET_SECONDS = 2.0
-QUIET_PER_SECOND = 10
-MOST_SECONDS = 60.0
+MAX_WRITES_PER_SECOND = 10
+MAX_DELAY_SECONDS = 60.0
 """Counts, and how far pods are on their way to run, are written when nothing newer has come for a while. The more jobs are on
 their way, the longer that is, and no longer than the last of these."""
 _ON_ITS_WAY = (JobPhase.PENDING, JobPhase.QUEUED, JobPhase.STARTING, JobPhase.RESTARTING)
@@ -27,7 +27,7 @@ class Unwritten:
     latest: float
 
 
-class MinorNews:
+class StatusDebounce:
     """What is not written yet, by job."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class MinorNews:
     def forget(self, key: Key) -> None:
         self._unwritten.pop(key, None)
 
-    def may_wait(self, key: Key, written: YoloTrainingJobStatus | None, made: Plan, *, hindered: bool) -> float:
+    def seconds_to_wait(self, key: Key, written: YoloTrainingJobStatus | None, made: Plan, *, hindered: bool) -> float:
         """Seconds for which the status need not be written yet; 0: now.
 
         Args:
@@ -51,7 +51,7 @@ class MinorNews:
         """
         before = written or YoloTrainingJobStatus()
         same_attempt = made.status.attempt == before.attempt
-        if made.has_deeds:
+        if made.has_actions:
             # The first gang is made from nothing but the spec: whoever crashes now, makes the same again.
             is_first = written is None and bool(made.create) and not (made.delete or made.events or made.release)
             minor = is_first and not hindered
@@ -68,8 +68,8 @@ class MinorNews:
         known = self._unwritten.get(key)
         if known is None or known.news != news:
             known = self._unwritten[key] = Unwritten(news, known.first if known else now, now)
-        quiet = QUIET_SECONDS + (len(self._unwritten) - 1) / QUIET_PER_SECOND
-        left = min(known.latest + quiet, known.first + MOST_SECONDS) - now
+        quiet = QUIET_SECONDS + (len(self._unwritten) - 1) / MAX_WRITES_PER_SECOND
+        left = min(known.latest + quiet, known.first + MAX_DELAY_SECONDS) - now
         if left <= 0:
             self.forget(key)
         return max(left, 0.0)

@@ -9,17 +9,17 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from yolojob.api import constants
-from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.kube.api_client import ApiClient, ApiError
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import Key, PodFacts
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 60.0
-SECONDS_PER_OBJECT = 0.06
+AUDIT_INTERVAL_SECONDS = 60.0
+AUDIT_INTERVAL_SECONDS_PER_OBJECT = 0.06
 """Between two counts, whichever is longer. To list an object and look at it takes 0.3 ms: half a percent of a core, however
 many there are."""
-AGAIN_SECONDS = 45.0
+RECHECK_INTERVAL_SECONDS = 45.0
 """Before another count, while a list has shown what no watch has: mostly it went before the watch could show it, and the next
 list does not have it any more."""
 SETTLE_SECONDS = 1.0
@@ -29,12 +29,12 @@ JobVersions = Mapping[str, tuple[Key, int]]
 """By uid: the job's key and its resourceVersion."""
 
 
-class Census:
+class WatchAudit:
     """Counts what lives, now and then, and whenever a watch has begun anew."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ApiClient,
         namespaces: tuple[str, ...],
         jobs: Callable[[], JobVersions],
         pods: Callable[[], Iterable[tuple[Key, PodFacts]]],
@@ -48,17 +48,17 @@ class Census:
             pods: facts of the pods that it has shown, each with its job.
             nodes: facts of all nodes by name; none where they may not be seen.
         """
-        self._cluster, self._namespaces = cluster, namespaces
+        self._api, self._namespaces = cluster, namespaces
         self._jobs, self._pods, self._nodes = jobs, pods, nodes
-        self._begun_anew = asyncio.Event()
+        self._watch_restarted = asyncio.Event()
         self.ghosts: set[str] = set()
         """uids of pods and nodes that the indices have, and that are gone."""
         self._missed: dict[str, tuple[int, float]] = {}
         """uids of objects that a list has shown and no watch: in which version, and since when."""
 
-    def begun_anew(self) -> None:
+    def watch_restarted(self) -> None:
         """A watch has begun by listing: what was deleted meanwhile is not told."""
-        self._begun_anew.set()
+        self._watch_restarted.set()
 
     def living_nodes(self) -> Mapping[str, NodeFacts] | None:
         """Facts of the nodes that are there; none where they may not be seen."""
@@ -86,18 +86,18 @@ class Census:
         """
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._begun_anew.wait(), self._pause())
+                await asyncio.wait_for(self._watch_restarted.wait(), self._pause())
             await asyncio.sleep(SETTLE_SECONDS)
-            self._begun_anew.clear()
+            self._watch_restarted.clear()
             await turn()
             # What the watches show while the lists are on their way is no ghost.
             jobs, pods = dict(self._jobs()), {facts.uid: key for key, facts in self._pods()}
             nodes = None if (known := self._nodes()) is None else {facts.uid for facts in known.values()}
             try:
-                living_jobs = await self._cluster.versions(constants.KIND, self._namespaces)
-                living_pods = await self._cluster.versions("Pod", self._namespaces)
-                living_nodes = {} if nodes is None else await self._cluster.versions("Node", ())
-            except ClusterError as error:
+                living_jobs = await self._api.versions(constants.KIND, self._namespaces)
+                living_pods = await self._api.versions("Pod", self._namespaces)
+                living_nodes = {} if nodes is None else await self._api.versions("Node", ())
+            except ApiError as error:
                 log.warning("what is gone could not be found out: %s", error)
                 continue
             for uid in jobs.keys() - living_jobs:
@@ -127,8 +127,8 @@ class Census:
 
     def _pause(self) -> float:
         if self._missed:
-            return AGAIN_SECONDS
-        return max(EVERY_SECONDS, SECONDS_PER_OBJECT * len(self._shown()))
+            return RECHECK_INTERVAL_SECONDS
+        return max(AUDIT_INTERVAL_SECONDS, AUDIT_INTERVAL_SECONDS_PER_OBJECT * len(self._shown()))
 
     def _shown(self) -> dict[str, int]:
         """resourceVersion by uid of all that the watches have shown."""

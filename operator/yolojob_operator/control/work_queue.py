@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 from yolojob_operator.plan.pod_facts import Key
 
-PAUSE_SECONDS = 0.04
-PAUSE_PER_JOB = 0.002
+MIN_INTERVAL_SECONDS = 0.04
+MIN_INTERVAL_SECONDS_PER_JOB = 0.002
 """Between two plans of a job; the second for each job that is on its way. Its pods' news come in flocks: one plan is for all."""
 
 
-class Agenda:
+class WorkQueue:
     """Jobs that are to be planned, at most one at a time each."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Agenda:
             return
         now = time.monotonic()
         self._queued[key] = now
-        pause = self._planned.get(key, 0.0) + PAUSE_SECONDS + PAUSE_PER_JOB * on_their_way - now
+        pause = self._planned.get(key, 0.0) + MIN_INTERVAL_SECONDS + MIN_INTERVAL_SECONDS_PER_JOB * on_their_way - now
         if pause > 0:
             self._pauses[key] = asyncio.get_running_loop().call_later(pause, self._enqueue, key)
         else:

@@ -18,7 +18,7 @@ from yolojob_operator.control.metrics import Metrics
 from yolojob_operator.control.reconciler import Reconciler
 from yolojob_operator.kopf_app import http_server
 from yolojob_operator.kopf_app.null_storage import NoDiffBase, NoProgress
-from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.kube.api_client import ApiClient, ApiError
 from yolojob_operator.objects.pods import Defaults
 from yolojob_operator.plan.node_facts import NodeFacts, node_facts
 from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
@@ -113,7 +113,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
         metrics.requests.labels(method, resource, status).inc()
         metrics.request_seconds.labels(method).observe(seconds)
 
-    cluster = await Cluster.connect(observe)
+    cluster = await ApiClient.connect(observe)
     stack.push_async_callback(cluster.close)
     indices = memo.indices
     memo.reconciler = Reconciler(
@@ -121,24 +121,24 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     )
     metrics.watch_lag_seconds.set_function(memo.reconciler.watch_lag)
     if given.listen:
-        runner = await http_server.serve(given.listen, metrics.registry, memo.reconciler.ailment)
+        runner = await http_server.serve(given.listen, metrics.registry, memo.reconciler.unhealthy_reason)
         stack.push_async_callback(runner.cleanup)
     await _until_served(cluster, given.namespaces)
     me = leader_election.identity()
     leases = [leader_election.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
     stack.push_async_callback(_release, leases)
-    keeper = asyncio.create_task(leader_election.keep(leases, memo.reconciler.turn.lasts), name="lease")
+    keeper = asyncio.create_task(leader_election.keep(leases, memo.reconciler.leadership.hold_until), name="lease")
     stack.push_async_callback(_end, keeper)
     memo.reconciler.start()
     stack.push_async_callback(memo.reconciler.stop)
 
 
-async def _until_served(cluster: Cluster, namespaces: tuple[str, ...]) -> None:
+async def _until_served(cluster: ApiClient, namespaces: tuple[str, ...]) -> None:
     """Wait until the API server knows our jobs: kopf looks for their kind once, and never again."""
     while True:
         try:
             await cluster.versions(constants.KIND, namespaces)
-        except ClusterError as error:
+        except ApiError as error:
             log.warning("waiting for the API server, and for the CustomResourceDefinition: %s", error)
             await asyncio.sleep(SERVED_SECONDS)
         else:
@@ -154,7 +154,7 @@ async def _release(leases: list[leader_election.Lease]) -> None:
     for each in leases:
         try:
             await each.release()
-        except ClusterError:
+        except ApiError:
             continue  # it runs out by itself
 
 
@@ -185,7 +185,7 @@ def watch_nodes() -> None:
 async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
     if type is None:
-        memo.reconciler.census.begun_anew()
+        memo.reconciler.watch_audit.watch_restarted()
     await memo.reconciler.pods_changed((namespace, labels[constants.LABEL_JOB]), body["metadata"]["uid"])
 
 
@@ -193,7 +193,7 @@ async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: 
 async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
     memo.indices.take(kwargs)
     if type is None:
-        memo.reconciler.census.begun_anew()
+        memo.reconciler.watch_audit.watch_restarted()
     if type == "DELETED":
         memo.reconciler.job_gone((body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"])
     else:

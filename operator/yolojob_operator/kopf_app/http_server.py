@@ -9,13 +9,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 
-async def serve(address: str, registry: CollectorRegistry, ailment: Callable[[], str]) -> web.AppRunner:
+async def serve(address: str, registry: CollectorRegistry, unhealthy_reason: Callable[[], str]) -> web.AppRunner:
     """Serve until the runner is cleaned up.
 
     Args:
         address: HOST:PORT; an empty host is every address of the machine.
         registry: what is scraped.
-        ailment: says what is wrong; nothing, and the operator is well.
+        unhealthy_reason: says what is wrong; nothing, and the operator is well.
 
     Raises:
         OSError: the address cannot be had.
@@ -26,7 +26,7 @@ async def serve(address: str, registry: CollectorRegistry, ailment: Callable[[],
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
     async def healthz(request: web.Request) -> web.Response:  # noqa: ARG001
-        words = ailment()
+        words = unhealthy_reason()
         return web.Response(text=f"{words or 'ok'}\n", status=503 if words else 200)
 
     app = web.Application()

@@ -11,15 +11,15 @@ from typing import Any, cast
 import kopf
 
 from yolojob_operator.kopf_app import watched_namespaces
-from yolojob_operator.kube.api_client import Cluster
+from yolojob_operator.kube.api_client import ApiClient
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 2.0
+RESTART_DELAY_SECONDS = 2.0
 """Before another beginning."""
-LINGER_SECONDS = 10.0
+SHUTDOWN_TIMEOUT_SECONDS = 10.0
 """kopf gives what is still running 5 s at its end. After these we end it."""
-TRIES = 20
+MAX_CANCELLATIONS = 20
 """After these the process ends, and the kubelet begins another one."""
 PAUSE_WAITER = "pause-waiter for "
 """So begins the name of the task that kopf takes for a pause of a watch when it ends, also when it was cancelled."""
@@ -31,7 +31,7 @@ async def operate(memo: kopf.Memo, namespaces: list[str]) -> None:
     kopf ends with the first error in a watch other than 410, and with a 401 that passes. We end it ourselves when a namespace
     is back that could not be seen.
     """
-    cluster = await Cluster.connect()
+    cluster = await ApiClient.connect()
     while True:
         watched = await watched_namespaces.until_some(cluster, namespaces) if namespaces else []
         returned = asyncio.Event()
@@ -53,7 +53,7 @@ async def operate(memo: kopf.Memo, namespaces: list[str]) -> None:
             if not hasattr(memo, "reconciler"):
                 raise  # it could not begin
             log.error("begun anew: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(RESTART_DELAY_SECONDS)
         else:
             if not returned.is_set():
                 await cluster.close()
@@ -79,8 +79,8 @@ async def ended(round_: Coroutine[Any, Any, Any], cleaned: asyncio.Event) -> Non
     life, told = asyncio.create_task(round_), asyncio.create_task(cleaned.wait())
     await asyncio.wait((life, told), return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
-    await asyncio.wait((life,), timeout=LINGER_SECONDS)
-    for _ in range(TRIES):
+    await asyncio.wait((life,), timeout=SHUTDOWN_TIMEOUT_SECONDS)
+    for _ in range(MAX_CANCELLATIONS):
         if life.done():
             break
         log.warning("kopf does not end: what it waits for is cancelled again")
@@ -93,7 +93,7 @@ async def ended(round_: Coroutine[Any, Any, Any], cleaned: asyncio.Event) -> Non
     life.result()
 
 
-async def _tell_more(cluster: Cluster, missing: set[str], returned: asyncio.Event) -> None:
+async def _tell_more(cluster: ApiClient, missing: set[str], returned: asyncio.Event) -> None:
     await watched_namespaces.until_more(cluster, missing)
     log.warning("begun anew: one of %s is back", ", ".join(sorted(missing)))
     returned.set()

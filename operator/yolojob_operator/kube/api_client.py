@@ -23,9 +23,9 @@ from yolojob_operator.objects.pods import Object
 from yolojob_operator.plan.pod_facts import PodFacts
 
 COMPONENT = "yolojob-operator"
-CONCURRENCY = 48
+MAX_CONCURRENT_REQUESTS = 48
 """Requests under way at once, of all jobs together."""
-MOST_PROGRESS_BYTES = 1 << 18
+MAX_PROGRESS_BYTES = 1 << 18
 """A report is some kilobytes; who sends more is not believed."""
 TIMEOUT = 30.0
 PROGRESS_TIMEOUT = 3.0
@@ -36,7 +36,7 @@ PAGE = 500
 KUEUE_VERSIONS = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
 
 
-class ClusterError(Exception):
+class ApiError(Exception):
     """A request that the API server refused, or did not answer."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
@@ -47,7 +47,7 @@ class ClusterError(Exception):
         """Seconds that the API server asks to wait before the next try."""
 
 
-class Conflict(ClusterError):
+class Conflict(ApiError):
     """409: it exists already, or it was changed meanwhile."""
 
 
@@ -79,14 +79,14 @@ def _resource(path: str) -> str:
     return f"{words[0]}/{words[2]}" if len(words) > 2 else words[0]
 
 
-class Cluster:
+class ApiClient:
     """Requests of the operator."""
 
     def __init__(self, api: client.ApiClient, *, inside: bool, observe: Observe) -> None:
         self._api, self._observe = api, observe
         self.inside = inside
         """Pods are reached at their own addresses, not through the API server."""
-        self._limit = asyncio.Semaphore(CONCURRENCY)
+        self._limit = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT))
 
     @classmethod
@@ -139,7 +139,7 @@ class Cluster:
 
         Raises:
             Conflict: 409.
-            ClusterError: anything else.
+            ApiError: anything else.
         """
         # Of what we create we know the rest: its metadata is answer enough, and a tenth of the work.
         accept = accept or (METADATA_ONLY if method == "POST" else "application/json")
@@ -155,7 +155,7 @@ class Cluster:
                 data = await answer.read()
                 status = answer.status
             except (aiohttp.ClientError, ConfigException, TimeoutError, OSError) as error:
-                raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
+                raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
             finally:
                 self._observe(method, _resource(path), status, time.perf_counter() - began)
         if status == 404 and method != "POST":
@@ -166,20 +166,20 @@ class Cluster:
             except (ValueError, RecursionError):
                 problem = None
             problem = problem if isinstance(problem, dict) else {}
-            kind = Conflict if status == 409 else ClusterError
+            kind = Conflict if status == 409 else ApiError
             message = problem.get("message") or f"{method} {path}"
             after = str(answer.headers.get("Retry-After") or "")
             raise kind(status, problem.get("reason") or "Refused", message, float(after) if after.isdigit() else 0.0)
         try:
             return dict(json.loads(data)) if data else {}
         except (ValueError, TypeError, RecursionError):
-            raise ClusterError(status, "Garbled", f"{method} {path}: the answer is no JSON object") from None
+            raise ApiError(status, "Garbled", f"{method} {path}: the answer is no JSON object") from None
 
     async def create(self, item: Object) -> Object | None:
         """Create an object, and get its metadata; None where its name is taken.
 
         Raises:
-            ClusterError: it was refused, or its kind is unknown here (404).
+            ApiError: it was refused, or its kind is unknown here (404).
         """
         try:
             return await self._request("POST", _collection(item), item)
@@ -201,19 +201,19 @@ class Cluster:
                 with it: nothing is there.
 
         Raises:
-            ClusterError: no answer, the kind is unknown (404), or none of the namespaces may be seen (403).
+            ApiError: no answer, the kind is unknown (404), or none of the namespaces may be seen (403).
         """
         root = f"/apis/{constants.API_VERSION}" if kind == constants.KIND else "/api/v1"
         query = {"limit": PAGE, **({"labelSelector": constants.LABEL_JOB} if kind == "Pod" else {})}
         found: dict[str, int] = {}
-        refused: list[ClusterError] = []
+        refused: list[ApiError] = []
         places = [f"/namespaces/{name}" for name in namespaces] or [""]
         for where in places:
             path = f"{root}{where}/{_PLURALS[kind]}?{urlencode(query)}"
             try:
                 async for item in self._listed(path):
                     found[item["metadata"]["uid"]] = int(item["metadata"]["resourceVersion"])
-            except ClusterError as error:
+            except ApiError as error:
                 if error.status != 403:
                     raise
                 refused.append(error)
@@ -227,7 +227,7 @@ class Cluster:
         while True:
             page = await self._request("GET", path + (f"&continue={more}" if more else ""), accept=LIST_METADATA_ONLY)
             if page is None:
-                raise ClusterError(404, "NotFound", f"GET {path}: the API server does not know it")
+                raise ApiError(404, "NotFound", f"GET {path}: the API server does not know it")
             for item in page.get("items") or ():
                 yield item
             more = quote(str((page.get("metadata") or {}).get("continue") or ""))
@@ -344,21 +344,21 @@ class Cluster:
                 return Report.model_validate_json(await self._read(f"http://{host}:{constants.METRICS_PORT}/progress"))
             path = f"/api/v1/namespaces/{namespace}/pods/{pod.name}:{constants.METRICS_PORT}/proxy/progress"
             return Report.model_validate(await asyncio.wait_for(self._request("GET", path), PROGRESS_TIMEOUT))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ClusterError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ApiError):
             return None
 
     async def _read(self, url: str) -> bytes:
         """What a pod says. Its owner decides what that is: we follow it nowhere else, and read no more than a report.
 
         Raises:
-            ClusterError: it says too much.
+            ApiError: it says too much.
         """
         data = b""
         async with self._http.get(url, allow_redirects=False) as answer:
             async for block in answer.content.iter_any():
                 data += block
-                if len(data) > MOST_PROGRESS_BYTES:
-                    raise ClusterError(answer.status, "TooLarge", f"{url}: more than {MOST_PROGRESS_BYTES} bytes")
+                if len(data) > MAX_PROGRESS_BYTES:
+                    raise ApiError(answer.status, "TooLarge", f"{url}: more than {MAX_PROGRESS_BYTES} bytes")
         return data
 
     @staticmethod

@@ -31,7 +31,7 @@ def group_name(job: YoloTrainingJob, attempt: int) -> str:
     return f"{job.metadata.name}-{attempt}"
 
 
-def marks(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
+def pod_patch(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
     """Labels, annotations and scheduler of a worker pod, as a patch for it.
 
     Args:
@@ -54,7 +54,7 @@ def marks(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
     return {}
 
 
-def reference(job: YoloTrainingJob) -> Object | None:
+def pod_group_ref(job: YoloTrainingJob) -> Object | None:
     """Kind and name of the job's PodGroup; none for schedulers that need none."""
     scheduling = job.spec.scheduling
     if scheduling.gang not in API_VERSIONS:
@@ -71,7 +71,7 @@ def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None
         pod: one of its worker pods, for what it asks for.
         owner: owner reference to the job.
     """
-    scheduling, group = job.spec.scheduling, reference(job)
+    scheduling, group = job.spec.scheduling, pod_group_ref(job)
     if group is None:
         return None
     # A job that can do with fewer workers is placed as soon as so many find room.

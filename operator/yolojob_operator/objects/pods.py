@@ -59,7 +59,7 @@ class Defaults:
     """Name of the scheduler that has the coscheduling plugin; this is what its chart calls it."""
 
 
-def overlay(base: Any, patch: Any, key: str = "") -> Any:
+def strategic_merge(base: Any, patch: Any, key: str = "") -> Any:
     """`patch` laid over `base` by strategic merge; null removes."""
     if isinstance(base, dict) and isinstance(patch, dict):
         out = dict(base)
@@ -67,13 +67,13 @@ def overlay(base: Any, patch: Any, key: str = "") -> Any:
             if value is None:
                 out.pop(name, None)
             else:
-                out[name] = overlay(out.get(name), value, name)
+                out[name] = strategic_merge(out.get(name), value, name)
         return out
     if isinstance(base, list) and isinstance(patch, list) and key in _MERGE_KEYS:
         merge_key = _MERGE_KEYS[key]
         merged = {item.get(merge_key): item for item in base}
         for item in patch:
-            merged[item.get(merge_key)] = overlay(merged.get(item.get(merge_key)), item)
+            merged[item.get(merge_key)] = strategic_merge(merged.get(item.get(merge_key)), item)
         return list(merged.values())
     return copy.deepcopy(patch)
 
@@ -178,13 +178,13 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
-        "spec": overlay(pod_spec, template.get("spec") or {}),
+        "spec": strategic_merge(pod_spec, template.get("spec") or {}),
     }
     # Ours come first, for the first that fits counts: who tolerates everything would stay on a lost node for ever.
     asked = pod["spec"].get("tolerations") or []
     named = {toleration.get("key") for toleration in asked}
     pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in named), *asked]
-    return dict(overlay(pod, gang_scheduling.marks(job, attempt, defaults.coscheduling_scheduler)))
+    return dict(strategic_merge(pod, gang_scheduling.pod_patch(job, attempt, defaults.coscheduling_scheduler)))
 
 
 def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:

@@ -32,7 +32,7 @@ class Privilege(enum.StrEnum):
     """A node past the scheduler, and past every queue."""
 
 
-def trespasses(template: Object) -> Iterator[tuple[Privilege, str, object]]:
+def disallowed_fields(template: Object) -> Iterator[tuple[Privilege, str, object]]:
     """(privilege, path below spec.workers.template, value) of all that is beyond an ordinary pod."""
     yield from _of_annotations(template.get("metadata"))
     spec = template.get("spec")

@@ -71,20 +71,20 @@ def _book_time(
     asked = record.start_time if record is not None and record.start_time else now
     _add(timing, "queued_seconds" if status.attempt <= 1 else "restart_seconds", since, min(asked, now))
     since = max(since, asked)
-    chief_ran = is_set(status, ConditionType.RUNNING, "True")
-    if chief_ran and not any(p.index == 0 and p.started and p.attempt == status.attempt for p in pods):
+    rank0_ran = is_set(status, ConditionType.RUNNING, "True")
+    if rank0_ran and not any(p.index == 0 and p.started and p.attempt == status.attempt for p in pods):
         _add(timing, "running_seconds", since, now)  # its pod is gone, and with it the word of when it ended
     elif record is not None and since < now:
         own = [p for p in pods if p.attempt == record.attempt and p.index < record.workers]
-        chief = next((p for p in own if p.index == 0), None)
-        started = chief.started if chief and chief.started else now
+        rank0_pod = next((p for p in own if p.index == 0), None)
+        started = rank0_pod.started if rank0_pod and rank0_pod.started else now
         placed = [p.scheduled for p in own if p.scheduled]
         scheduled = min(max(placed), started) if len(placed) == record.workers else started
         waits = find(status, ConditionType.SCHEDULED)
         gated = waits is not None and waits.reason == Reason.GATED
         _add(timing, "queued_seconds" if gated else "scheduling_seconds", since, min(scheduled, now))
         _add(timing, "image_pull_seconds", max(since, scheduled), min(started, now))
-        ended = max(chief.finished, started) if chief and chief.finished else now
+        ended = max(rank0_pod.finished, started) if rank0_pod and rank0_pod.finished else now
         _add(timing, "running_seconds", max(since, started), min(ended, now))
         _add(timing, "shutdown_seconds", max(since, ended), now)
 

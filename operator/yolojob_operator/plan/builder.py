@@ -55,7 +55,7 @@ class Deletion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class EventDraft:
     """Something worth a line in `kubectl describe`."""
 
     type: Literal["Normal", "Warning"]
@@ -64,7 +64,7 @@ class Event:
 
 
 @dataclass
-class Draft:
+class PlanBuilder:
     """A plan in the making."""
 
     job: YoloTrainingJob
@@ -76,7 +76,7 @@ class Draft:
     delete: list[Deletion] = field(default_factory=list)
     release: set[str] = field(default_factory=set)
     disbanded: list[pods.Object] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[EventDraft] = field(default_factory=list)
     due: datetime | None = None
     delete_job: bool = False
     refused: bool = False
@@ -180,7 +180,7 @@ class Draft:
 
     def disband(self) -> None:
         """The job's PodGroup reserves room in its queue, whether it has pods or not."""
-        if group := gang_scheduling.reference(self.job):
+        if group := gang_scheduling.pod_group_ref(self.job):
             self.disbanded.append(group)
 
     def remove(self, pod: PodFacts, grace_seconds: int | None = None) -> None:
@@ -213,4 +213,4 @@ class Draft:
         return set_condition(self.status, kind, value, reason, message, self.job.metadata.generation, self.now)
 
     def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        self.events.append(Event(type=kind, reason=reason, message=message))
+        self.events.append(EventDraft(type=kind, reason=reason, message=message))

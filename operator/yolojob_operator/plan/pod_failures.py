@@ -17,7 +17,7 @@ def report_of(pod: PodFacts) -> Report | None:
         return None
 
 
-def words_of(pod: PodFacts) -> tuple[str, str]:
+def failure_of(pod: PodFacts) -> tuple[str, str]:
     """(reason, message) of a pod's end, in the first failing rank's own words where there are any."""
     if pod.disruption:
         reason, _, rest = pod.disruption.partition(": ")
@@ -40,6 +40,6 @@ def words_of(pod: PodFacts) -> tuple[str, str]:
     return Reason.TRAINING_FAILED, f"{pod.name} {how}{tail}"
 
 
-def first(pods_now: list[PodFacts]) -> PodFacts:
+def first_to_end(pods_now: list[PodFacts]) -> PodFacts:
     """The one that ended first: the cause, rather than a consequence."""
     return min(pods_now, key=lambda p: (p.finished is None, p.finished or p.created or 0, p.index))
