@@ -1,31 +1,28 @@
-"""Who works, when the API server is slow: never two."""
+"""Leader election: at no moment do two operators lead, however slow the API server is."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
-import pytest
-from support import eventually
-from yolojob_operator.control import leader_election as module
-from yolojob_operator.control.leader_election import Lease, keep
+from support import fake_time
+from support.fake_time import eventually
+from yolojob_operator.control.leader_election import RENEW_DEADLINE_SECONDS, Lease, keep
 from yolojob_operator.kube.api_client import ApiError
 
 NAMESPACE = "default"
 
 
 class Server:
-    """Keeps one lease for each namespace, and answers as late as it is told."""
+    """An API server with one Lease for each namespace. Each request takes `delay` seconds."""
 
     def __init__(self) -> None:
         self.leases: dict[str, dict[str, Any]] = {}
         self.delay = 0.0
         self.forbidden: set[str] = set()
         self.version = 0
-        self.writing = 0
-        """Writes under way."""
+        self.pending_writes = 0
 
     async def get_lease(self, namespace: str, name: str) -> dict[str, Any] | None:
         await asyncio.sleep(self.delay)
@@ -35,202 +32,215 @@ class Server:
 
     async def create_lease(self, lease: dict[str, Any]) -> dict[str, Any] | None:
         await asyncio.sleep(self.delay)
-        return self._take(lease, None)
+        return self.store(lease, None)
 
     async def replace_lease(self, lease: dict[str, Any]) -> dict[str, Any] | None:
-        self.writing += 1
+        self.pending_writes += 1
         try:
             await asyncio.sleep(self.delay)
         finally:
-            self.writing -= 1
-        return self._take(lease, lease["metadata"]["resourceVersion"])
+            self.pending_writes -= 1
+        return self.store(lease, lease["metadata"]["resourceVersion"])
 
-    def _take(self, lease: dict[str, Any], known: str | None) -> dict[str, Any] | None:
+    def store(self, lease: dict[str, Any], expected_version: str | None) -> dict[str, Any] | None:
+        """Store the Lease if its current version is the expected one, as the API server does."""
         namespace = lease["metadata"]["namespace"]
-        there = self.leases.get(namespace)
-        if (there["metadata"]["resourceVersion"] if there else None) != known:
+        existing = self.leases.get(namespace)
+        if (existing["metadata"]["resourceVersion"] if existing else None) != expected_version:
             return None
         self.version += 1
-        made = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(self.version)}}
-        self.leases[namespace] = made
-        return made
+        stored = {**lease, "metadata": {**lease["metadata"], "resourceVersion": str(self.version)}}
+        self.leases[namespace] = stored
+        return stored
+
+    def change(self, namespace: str, **spec: Any) -> None:
+        """Write the Lease as another client would."""
+        existing = self.leases[namespace]
+        self.store({**existing, "spec": {**existing["spec"], **spec}}, existing["metadata"]["resourceVersion"])
 
 
-async def becomes(look: Callable[[], object], what: str, seconds: float = 10.0) -> None:
-    """`support.eventually`, for a loop that goes on meanwhile."""
-    await asyncio.to_thread(eventually, look, what, seconds, 0.02)
+class Observed:
+    """What leader election reported: up to which moment of the monotonic clock the operator leads."""
+
+    def __init__(self) -> None:
+        self.reports: list[float] = []
+
+    def report(self, until: float) -> None:
+        self.reports.append(until)
+
+    @property
+    def until(self) -> float:
+        return self.reports[-1] if self.reports else 0.0
+
+    @property
+    def leads(self) -> bool:
+        return self.until > time.monotonic()
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of all times."""
-    for name in ("LEASE_DURATION_SECONDS", "RENEW_DEADLINE_SECONDS", "RENEW_INTERVAL_SECONDS", "RETRY_INTERVAL_SECONDS"):
-        monkeypatch.setattr(module, name, getattr(module, name) / 10)
+def lease(server: Any, namespace: str = NAMESPACE, holder: str = "me") -> Lease:
+    return Lease(server, namespace, holder)
 
 
-def test_who_cannot_renew_in_time_has_stopped_by_then(quick: None) -> None:
-    """An answer that comes just in time, and then none: the work ends with the time that was won, not with the next try."""
-    server, until = Server(), [0.0]
+def test_leader_that_cannot_renew_in_time_stops_before_its_lease_expires() -> None:
+    """Leadership ends when the lease that was won runs out, not when the next request is answered."""
+    server, observed = Server(), Observed()
 
     async def live() -> None:
-        keeper = asyncio.create_task(
-            keep([Lease(server, NAMESPACE, "me")], lambda moment: until.__setitem__(0, moment))  # type: ignore[arg-type]
-        )
-        await asyncio.sleep(0.1)
-        assert until[0] > time.monotonic()
-        server.delay = 0.4  # a request each time, of the second that it is good for
-        await asyncio.sleep(1.3)
-        assert until[0] > time.monotonic()
-        server.delay = 60
-        await asyncio.sleep(module.RENEW_DEADLINE_SECONDS + 0.2)
-        assert until[0] == 0, "told, and not before the next answer"
+        keeper = asyncio.create_task(keep([lease(server)], observed.report))
+        await asyncio.sleep(1)
+        assert observed.leads
+        server.delay = 4.0  # of the 10 s for which a renewal is valid
+        await asyncio.sleep(13)
+        assert observed.leads
+        server.delay = 600
+        await asyncio.sleep(RENEW_DEADLINE_SECONDS + 2)
+        assert observed.until == 0, "reported before the next request is answered"
         server.delay = 0
-        await asyncio.sleep(module.RENEW_DEADLINE_SECONDS + 0.5)
-        assert until[0] > time.monotonic(), "and it comes back"
+        await asyncio.sleep(RENEW_DEADLINE_SECONDS + 5)
+        assert observed.leads, "it leads again when the API server answers"
         keeper.cancel()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_slow_server_is_asked_once_for_each_renewal(quick: None) -> None:
-    """4 s for a request: two of them, one after the other, would take as long as the lease may."""
-    server, told = Server(), list[bool]()
+def test_lease_with_slow_api_server_is_renewed_by_one_request_each_time() -> None:
+    """A request takes 4 s: a read and a write one after the other would take almost as long as the renewal is valid."""
+    server, observed = Server(), Observed()
 
     async def live() -> None:
-        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
-        keeper = asyncio.create_task(keep([lease], lambda moment: told.append(moment > time.monotonic())))
-        await becomes(lambda: lease.held, "it leads")
-        server.delay = 0.4
-        begun = len(told)
-        await becomes(lambda: len(told) - begun >= 5, "it is renewed again and again")
-        assert all(told[begun:])
-        assert lease.held
+        held = lease(server)
+        leads: list[bool] = []
+
+        def report(until: float) -> None:
+            observed.report(until)
+            leads.append(observed.leads)
+
+        keeper = asyncio.create_task(keep([held], report))
+        await eventually(lambda: held.held, "the operator leads")
+        server.delay = 4.0
+        first = len(leads)
+        await eventually(lambda: len(leads) - first >= 5, "the lease is renewed five times", seconds=60)
+        assert all(leads[first:])
+        assert held.held
         keeper.cancel()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_what_somebody_else_wrote_is_looked_at_before_it_is_renewed() -> None:
+def test_lease_changed_by_another_client_is_read_before_it_is_renewed() -> None:
     server = Server()
 
     async def live() -> None:
-        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
+        held = lease(server)
         for _ in range(2):
-            await lease.tend()
-        theirs = server.leases[NAMESPACE]
-        server._take(
-            {**theirs, "spec": {**theirs["spec"], "holderIdentity": "other"}}, theirs["metadata"]["resourceVersion"]
-        )
-        await lease.tend()
-        assert not lease.held
+            await held.tend()
+        server.change(NAMESPACE, holderIdentity="other")
+        await held.tend()
+        assert not held.held
         assert server.leases[NAMESPACE]["spec"]["holderIdentity"] == "other"
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_namespace_that_went_with_our_rights_stops_no_other(quick: None) -> None:
-    server, until = Server(), [0.0]
-    leases = [Lease(server, name, "me") for name in ("a", "b")]  # type: ignore[arg-type]
+def test_leases_with_one_namespace_deleted_are_kept_in_the_other_namespaces() -> None:
+    """The operator's rights in a namespace are deleted with it."""
+    server, observed = Server(), Observed()
+    leases = [lease(server, name) for name in ("a", "b")]
 
     async def live() -> None:
-        keeper = asyncio.create_task(keep(leases, lambda moment: until.__setitem__(0, moment)))
-        await asyncio.sleep(0.1)
-        server.forbidden.add("a")
-        await asyncio.sleep(2)
-        assert until[0] > time.monotonic()
-        server.forbidden.clear()
+        keeper = asyncio.create_task(keep(leases, observed.report))
         await asyncio.sleep(1)
-        assert until[0] > time.monotonic()
-        assert all(lease.held for lease in leases), "and it is taken again when it is back"
+        server.forbidden.add("a")
+        await asyncio.sleep(20)
+        assert observed.leads
+        server.forbidden.clear()
+        await asyncio.sleep(10)
+        assert observed.leads
+        assert all(each.held for each in leases), "the lease is taken again when the namespace is back"
         keeper.cancel()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_of_two_one_works_at_any_moment(quick: None) -> None:
-    """However late the answers are."""
+def test_two_operators_with_slow_api_server_never_lead_at_the_same_time() -> None:
     server = Server()
-    until = {"a": 0.0, "b": 0.0}
+    operators = {"a": Observed(), "b": Observed()}
 
     async def live() -> None:
         keepers = [
-            asyncio.create_task(
-                keep([Lease(server, NAMESPACE, me)], lambda moment, me=me: until.__setitem__(me, moment))
-            )  # type: ignore[arg-type,misc]
-            for me in until
+            asyncio.create_task(keep([lease(server, holder=name)], observed.report))
+            for name, observed in operators.items()
         ]
-        worked: set[str] = set()
+        have_led: set[str] = set()
         for i in range(400):
-            server.delay = (0.0, 0.1, 0.3, 0.6)[i // 20 % 4]
-            await asyncio.sleep(0.01)
-            working = {me for me, moment in until.items() if moment > time.monotonic()}
-            assert len(working) <= 1, until
-            worked |= working
-        assert worked
+            server.delay = (0.0, 1.0, 3.0, 6.0)[i // 20 % 4]
+            await asyncio.sleep(0.1)
+            leaders = {name for name, observed in operators.items() if observed.leads}
+            assert len(leaders) <= 1, leaders
+            have_led |= leaders
+        assert have_led
         for keeper in keepers:
             keeper.cancel()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_refusal_that_passes_ends_no_work_for_good(quick: None) -> None:
-    """An API server that has just begun knows no rights yet."""
-    server = Server()
+def test_leader_after_a_temporary_refusal_leads_again() -> None:
+    """An API server that has just started refuses all requests until it has loaded the roles."""
+    server, observed = Server(), Observed()
 
     async def live() -> None:
-        until = [0.0]
-        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
-        keeper = asyncio.create_task(keep([lease], lambda moment: until.__setitem__(0, moment)))
-        await becomes(lambda: until[0], "it leads")
+        held = lease(server)
+        keeper = asyncio.create_task(keep([held], observed.report))
+        await eventually(lambda: observed.until, "the operator leads")
         server.forbidden = {NAMESPACE}
-        there = server.leases[NAMESPACE]
-        server._take(there, there["metadata"]["resourceVersion"])  # changed by somebody, so that it is looked at
-        await becomes(lambda: not lease.exists, "it is taken for gone")
-        assert until[0] == 0
+        server.change(NAMESPACE)  # so that the operator reads it before the next renewal
+        await eventually(lambda: not held.exists, "the namespace counts as deleted", seconds=100)
+        assert observed.until == 0
         server.forbidden = set()
-        await becomes(lambda: until[0] > time.monotonic(), "it leads again")
+        await eventually(lambda: observed.leads, "the operator leads again", seconds=100)
         keeper.cancel()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_refusal_that_passes_makes_no_second_leader(quick: None) -> None:
-    server, told = Server(), list[float]()
+def test_second_operator_after_a_temporary_refusal_does_not_lead() -> None:
+    server, observed = Server(), Observed()
 
     async def live() -> None:
-        small = Lease(server, "a", "small")  # type: ignore[arg-type]
-        holder = asyncio.create_task(keep([small], lambda _: None))
-        await becomes(lambda: small.held, "one leads")
+        held = lease(server, "a", "first")
+        first = asyncio.create_task(keep([held], lambda _: None))
+        await eventually(lambda: held.held, "the first operator leads")
         server.forbidden = {"a"}
-        both = [Lease(server, name, "big") for name in ("a", "b")]  # type: ignore[arg-type]
-        waiter = asyncio.create_task(keep(both, told.append))
-        await becomes(lambda: told, "the other was refused")
+        both = [lease(server, name, "second") for name in ("a", "b")]
+        second = asyncio.create_task(keep(both, observed.report))
+        await eventually(lambda: observed.reports, "the second operator was refused")
         server.forbidden = set()
-        before = len(told)
-        await becomes(lambda: len(told) >= before + 3, "and has looked since")
-        assert small.held
-        assert not any(told)
-        for task in (holder, waiter):
+        before = len(observed.reports)
+        await eventually(lambda: len(observed.reports) >= before + 3, "it has read the lease since", seconds=100)
+        assert held.held
+        assert not any(observed.reports)
+        for task in (first, second):
             task.cancel()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_what_is_released_is_not_taken_by_a_renewal_under_way(quick: None) -> None:
+def test_release_during_a_renewal_leaves_the_lease_without_holder() -> None:
     server = Server()
 
     async def live() -> None:
-        lease = Lease(server, NAMESPACE, "me")  # type: ignore[arg-type]
-        keeper = asyncio.create_task(keep([lease], lambda _: None))
-        await becomes(lambda: lease.held, "it leads")
-        server.delay = 0.3
-        await becomes(lambda: server.writing, "a renewal is on its way")
+        held = lease(server)
+        keeper = asyncio.create_task(keep([held], lambda _: None))
+        await eventually(lambda: held.held, "the operator leads")
+        server.delay = 3.0
+        await eventually(lambda: server.pending_writes, "a renewal is in progress")
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
-        assert not server.writing, "it goes with its keeper"
+        assert not server.pending_writes, "the renewal is cancelled with its task"
         server.delay = 0
-        await lease.release()
+        await held.release()
         assert server.leases[NAMESPACE]["spec"]["holderIdentity"] == ""
-        assert asyncio.all_tasks() == {asyncio.current_task()}, "and nobody is left who could take it"
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "no task is left that could take the lease again"
 
-    asyncio.run(live())
+    fake_time.run(live())
