@@ -1,4 +1,4 @@
-"""When each job is planned next."""
+"""The work queue: when each job is planned next."""
 
 from __future__ import annotations
 
@@ -6,79 +6,84 @@ import asyncio
 import time
 
 import pytest
+from support import fake_time
 from yolojob_operator.control.work_queue import WorkQueue
 
 KEY, OTHER = ("default", "digits"), ("default", "letters")
 
 
-async def ours() -> None:
-    """It is always our turn."""
+async def lead() -> None:
+    """This operator is always the leader."""
 
 
-async def take(agenda: WorkQueue, seconds: float = 2.0) -> tuple[str, str]:
-    return (await asyncio.wait_for(agenda.take(ours), seconds))[0]
+async def take(queue: WorkQueue, seconds: float = 2.0) -> tuple[str, str]:
+    """The next job, within a deadline in fake time."""
+    return (await asyncio.wait_for(queue.take(lead), seconds))[0]
 
 
-def test_news_in_a_flock_make_one_plan_after_a_pause() -> None:
+def test_wake_with_several_changes_makes_one_plan_after_a_pause() -> None:
     async def live() -> None:
-        agenda = WorkQueue()
-        agenda.wake(KEY, on_their_way=0)
-        assert await take(agenda, 0.02) == KEY, "the first at once"
-        agenda.done(KEY)
-        began = time.monotonic()
+        queue = WorkQueue()
+        queue.wake(KEY, on_their_way=0)
+        start = time.monotonic()
+        assert await take(queue) == KEY
+        assert time.monotonic() == start, "the first change is planned immediately"
+        queue.done(KEY)
         for _ in range(5):
-            agenda.wake(KEY, on_their_way=100)
-        assert len(agenda) == 1
-        assert await take(agenda) == KEY
-        assert time.monotonic() - began > 0.2
-        agenda.done(KEY)
-        assert len(agenda) == 0
+            queue.wake(KEY, on_their_way=100)
+        assert len(queue) == 1
+        assert await take(queue) == KEY
+        assert time.monotonic() - start > 0.2
+        queue.done(KEY)
+        assert len(queue) == 0
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_due_plan_waits_for_no_flock() -> None:
+def test_wake_in_when_due_does_not_wait_for_further_changes() -> None:
     async def live() -> None:
-        agenda = WorkQueue()
-        agenda.wake(KEY, on_their_way=0)
-        await take(agenda)
-        agenda.done(KEY)
-        agenda.wake(KEY, on_their_way=10_000)
-        agenda.wake_in(KEY, 0.05)
-        assert await take(agenda) == KEY
-        agenda.done(KEY)
+        queue = WorkQueue()
+        queue.wake(KEY, on_their_way=0)
+        await take(queue)
+        queue.done(KEY)
+        queue.wake(KEY, on_their_way=10_000)
+        queue.wake_in(KEY, 0.05)
+        start = time.monotonic()
+        assert await take(queue) == KEY
+        assert time.monotonic() - start == pytest.approx(0.05)
+        queue.done(KEY)
         with pytest.raises(TimeoutError):
-            await take(agenda, 0.1)
-        agenda.stop()
+            await take(queue, 60)
+        queue.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_the_earliest_moment_counts_until_it_is_cancelled() -> None:
+def test_wake_in_called_several_times_uses_the_earliest_time_until_cancelled() -> None:
     async def live() -> None:
-        agenda = WorkQueue()
-        agenda.wake_in(KEY, 60)
-        agenda.wake_in(KEY, 0.05)
-        agenda.wake_in(KEY, 60)
-        assert await take(agenda) == KEY
-        agenda.wake_in(OTHER, 0.05)
-        agenda.cancel(OTHER)
+        queue = WorkQueue()
+        queue.wake_in(KEY, 60)
+        queue.wake_in(KEY, 0.05)
+        queue.wake_in(KEY, 60)
+        assert await take(queue) == KEY
+        queue.wake_in(OTHER, 0.05)
+        queue.cancel(OTHER)
         with pytest.raises(TimeoutError):
-            await take(agenda, 0.2)
+            await take(queue, 600)
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_job_is_planned_by_one_at_a_time_and_loses_no_news() -> None:
+def test_take_of_a_job_in_progress_waits_and_keeps_its_changes() -> None:
     async def live() -> None:
-        agenda = WorkQueue()
-        agenda.wake(KEY, on_their_way=0)
-        await take(agenda)
-        agenda.wake(KEY, on_their_way=0)
+        queue = WorkQueue()
+        queue.wake(KEY, on_their_way=0)
+        await take(queue)
+        queue.wake(KEY, on_their_way=0)
         with pytest.raises(TimeoutError):
-            await take(agenda, 0.2)
-        agenda.wake(KEY, on_their_way=0)  # more news, while the old ones wait
-        agenda.done(KEY)
-        assert len(agenda) == 1
+            await take(queue)
+        queue.wake(KEY, on_their_way=0)  # another change, while the first one waits
+        queue.done(KEY)
+        assert len(queue) == 1
 
-    asyncio.run(live())
+    fake_time.run(live())
