@@ -1,13 +1,14 @@
-"""What is done, what came of it, and what the watch has not shown yet."""
+"""The executor: what it creates and deletes, and which of its pods the watch has not shown yet."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
-from support import minimal
-from yolojob_operator.control import executor as module
+from support import fake_time, minimal
+from support.fake_time import FakeClock
 from yolojob_operator.control.executor import UNSEEN_MEMORY_SECONDS, Executor
 from yolojob_operator.plan.lifecycle import Plan
 
@@ -18,18 +19,21 @@ KEY = ("default", "digits")
 
 
 class Server:
-    """An API server that takes everything."""
+    """An API server that accepts everything."""
 
     async def create(self, item: dict[str, Any]) -> dict[str, Any]:
         metadata = {**item["metadata"], "uid": f"uid-{item['metadata']['name']}"}
         return {"kind": "PartialObjectMetadata", "metadata": metadata}
 
 
+def executor(server: Any) -> Executor:
+    return Executor(server)
+
+
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    return now
+def clock() -> Iterator[FakeClock]:
+    with fake_time.frozen_monotonic() as clock:
+        yield clock
 
 
 def job() -> YoloTrainingJob:
@@ -38,11 +42,12 @@ def job() -> YoloTrainingJob:
     return YoloTrainingJob.model_validate(document)
 
 
-def always() -> bool:
-    return True
+def carry_out(running: Executor, **plan: Any) -> None:
+    """Carry out a plan with these actions."""
+    asyncio.run(running.carry_out(KEY, job(), Plan(status=YoloTrainingJobStatus(), **plan), lambda: True))
 
 
-class TestExpected:
+class TestUnseenPods:
     """Pods that were created and that the watch has not shown."""
 
     POD: ClassVar[dict[str, Any]] = {
@@ -51,63 +56,63 @@ class TestExpected:
         "metadata": {"name": "digits-worker-0", "namespace": "default"},
     }
 
-    @staticmethod
-    def plan_of(pod: dict[str, Any]) -> Plan:
-        return Plan(status=YoloTrainingJobStatus(), create=(pod,))
-
-    def test_a_deaf_watch_is_noticed_by_them_too(self, clock: list[float]) -> None:
-        """They count as there for a while, then are created again, in vain: they exist. All the time they are unseen."""
-        server = Server()
-        deeds = Executor(server)  # type: ignore[arg-type]
+    def test_unseen_with_a_stalled_watch_counts_since_the_first_creation(self, clock: FakeClock) -> None:
+        """After a while a pod is no longer assumed to exist, and its creation is repeated, which finds the existing one."""
+        running, start = executor(Server()), clock.now
         for _ in range(4):
-            asyncio.run(deeds.carry_out(KEY, job(), self.plan_of(self.POD), always))
-            assert len(deeds.pods(KEY, [])) == 1
-            clock[0] += 60
-            assert deeds.pods(KEY, []) == []
-        assert min(deeds.unseen()) == 1000.0
+            carry_out(running, create=(self.POD,))
+            assert len(running.pods(KEY, [])) == 1
+            clock.advance(60)
+            assert running.pods(KEY, []) == []
+        assert min(running.unseen()) == start
 
-    def test_one_that_was_never_heard_of_again_is_forgotten(self, clock: list[float]) -> None:
-        """Created and deleted before the watch could show it, or its job was deleted meanwhile."""
-        server = Server()
-        deeds = Executor(server)  # type: ignore[arg-type]
-        asyncio.run(deeds.carry_out(KEY, job(), self.plan_of(self.POD), always))
-        assert list(deeds.unseen()) == [1000.0]
-        clock[0] += UNSEEN_MEMORY_SECONDS + 1
-        assert list(deeds.unseen()) == []
+    def test_unseen_pod_that_is_not_created_again_is_forgotten(self, clock: FakeClock) -> None:
+        """It was created and deleted before the watch could show it, or its job was deleted in the meantime."""
+        running, start = executor(Server()), clock.now
+        carry_out(running, create=(self.POD,))
+        assert list(running.unseen()) == [start]
+        clock.advance(UNSEEN_MEMORY_SECONDS + 1)
+        assert list(running.unseen()) == []
 
-    def test_one_that_was_shown_is_expected_no_more(self, clock: list[float]) -> None:
-        """Also where it was created and deleted between two plans: it is to be made again at once."""
-        deeds = Executor(Server())  # type: ignore[arg-type]
-        asyncio.run(deeds.carry_out(KEY, job(), self.plan_of(self.POD), always))
-        deeds.shown(KEY, "of another pod")
-        assert len(deeds.pods(KEY, [])) == 1
-        deeds.shown(KEY, "uid-digits-worker-0")
-        assert deeds.pods(KEY, []) == []
-        assert list(deeds.unseen()) == []
+    def test_shown_pod_is_no_longer_unseen(self, clock: FakeClock) -> None:
+        """Also where it was created and deleted between two plans: then it is created again immediately."""
+        running = executor(Server())
+        carry_out(running, create=(self.POD,))
+        running.shown(KEY, "uid-of-another-pod")
+        assert len(running.pods(KEY, [])) == 1
+        running.shown(KEY, "uid-digits-worker-0")
+        assert running.pods(KEY, []) == []
+        assert list(running.unseen()) == []
+
+    def test_forget_of_a_deleted_job_leaves_no_unseen_pods(self, clock: FakeClock) -> None:
+        running = executor(Server())
+        carry_out(running, create=(self.POD,))
+        running.forget(KEY)
+        assert running.pods(KEY, []) == []
+        assert list(running.unseen()) == []
 
 
-class TestDisbanding:
-    """A PodGroup goes once, and only where it is ours."""
+class TestPodGroups:
+    """A PodGroup is deleted once, and only if the job owns it."""
 
     GROUP: ClassVar[dict[str, Any]] = {"kind": "PodGroup", "metadata": {"name": "digits", "namespace": "default"}}
 
     class Groups(Server):
         def __init__(self, owner: str) -> None:
-            self.owner, self.asked, self.deleted = owner, 0, 0
+            self.owner, self.requests, self.deleted = owner, 0, 0
 
         async def delete_if(self, item: dict[str, Any], owned: Any) -> None:
-            self.asked += 1
+            self.requests += 1
             owner = {"uid": self.owner, "controller": True}
             self.deleted += owned({"metadata": {**item["metadata"], "ownerReferences": [owner]}})
 
     @pytest.mark.parametrize(("owner", "deleted"), [("job-uid", 1), ("somebody", 0)])
-    def test_once(self, owner: str, deleted: int) -> None:
+    def test_pod_group_of_a_suspended_job_is_deleted_once_if_owned(self, owner: str, deleted: int) -> None:
         server = self.Groups(owner)
-        deeds = Executor(server)  # type: ignore[arg-type]
-        asleep = Plan(status=YoloTrainingJobStatus(), disband=(self.GROUP,))
+        running = executor(server)
         for _ in range(3):
-            asyncio.run(deeds.carry_out(KEY, job(), asleep, always))
-        assert (server.asked, server.deleted) == (1, deleted)
-        asyncio.run(deeds.carry_out(KEY, job(), Plan(status=YoloTrainingJobStatus(), create=(self.GROUP,)), always))
-        asyncio.run(deeds.carry_out(KEY, job(), asleep, always))
-        assert server.asked == 2, "it was made again meanwhile"
+            carry_out(running, disband=(self.GROUP,))
+        assert (server.requests, server.deleted) == (1, deleted)
+        carry_out(running, create=(self.GROUP,))
+        carry_out(running, disband=(self.GROUP,))
+        assert server.requests == 2, "it was created again in between"
