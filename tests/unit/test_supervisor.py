@@ -1,78 +1,75 @@
-"""A round of kopf's that does not find its end."""
+"""The supervisor: it ends a run of kopf that does not end by itself."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
+from support import fake_time
 from yolojob_operator.kopf_app import supervisor
 
 
-class Fault(Exception):
-    """What ends a round."""
+class RunFailed(Exception):
+    """The error that ends a run."""
 
 
-async def deaf_watch(cancellations: int) -> None:
-    """Takes so many cancellations for something else."""
+async def stuck_watch(ignored_cancellations: int) -> None:
+    """A watch that ignores its first cancellations."""
     while True:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            cancellations -= 1
-            if cancellations < 0:
+            ignored_cancellations -= 1
+            if ignored_cancellations < 0:
                 raise
 
 
-async def round_of(cleaned: asyncio.Event, cancellations: int) -> None:
-    """As kopf ends: our handlers first, then its tasks are cancelled once, and waited for."""
-    watch = asyncio.create_task(deaf_watch(cancellations))
-    await asyncio.sleep(0)  # it begins
+async def kopf_run(cleaned: asyncio.Event, ignored_cancellations: int) -> None:
+    """Ends as kopf does: it calls our cleanup handler, cancels its own tasks once, and waits for them."""
+    watch = asyncio.create_task(stuck_watch(ignored_cancellations))
+    await asyncio.sleep(0)  # let the watch start
     cleaned.set()
     watch.cancel()
     await asyncio.wait((watch,))
-    raise Fault
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "SHUTDOWN_TIMEOUT_SECONDS", 0.1)
+    raise RunFailed
 
 
 @pytest.mark.parametrize("cancellations", [0, 1, 3])
-def test_a_watch_that_does_not_hear_is_cancelled_again(cancellations: int) -> None:
+def test_ended_with_a_stuck_watch_cancels_it_again(cancellations: int) -> None:
     async def live() -> None:
         cleaned = asyncio.Event()
-        bystander = asyncio.create_task(asyncio.Event().wait())
-        with pytest.raises(Fault):
-            await supervisor.ended(round_of(cleaned, cancellations), cleaned)
-        assert not bystander.cancelled(), "it is none of kopf's"
-        assert not bystander.cancelling()
-        bystander.cancel()
+        unrelated = asyncio.create_task(asyncio.Event().wait())
+        with pytest.raises(RunFailed):
+            await asyncio.wait_for(supervisor.ended(kopf_run(cleaned, cancellations), cleaned), 60)
+        assert not unrelated.cancelled(), "this task is not kopf's"
+        assert not unrelated.cancelling()
+        unrelated.cancel()
 
-    asyncio.run(asyncio.wait_for(live(), 20))
+    fake_time.run(live())
 
 
-def test_a_round_that_never_ends_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kubelet starts another one."""
+def test_ended_with_a_run_that_never_ends_exits_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the kubelet restarts the container."""
     monkeypatch.setattr(supervisor, "MAX_CANCELLATIONS", 1)
 
     async def live() -> None:
         cleaned = asyncio.Event()
-        await supervisor.ended(round_of(cleaned, 3), cleaned)
+        # It ignores kopf's cancellation and the supervisor's; the third one, at the end of the event loop, ends it.
+        await supervisor.ended(kopf_run(cleaned, 2), cleaned)
 
     with pytest.raises(SystemExit):
-        asyncio.run(asyncio.wait_for(live(), 20))
+        fake_time.run(live())
 
 
-def test_a_round_that_runs_is_left_alone() -> None:
-    """However long: there is a deadline only for its end."""
+def test_ended_while_kopf_runs_sets_no_deadline() -> None:
+    """Only the end of a run has a deadline."""
 
     async def live() -> None:
         end = asyncio.Event()
         running = asyncio.create_task(supervisor.ended(end.wait(), asyncio.Event()))
-        done, _ = await asyncio.wait((running,), timeout=3 * supervisor.SHUTDOWN_TIMEOUT_SECONDS)
+        done, _ = await asyncio.wait((running,), timeout=100 * supervisor.SHUTDOWN_TIMEOUT_SECONDS)
         assert not done
         end.set()
         await running
 
-    asyncio.run(live())
+    fake_time.run(live())
