@@ -15,7 +15,7 @@ from kubernetes.aio.config import ConfigException
 from yolojob import __version__
 from yolojob.api.constants import ExitCode
 from yolojob_operator.kopf_app import supervisor
-from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.objects.template_policy import Privilege
 
 app = typer.Typer(pretty_exceptions_enable=False)

@@ -13,7 +13,7 @@ import typer
 from yolojob.api import constants, manifest
 from yolojob.api.status import ConditionType, JobPhase, YoloTrainingJobStatus
 from yolojob_operator.kube.api_client import ApiClient, ApiError
-from yolojob_operator.objects.pods import Object
+from yolojob_operator.kube.types import Object
 from yolojob_operator.plan.conditions import find
 
 POLL_INTERVAL_SECONDS = 1.0

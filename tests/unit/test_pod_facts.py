@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from yolojob_operator.plan.pod_facts import lean
+from yolojob_operator.kube.types import lean
 
 
 def test_a_job_is_kept_lean_and_whole_however_deep_it_is() -> None:

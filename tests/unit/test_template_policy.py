@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.plans import NOW, conditions, job
-from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.objects.template_policy import Privilege, disallowed_fields
 from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.lifecycle import plan
@@ -62,9 +62,9 @@ FORBIDDEN += [
 
 def of(template: dict[str, Any], **defaults: Any) -> tuple[str, str]:
     """(status, reason) of the condition Accepted."""
-    made = plan(job(workers={"template": {"spec": template}}), Observed(), NOW, Defaults(image="x", **defaults))
-    assert bool(made.create) == (conditions(made)["Accepted"][0] == "True")
-    return conditions(made)["Accepted"]
+    planned = plan(job(workers={"template": {"spec": template}}), Observed(), NOW, Defaults(image="x", **defaults))
+    assert bool(planned.create) == (conditions(planned)["Accepted"][0] == "True")
+    return conditions(planned)["Accepted"]
 
 
 @pytest.mark.parametrize(("template", "privilege", "path"), FORBIDDEN, ids=[path for _, _, path in FORBIDDEN])

@@ -18,10 +18,11 @@ from yolojob_operator.control.watch_audit import (
     SETTLE_SECONDS,
     WatchAudit,
 )
-from yolojob_operator.kopf_app.handlers import Nodes
+from yolojob_operator.kopf_app.indices import Nodes
 from yolojob_operator.kube.api_client import ApiError
+from yolojob_operator.kube.types import Key
 from yolojob_operator.plan.node_facts import NodeFacts
-from yolojob_operator.plan.pod_facts import Key, PodFacts
+from yolojob_operator.plan.pod_facts import PodFacts
 
 KEY = ("default", "digits")
 MANY = 5000

@@ -11,10 +11,10 @@ from typing import TypeVar
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob_operator.kube.api_client import ApiClient, ApiError
-from yolojob_operator.objects.pods import Object
+from yolojob_operator.kube.types import Key, Object
 from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
-from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
+from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
 
 T = TypeVar("T")
 UNSEEN_PRESENT_SECONDS = 30.0

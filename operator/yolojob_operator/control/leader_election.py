@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from yolojob_operator.kube.api_client import ApiClient, ApiError
-from yolojob_operator.objects.pods import Object
+from yolojob_operator.kube.types import Object
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
+from yolojob_operator.kube.types import Key
 from yolojob_operator.plan.conditions import is_finished
-from yolojob_operator.plan.pod_facts import Key
 
 QUICK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a plan in memory to a request that times out."""

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 
 from yolojob.api.trainer_report import Report
 from yolojob_operator.kube.api_client import ApiClient
-from yolojob_operator.plan.pod_facts import Key, PodFacts
+from yolojob_operator.kube.types import Key
+from yolojob_operator.plan.pod_facts import PodFacts
 
 POLL_INTERVAL_SECONDS = 2.0
 """Between two questions to a job; longer with many jobs, so that status writes stay bounded."""
@@ -87,7 +88,7 @@ class ProgressPoller:
             known = self._answers[key] = Answer(rank0_pod.uid, next_time=self._first_time(rank0_pod))
         if time.monotonic() < known.next_time or not self._may_ask(known):
             return
-        report = await self._api.progress(key[0], rank0_pod)
+        report = await self._api.progress(key[0], rank0_pod.name, rank0_pod.ip)
         if self._answers.get(key) is not known:
             return  # the job was deleted meanwhile
         if report is not None:

@@ -23,12 +23,13 @@ from yolojob_operator.control.status_debounce import StatusDebounce
 from yolojob_operator.control.watch_audit import JobVersions, WatchAudit
 from yolojob_operator.control.work_queue import MIN_INTERVAL_SECONDS, WorkQueue
 from yolojob_operator.kube.api_client import ApiClient, ApiError, Conflict
-from yolojob_operator.objects.pods import Defaults, Object
+from yolojob_operator.kube.types import Key, Object, lean
+from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan import lifecycle as planning
 from yolojob_operator.plan.builder import EventDraft, Observed
 from yolojob_operator.plan.conditions import is_finished
 from yolojob_operator.plan.node_facts import NodeFacts
-from yolojob_operator.plan.pod_facts import Key, PodFacts, lean
+from yolojob_operator.plan.pod_facts import PodFacts
 
 log = logging.getLogger(__name__)
 
@@ -363,7 +364,7 @@ def _is_ours(body: Object) -> bool:
     """Whether the job is ours to look after. Its spec may be broken."""
     policy = body["spec"].get("runPolicy") if isinstance(body.get("spec"), dict) else None
     manager = policy.get("managedBy") if isinstance(policy, dict) else None
-    return planning.is_ours(body["metadata"].get("deletionTimestamp"), manager)
+    return planning.is_managed(body["metadata"].get("deletionTimestamp"), manager)
 
 
 def _version(body: Object) -> int:

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
+from yolojob_operator.kube.types import Key
 from yolojob_operator.plan.lifecycle import Plan
-from yolojob_operator.plan.pod_facts import Key
 
 QUIET_SECONDS = 2.0
 MAX_WRITES_PER_SECOND = 10

@@ -10,8 +10,9 @@ from contextlib import suppress
 
 from yolojob.api import constants
 from yolojob_operator.kube.api_client import ApiClient, ApiError
+from yolojob_operator.kube.types import Key
 from yolojob_operator.plan.node_facts import NodeFacts
-from yolojob_operator.plan.pod_facts import Key, PodFacts
+from yolojob_operator.plan.pod_facts import PodFacts
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from yolojob_operator.plan.pod_facts import Key
+from yolojob_operator.kube.types import Key
 
 MIN_INTERVAL_SECONDS = 0.04
 MIN_INTERVAL_SECONDS_PER_JOB = 0.002

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import kopf
@@ -17,11 +17,13 @@ from yolojob_operator.control import leader_election
 from yolojob_operator.control.metrics import Metrics
 from yolojob_operator.control.reconciler import Reconciler
 from yolojob_operator.kopf_app import http_server
+from yolojob_operator.kopf_app.indices import Indices
 from yolojob_operator.kopf_app.null_storage import NoDiffBase, NoProgress
 from yolojob_operator.kube.api_client import ApiClient, ApiError
-from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.kube.types import Key
+from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan.node_facts import NodeFacts, node_facts
-from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
+from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
 
 log = logging.getLogger(__name__)
 
@@ -41,47 +43,6 @@ class Settings:
     """Home of the lease of an operator that watches all namespaces."""
     listen: str
     """Address of /metrics and /healthz; empty serves nothing."""
-
-
-@dataclass
-class Indices:
-    """What kopf hands to every handler. Handlers run only once the indices hold all objects.
-
-    A holder, because kopf gives each object its own shallow copy of the memo.
-    """
-
-    clusterwide: bool
-    of_pods: Mapping[Key, Iterable[PodFacts]] = field(default_factory=dict)
-    of_nodes: Mapping[str, Iterable[NodeFacts]] = field(default_factory=dict)
-
-    def take(self, given: Mapping[str, Any]) -> None:
-        self.of_pods, self.of_nodes = given["pods"], given.get("nodes", {})
-
-    def pods(self, key: Key) -> list[PodFacts]:
-        return list(self.of_pods.get(key, ()))
-
-    def all_pods(self) -> Iterator[tuple[Key, PodFacts]]:
-        return ((key, facts) for key, entry in self.of_pods.items() for facts in entry)
-
-    def nodes(self) -> Mapping[str, NodeFacts] | None:
-        return Nodes(self.of_nodes) if self.clusterwide else None
-
-
-class Nodes(Mapping[str, NodeFacts]):
-    """Nodes by name, read from kopf's index."""
-
-    def __init__(self, index: Mapping[str, Iterable[NodeFacts]]) -> None:
-        self._index = index
-
-    def __getitem__(self, name: str) -> NodeFacts:
-        # Of one that was deleted while no watch was open, and that came back, the index has both.
-        return max(self._index[name], key=lambda facts: facts.version)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
 
 
 class Endless:
@@ -183,7 +144,7 @@ def watch_nodes() -> None:
 
 @kopf.on.event("", "v1", "pods", labels=WORKER_PODS)
 async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: Any, **kwargs: Any) -> None:
-    memo.indices.take(kwargs)
+    memo.indices.update(kwargs)
     if type is None:
         memo.reconciler.watch_audit.watch_restarted()
     await memo.reconciler.pods_changed((namespace, labels[constants.LABEL_JOB]), body["metadata"]["uid"])
@@ -191,7 +152,7 @@ async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL)
 async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
-    memo.indices.take(kwargs)
+    memo.indices.update(kwargs)
     if type is None:
         memo.reconciler.watch_audit.watch_restarted()
     if type == "DELETED":
