@@ -1,4 +1,4 @@
-"""Which namespaces can be seen, and what is said where there is no cluster at all."""
+"""Watched namespaces: which of them the operator may watch, and the error message without a cluster."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import pytest
+from support import fake_time
+from support.fake_time import eventually
 from yolojob_operator.kopf_app import watched_namespaces
 from yolojob_operator.kube.api_client import ApiError
 
 
 class Server:
-    """An API server that lets us see some namespaces, and may be away."""
+    """An API server that allows listing in some namespaces, and may be down."""
 
     def __init__(self, *visible: str) -> None:
-        self.visible, self.away, self.asked = set(visible), False, 0
+        self.visible, self.down, self.requests = set(visible), False, 0
 
     async def versions(self, _: str, namespaces: Iterable[str]) -> dict[str, int]:
-        self.asked += 1
-        if self.away:
+        self.requests += 1
+        if self.down:
             raise ApiError(0, "Unreachable", "no answer")
         for name in namespaces:
             if name not in self.visible:
@@ -30,43 +32,42 @@ class Server:
         return {}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watched_namespaces, "CHECK_INTERVAL_SECONDS", 0.01)
+def until_some(server: Any, *names: str) -> list[str]:
+    return fake_time.run(watched_namespaces.until_some(server, names))
 
 
-def test_those_that_may_not_be_seen_are_left_out() -> None:
-    assert asyncio.run(watched_namespaces.until_some(Server("b", "a"), ["a", "b", "gone"])) == ["a", "b"]  # type: ignore[arg-type]
+def test_until_some_leaves_out_forbidden_namespaces() -> None:
+    assert until_some(Server("b", "a"), "a", "b", "gone") == ["a", "b"]
 
 
-def test_an_api_server_that_is_away_hides_nothing() -> None:
+def test_until_some_with_an_unreachable_api_server_keeps_all_namespaces() -> None:
     server = Server()
-    server.away = True
-    assert asyncio.run(watched_namespaces.until_some(server, ["a"])) == ["a"]  # type: ignore[arg-type]
+    server.down = True
+    assert until_some(server, "a") == ["a"]
 
 
-def test_one_that_comes_back_is_told() -> None:
+def test_until_more_returns_when_a_namespace_becomes_visible() -> None:
     server = Server()
+    api: Any = server
 
     async def live() -> None:
-        waiting = asyncio.create_task(watched_namespaces.until_more(server, ["gone"]))  # type: ignore[arg-type]
-        while server.asked < 3:
-            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(watched_namespaces.until_more(api, ["gone"]))
+        await eventually(lambda: server.requests >= 3, "it has checked three times")
         assert not waiting.done()
         server.visible.add("gone")
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 60)
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_without_a_cluster_it_says_so(tmp_path: Path) -> None:
+def test_operator_without_a_cluster_exits_with_a_clear_error(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "yolojob_operator"],
         env={**os.environ, "KUBECONFIG": str(tmp_path / "none")},
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 2
     assert "error: no cluster: " in done.stderr
