@@ -44,7 +44,7 @@ def job() -> YoloTrainingJob:
 
 def carry_out(running: Executor, **plan: Any) -> None:
     """Carry out a plan with these actions."""
-    asyncio.run(running.carry_out(KEY, job(), Plan(status=YoloTrainingJobStatus(), **plan), lambda: True))
+    asyncio.run(running.execute(KEY, job(), Plan(status=YoloTrainingJobStatus(), **plan), lambda: True))
 
 
 class TestUnseenPods:

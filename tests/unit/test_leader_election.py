@@ -8,7 +8,7 @@ from typing import Any
 
 from support import fake_time
 from support.fake_time import eventually
-from yolojob_operator.control.leader_election import RENEW_DEADLINE_SECONDS, Lease, keep
+from yolojob_operator.control.leader_election import RENEW_DEADLINE_SECONDS, Lease, keep_leases
 from yolojob_operator.kube.api_client import ApiError
 
 NAMESPACE = "default"
@@ -86,7 +86,7 @@ def test_leader_that_cannot_renew_in_time_stops_before_its_lease_expires() -> No
     server, observed = Server(), Observed()
 
     async def live() -> None:
-        keeper = asyncio.create_task(keep([lease(server)], observed.report))
+        keeper = asyncio.create_task(keep_leases([lease(server)], observed.report))
         await asyncio.sleep(1)
         assert observed.leads
         server.delay = 4.0  # of the 10 s for which a renewal is valid
@@ -115,7 +115,7 @@ def test_lease_with_slow_api_server_is_renewed_by_one_request_each_time() -> Non
             observed.report(until)
             leads.append(observed.leads)
 
-        keeper = asyncio.create_task(keep([held], report))
+        keeper = asyncio.create_task(keep_leases([held], report))
         await eventually(lambda: held.held, "the operator leads")
         server.delay = 4.0
         first = len(leads)
@@ -133,9 +133,9 @@ def test_lease_changed_by_another_client_is_read_before_it_is_renewed() -> None:
     async def live() -> None:
         held = lease(server)
         for _ in range(2):
-            await held.tend()
+            await held.renew_or_acquire()
         server.change(NAMESPACE, holderIdentity="other")
-        await held.tend()
+        await held.renew_or_acquire()
         assert not held.held
         assert server.leases[NAMESPACE]["spec"]["holderIdentity"] == "other"
 
@@ -148,7 +148,7 @@ def test_leases_with_one_namespace_deleted_are_kept_in_the_other_namespaces() ->
     leases = [lease(server, name) for name in ("a", "b")]
 
     async def live() -> None:
-        keeper = asyncio.create_task(keep(leases, observed.report))
+        keeper = asyncio.create_task(keep_leases(leases, observed.report))
         await asyncio.sleep(1)
         server.forbidden.add("a")
         await asyncio.sleep(20)
@@ -168,7 +168,7 @@ def test_two_operators_with_slow_api_server_never_lead_at_the_same_time() -> Non
 
     async def live() -> None:
         keepers = [
-            asyncio.create_task(keep([lease(server, holder=name)], observed.report))
+            asyncio.create_task(keep_leases([lease(server, holder=name)], observed.report))
             for name, observed in operators.items()
         ]
         have_led: set[str] = set()
@@ -191,7 +191,7 @@ def test_leader_after_a_temporary_refusal_leads_again() -> None:
 
     async def live() -> None:
         held = lease(server)
-        keeper = asyncio.create_task(keep([held], observed.report))
+        keeper = asyncio.create_task(keep_leases([held], observed.report))
         await eventually(lambda: observed.until, "the operator leads")
         server.forbidden = {NAMESPACE}
         server.change(NAMESPACE)  # so that the operator reads it before the next renewal
@@ -209,11 +209,11 @@ def test_second_operator_after_a_temporary_refusal_does_not_lead() -> None:
 
     async def live() -> None:
         held = lease(server, "a", "first")
-        first = asyncio.create_task(keep([held], lambda _: None))
+        first = asyncio.create_task(keep_leases([held], lambda _: None))
         await eventually(lambda: held.held, "the first operator leads")
         server.forbidden = {"a"}
         both = [lease(server, name, "second") for name in ("a", "b")]
-        second = asyncio.create_task(keep(both, observed.report))
+        second = asyncio.create_task(keep_leases(both, observed.report))
         await eventually(lambda: observed.reports, "the second operator was refused")
         server.forbidden = set()
         before = len(observed.reports)
@@ -231,7 +231,7 @@ def test_release_during_a_renewal_leaves_the_lease_without_holder() -> None:
 
     async def live() -> None:
         held = lease(server)
-        keeper = asyncio.create_task(keep([held], lambda _: None))
+        keeper = asyncio.create_task(keep_leases([held], lambda _: None))
         await eventually(lambda: held.held, "the operator leads")
         server.delay = 3.0
         await eventually(lambda: server.pending_writes, "a renewal is in progress")

@@ -30,8 +30,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 def test_restarts_total_of_a_disruption_has_its_cause(disruption: str, cause: str) -> None:
     metrics, before = Metrics(lambda: []), running()
     now = make_plan(before, failed(0, 143, disruption=disruption), pod(1)).status
-    metrics.changed(before, now)
-    metrics.changed(job(now), now)
+    metrics.status_written(before, now)
+    metrics.status_written(job(now), now)
     assert value(metrics, "yolojob_restarts_total", cause=cause) == 1
     total = sum(s.value for m in metrics.registry.collect() for s in m.samples if s.name == "yolojob_restarts_total")
     assert total == 1
@@ -39,8 +39,8 @@ def test_restarts_total_of_a_disruption_has_its_cause(disruption: str, cause: st
 
 def test_restarts_total_distinguishes_failures_and_deleted_pods() -> None:
     metrics, before = Metrics(lambda: []), running()
-    metrics.changed(before, make_plan(before, failed(0, 1), pod(1)).status)
-    metrics.changed(before, make_plan(before, pod(0)).status)
+    metrics.status_written(before, make_plan(before, failed(0, 1), pod(1)).status)
+    metrics.status_written(before, make_plan(before, pod(0)).status)
     assert value(metrics, "yolojob_restarts_total", cause="failure") == 1
     assert value(metrics, "yolojob_restarts_total", cause="pod_deleted") == 1
 
@@ -55,7 +55,7 @@ def test_time_to_running_of_a_job_that_first_ran_in_a_later_attempt_is_observed(
     steps.append(make_plan(job(steps[-1]), pod(0, attempt=3), pod(1, attempt=3), now=after(90)).status)
     before = None
     for status in steps:
-        metrics.changed(job(before), status)
+        metrics.status_written(job(before), status)
         before = status
     assert value(metrics, "yolojob_time_to_running_seconds_count") == 1
     assert value(metrics, "yolojob_time_to_running_seconds_sum") == (after(40) - NOW).total_seconds() + 10

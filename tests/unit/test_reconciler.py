@@ -16,7 +16,7 @@ from support import fake_time, minimal
 from support.fake_time import FakeDatetime, eventually
 from yolojob_operator.control import reconciler as reconciler_module
 from yolojob_operator.control.metrics import Metrics
-from yolojob_operator.control.reconciler import WATCH_STALL_SECONDS, Reconciler
+from yolojob_operator.control.reconciler import WATCH_STALL_SECONDS, Reconciler, WatchCache
 from yolojob_operator.control.status_debounce import QUIET_SECONDS
 from yolojob_operator.kube.api_client import ApiError, Conflict
 from yolojob_operator.objects.defaults import Defaults
@@ -97,9 +97,8 @@ def new_body(**policy: Any) -> dict[str, Any]:
 
 def reconciler(server: Any, metrics: Metrics | None = None) -> Reconciler:
     """A reconciler that leads. Its watch shows no pods, and it may not see nodes."""
-    created = Reconciler(
-        server, Defaults(image="x"), metrics or Metrics(lambda: []), (), lambda key: [], lambda: [], lambda: None
-    )
+    cache = WatchCache(pods_of=lambda key: [], all_pods=lambda: [], nodes=lambda: None)
+    created = Reconciler(server, Defaults(image="x"), metrics or Metrics(lambda: []), (), cache)
     created.leadership.hold_until(float("inf"))
     return created
 

@@ -40,7 +40,7 @@ def test_ended_with_a_stuck_watch_cancels_it_again(cancellations: int) -> None:
         cleaned = asyncio.Event()
         unrelated = asyncio.create_task(asyncio.Event().wait())
         with pytest.raises(RunFailed):
-            await asyncio.wait_for(supervisor.ended(kopf_run(cleaned, cancellations), cleaned), 60)
+            await asyncio.wait_for(supervisor.run_to_end(kopf_run(cleaned, cancellations), cleaned), 60)
         assert not unrelated.cancelled(), "this task is not kopf's"
         assert not unrelated.cancelling()
         unrelated.cancel()
@@ -55,7 +55,7 @@ def test_ended_with_a_run_that_never_ends_exits_the_process(monkeypatch: pytest.
     async def live() -> None:
         cleaned = asyncio.Event()
         # It ignores kopf's cancellation and the supervisor's; the third one, at the end of the event loop, ends it.
-        await supervisor.ended(kopf_run(cleaned, 2), cleaned)
+        await supervisor.run_to_end(kopf_run(cleaned, 2), cleaned)
 
     with pytest.raises(SystemExit):
         fake_time.run(live())
@@ -66,7 +66,7 @@ def test_ended_while_kopf_runs_sets_no_deadline() -> None:
 
     async def live() -> None:
         end = asyncio.Event()
-        running = asyncio.create_task(supervisor.ended(end.wait(), asyncio.Event()))
+        running = asyncio.create_task(supervisor.run_to_end(end.wait(), asyncio.Event()))
         done, _ = await asyncio.wait((running,), timeout=100 * supervisor.SHUTDOWN_TIMEOUT_SECONDS)
         assert not done
         end.set()

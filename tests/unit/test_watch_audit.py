@@ -61,7 +61,7 @@ async def lead() -> None:
 
 def start(running: WatchAudit) -> asyncio.Task[None]:
     """Run the audit and discard what it reports."""
-    return asyncio.create_task(running.take(lead, lambda *_: None, lambda _: None))
+    return asyncio.create_task(running.run(lead, lambda *_: None, lambda _: None))
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_take_when_a_watch_restarts_reports_deleted_objects(failures: int) -> No
 
     async def live() -> None:
         auditing = asyncio.create_task(
-            running.take(lead, lambda key, uid: reported.append((key, uid)), reported.append)
+            running.run(lead, lambda key, uid: reported.append((key, uid)), reported.append)
         )
         running.watch_restarted()
         seconds = (failures + 1) * (AUDIT_INTERVAL_SECONDS + SETTLE_SECONDS)

@@ -33,7 +33,7 @@ class Server:
 
 
 def until_some(server: Any, *names: str) -> list[str]:
-    return fake_time.run(watched_namespaces.until_some(server, names))
+    return fake_time.run(watched_namespaces.wait_for_any(server, names))
 
 
 def test_until_some_leaves_out_forbidden_namespaces() -> None:
@@ -51,7 +51,7 @@ def test_until_more_returns_when_a_namespace_becomes_visible() -> None:
     api: Any = server
 
     async def live() -> None:
-        waiting = asyncio.create_task(watched_namespaces.until_more(api, ["gone"]))
+        waiting = asyncio.create_task(watched_namespaces.wait_for_missing(api, ["gone"]))
         await eventually(lambda: server.requests >= 3, "it has checked three times")
         assert not waiting.done()
         server.visible.add("gone")

@@ -24,13 +24,13 @@ async def take(queue: WorkQueue, seconds: float = 2.0) -> tuple[str, str]:
 def test_wake_with_several_changes_makes_one_plan_after_a_pause() -> None:
     async def live() -> None:
         queue = WorkQueue()
-        queue.wake(KEY, on_their_way=0)
+        queue.wake(KEY, starting_jobs=0)
         start = time.monotonic()
         assert await take(queue) == KEY
         assert time.monotonic() == start, "the first change is planned immediately"
         queue.done(KEY)
         for _ in range(5):
-            queue.wake(KEY, on_their_way=100)
+            queue.wake(KEY, starting_jobs=100)
         assert len(queue) == 1
         assert await take(queue) == KEY
         assert time.monotonic() - start > 0.2
@@ -43,10 +43,10 @@ def test_wake_with_several_changes_makes_one_plan_after_a_pause() -> None:
 def test_wake_in_when_due_does_not_wait_for_further_changes() -> None:
     async def live() -> None:
         queue = WorkQueue()
-        queue.wake(KEY, on_their_way=0)
+        queue.wake(KEY, starting_jobs=0)
         await take(queue)
         queue.done(KEY)
-        queue.wake(KEY, on_their_way=10_000)
+        queue.wake(KEY, starting_jobs=10_000)
         queue.wake_in(KEY, 0.05)
         start = time.monotonic()
         assert await take(queue) == KEY
@@ -77,12 +77,12 @@ def test_wake_in_called_several_times_uses_the_earliest_time_until_cancelled() -
 def test_take_of_a_job_in_progress_waits_and_keeps_its_changes() -> None:
     async def live() -> None:
         queue = WorkQueue()
-        queue.wake(KEY, on_their_way=0)
+        queue.wake(KEY, starting_jobs=0)
         await take(queue)
-        queue.wake(KEY, on_their_way=0)
+        queue.wake(KEY, starting_jobs=0)
         with pytest.raises(TimeoutError):
             await take(queue)
-        queue.wake(KEY, on_their_way=0)  # another change, while the first one waits
+        queue.wake(KEY, starting_jobs=0)  # another change, while the first one waits
         queue.done(KEY)
         assert len(queue) == 1
 

@@ -18,8 +18,8 @@ class Defaults:
     service_account: str | None = None
     """Service account of workers; the namespace's default unless set. Its token is never mounted."""
     cache_volume: Object | None = None
-    """Source of the volume for staged datasets; emptyDir unless set. With a volume of the node (hostPath) all pods on a node,
-    also of later jobs, share what one of them has downloaded."""
+    """Source of the volume for staged datasets; emptyDir unless set. With a volume of the node (hostPath) all pods on a
+    node, also of later jobs, share what one of them has downloaded."""
     allowed: frozenset[Privilege] = frozenset()
     """What templates may request beyond an ordinary pod."""
     coscheduling_scheduler: str = "scheduler-plugins-scheduler"

@@ -1,7 +1,7 @@
 """Builds what a gang scheduler needs: labels and annotations on the pods, and for some schedulers a PodGroup. Pure.
 
-- Kueue's plain-pod groups (kueue.sigs.k8s.io/docs/tasks/run/plain_pods): labels and a total count on the pods. Kueue adds a
-  scheduling gate that holds the pods until all are admitted. Every attempt is a separate group.
+- Kueue's plain-pod groups (kueue.sigs.k8s.io/docs/tasks/run/plain_pods): labels and a total count on the pods. Kueue
+  adds a scheduling gate that holds the pods until all are admitted. Every attempt is a separate group.
 - Volcano and the coscheduling plugin of scheduler-plugins: a PodGroup with the job's name, and a separate scheduler.
 """
 

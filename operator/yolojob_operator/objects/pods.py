@@ -79,9 +79,8 @@ def owner_reference(job: YoloTrainingJob) -> Object:
 def service(job: YoloTrainingJob) -> Object:
     """The headless service that gives worker 0 its DNS name, NAME-worker-0.NAME, also before the pod is ready.
 
-    The other workers need no DNS name. Each pod that a service selects costs three writes of its endpoints, a tenth of the API
-    server's cost of starting a fleet of jobs.
-    """
+    The other workers need no DNS name. Each pod that a service selects costs three writes of its endpoints, a tenth of
+    the API server's cost of starting a fleet of jobs."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -120,7 +119,7 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, index, attempt, output, mounts, defaults)],
+        "containers": [_container(job, _environment(job, index, attempt, output), mounts, defaults)],
         "volumes": volumes,
         "topologySpreadConstraints": [
             {
@@ -160,8 +159,8 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         "metadata": metadata,
         "spec": strategic_merge(pod_spec, template.get("spec") or {}),
     }
-    # The operator's tolerations come first, because the first match counts: otherwise a pod whose template tolerates everything
-    # would stay on a lost node.
+    # The operator's tolerations come first, because the first match counts: otherwise a pod whose template tolerates
+    # everything would stay on a lost node.
     requested = pod["spec"].get("tolerations") or []
     requested_keys = {toleration.get("key") for toleration in requested}
     pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in requested_keys), *requested]
@@ -183,14 +182,12 @@ def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) ->
     return pod
 
 
-def _container(
-    job: YoloTrainingJob, index: int, attempt: int, output: str, mounts: list[Object], defaults: Defaults
-) -> Object:
+def _container(job: YoloTrainingJob, environment: list[Object], mounts: list[Object], defaults: Defaults) -> Object:
     container: Object = {
         "name": constants.CONTAINER,
         "image": job.spec.workers.image or defaults.image,
         "command": ["python", "-m", "yolojob_trainer.launch"],
-        "env": _environment(job, index, attempt, output),
+        "env": environment,
         "ports": [{"name": "metrics", "containerPort": constants.METRICS_PORT}],
         "resources": _resources(job),
         "volumeMounts": mounts,

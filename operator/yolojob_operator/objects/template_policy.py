@@ -1,10 +1,9 @@
 """Finds fields of `spec.workers.template` that request more than an ordinary pod may have. Pure.
 
-The operator creates pods with its own rights. Without this check, a user who may create jobs but not such pods could have the
-operator create them. The operator refuses whatever the Pod Security level "baseline" forbids, other service accounts, and node
-names that bypass the scheduler, unless the installation allows them by name
- (https://kubernetes.io/docs/concepts/security/pod-security-standards/).
-"""
+The operator creates pods with its own rights. Without this check, a user who may create jobs but not such pods could
+have the operator create them. The operator refuses whatever the Pod Security level "baseline" forbids, other service
+accounts, and node names that bypass the scheduler, unless the installation allows them by name
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/)."""
 
 from __future__ import annotations
 
@@ -35,7 +34,8 @@ class Privilege(enum.StrEnum):
 
 
 def disallowed_fields(template: Object) -> Iterator[tuple[Privilege, str, object]]:
-    """(privilege, path below spec.workers.template, value) of each field that requests more than an ordinary pod may have."""
+    """(privilege, path below spec.workers.template, value) of each field that requests more than an ordinary pod may
+    have."""
     yield from _in_annotations(template.get("metadata"))
     spec = template.get("spec")
     if not isinstance(spec, dict):
@@ -86,6 +86,7 @@ def _in_volumes(volumes: Any) -> Iterator[tuple[Privilege, str, object]]:
                 yield Privilege.SERVICE_ACCOUNT, f"{where}.projected", "serviceAccountToken"
 
 
+_PRIVILEGED_VALUES = {"privileged": True, "allowPrivilegeEscalation": True, "runAsNonRoot": False, "runAsUser": 0}
 _SET_BY_OPERATOR = ("runAsNonRoot", "runAsUser", "seccompProfile", "allowPrivilegeEscalation", "capabilities")
 
 
@@ -95,17 +96,8 @@ def _in_security_context(owner: Object, where: str) -> Iterator[tuple[Privilege,
         yield Privilege.PRIVILEGED, where, None
     if not isinstance(context, dict):
         return
-    for name in _SET_BY_OPERATOR:
-        if name in context and context[name] is None:
-            yield Privilege.PRIVILEGED, f"{where}.{name}", None
-    for name, bad in (
-        ("privileged", True),
-        ("allowPrivilegeEscalation", True),
-        ("runAsNonRoot", False),
-        ("runAsUser", 0),
-    ):
-        if name in context and context[name] == bad and context[name] is not None:
-            yield Privilege.PRIVILEGED, f"{where}.{name}", context[name]
+    for name, value in _privileged_scalars(context):
+        yield Privilege.PRIVILEGED, f"{where}.{name}", value
     capabilities = context.get("capabilities")
     if isinstance(capabilities, dict) and capabilities.get("add"):
         yield Privilege.PRIVILEGED, f"{where}.capabilities.add", capabilities["add"]
@@ -118,3 +110,14 @@ def _in_security_context(owner: Object, where: str) -> Iterator[tuple[Privilege,
             yield Privilege.PRIVILEGED, f"{where}.{name}", context[name]
     if context.get("procMount") not in (None, "Default"):
         yield Privilege.PRIVILEGED, f"{where}.procMount", context["procMount"]
+
+
+def _privileged_scalars(context: Object) -> Iterator[tuple[str, object]]:
+    """(name, value) of fields of a securityContext with a privileged value, or with null, which removes the operator's
+    value."""
+    for name in _SET_BY_OPERATOR:
+        if name in context and context[name] is None:
+            yield name, None
+    for name, privileged_value in _PRIVILEGED_VALUES.items():
+        if name in context and context[name] == privileged_value and context[name] is not None:
+            yield name, context[name]

@@ -1,9 +1,8 @@
 """Keeps the account of time and money in `status.timing`, `status.cost` and `status.history`. Pure.
 
-Time is booked from the last entry to now, in whole seconds, as the API server writes timestamps; so the parts of a job add up to
-its wall-clock time. Past time is divided at the timestamps of the pods (scheduled, started). The running time of worker 0 is
-divided by the trainer's report.
-"""
+Time is booked from the last entry to now, in whole seconds, as the API server writes timestamps; so the parts of a job
+add up to its wall-clock time. Past time is divided at the timestamps of the pods (scheduled, started). The running time
+of worker 0 is divided by the trainer's report."""
 
 from __future__ import annotations
 
@@ -150,8 +149,8 @@ class Account:
         # Also if it is empty: a checkpoint carries over the training time of earlier attempts, or it is lost.
         timing.training_seconds = dict(itertools.islice(report.timing.training_seconds.items(), MAX_PHASES))
         timing.lost_seconds = max(record.running_seconds_before - report.carried_seconds, 0.0)
-        # A checkpoint may carry more time than this job has run: training during the shutdown of a worker, which is booked as
-        # restart or suspension, or training of another job with the same storage.
+        # A checkpoint may carry more time than this job has run: training during the shutdown of a worker, which is
+        # booked as restart or suspension, or training of another job with the same storage.
         surplus, trained = report.carried_seconds - record.running_seconds_before, timing.trained_seconds
         if surplus > 0 and trained > 0:
             _scale(timing, max(trained - surplus, 0.0) / trained)
@@ -289,9 +288,8 @@ class Account:
     def _terminating_pods_to_charge(self) -> tuple[bool, datetime | None]:
         """(whether the time of terminating pods must be written now, when it must be written at the latest).
 
-        A terminated pod's end time disappears with the pod, so it is recorded immediately. A running pod may vanish with its
-        node; it is then charged up to the last recorded time.
-        """
+        A terminated pod's end time disappears with the pod, so it is recorded immediately. A running pod may vanish
+        with its node; it is then charged up to the last recorded time."""
         status, written = self._status, self._written
         terminating = [p for p in self._pods if p.started and (p.deleted or p.attempt != status.attempt)]
         recorded = {r.attempt: r.pod_seconds for r in written.history}

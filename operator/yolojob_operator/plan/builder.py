@@ -199,8 +199,8 @@ class PlanBuilder:
             self.delete.append(Deletion(name=pod.name, uid=pod.uid, grace_seconds=grace_seconds))
             return
         if pod.kueue_group:
-            # Kueue keeps the pods of an unfinished group until others replace them. Kueue may create the Workload just after it
-            # was looked up, hence the repetition.
+            # Kueue keeps the pods of an unfinished group until others replace them. Kueue may create the Workload just
+            # after it was looked up, hence the repetition.
             self.release.add(pod.kueue_group)
             self.wake(self.now + RELEASE_RETRY_INTERVAL)
         node = self.observed.nodes.get(pod.node) if self.observed.nodes else None

@@ -8,9 +8,8 @@ One attempt is one fixed set of pods. Whatever ends an attempt increments `statu
 the cause; pods of an older attempt are leftovers from then on. So nothing is counted twice, however often the plan is
 repeated.
 
-This module has the rules of the lifecycle. `acceptance` has the reasons for refusing a job, `placement` the rules of pod creation
-and size, `status_summary` the texts of the status, `accounting` the account of time and money.
-"""
+This module has the rules of the lifecycle. `acceptance` has the reasons for refusing a job, `placement` the rules of
+pod creation and size, `status_summary` the texts of the status, `accounting` the account of time and money."""
 
 from __future__ import annotations
 
@@ -34,13 +33,13 @@ BACKOFF = timedelta(seconds=10)
 """Wait before the second restart; doubled for each further one. The first restart is immediate."""
 MAX_BACKOFF = timedelta(seconds=300)
 FREE_DISRUPTIONS = 3
-"""After this many disruptions, back off if the attempt lived shorter than MIN_ATTEMPT_AGE, so that repeated preemption does not
-become a hot loop."""
+"""After this many disruptions, back off if the attempt lived shorter than MIN_ATTEMPT_AGE, so that repeated preemption
+does not become a hot loop."""
 ROOT_CAUSE_TIMEOUT = timedelta(seconds=3)
 """Time for the failed worker to appear, once the others have reported that they lost it."""
 NODE_LOST_TIMEOUT = timedelta(seconds=60)
-"""A worker whose node has been not ready for this long is lost. Kubernetes may never evict it: it evicts no pods in a zone
-in which most nodes are not ready."""
+"""A worker whose node has been not ready for this long is lost. Kubernetes may never evict it: it evicts no pods in a
+zone in which most nodes are not ready."""
 PEER_EXIT_TIMEOUT = timedelta(seconds=5)
 """Time for the other workers to exit on their own, once worker 0 has succeeded."""
 FAILURE_GRACE_SECONDS = 5
@@ -216,7 +215,8 @@ def _is_trained(builder: PlanBuilder) -> bool:
 
 
 def _has_elapsed(builder: PlanBuilder, since: datetime | None, timeout: timedelta) -> bool:
-    """Whether the timeout has elapsed since a moment on a node's clock, which may differ; otherwise a plan is due then."""
+    """Whether the timeout has elapsed since a moment on a node's clock, which may differ; otherwise a plan is due
+    then."""
     if since is None or abs(builder.now - since) >= timeout:
         return True
     builder.wake(since + timeout)
@@ -253,7 +253,8 @@ def _decide_outcome(builder: PlanBuilder) -> None:
 
 
 def _pod_on_lost_node(builder: PlanBuilder) -> str | None:
-    """A message about a worker whose node is gone, or not ready for NODE_LOST_TIMEOUT; None if there is no such worker."""
+    """A message about a worker whose node is gone, or not ready for NODE_LOST_TIMEOUT; None if there is no such
+    worker."""
     nodes = builder.observed.nodes
     if nodes is None:
         return None
@@ -269,7 +270,8 @@ def _pod_on_lost_node(builder: PlanBuilder) -> str | None:
 
 
 def _deleted_pod(builder: PlanBuilder) -> str | None:
-    """The name of a pod that is being deleted, or that is missing although the attempt ran; None if there is no such pod."""
+    """The name of a pod that is being deleted, or that is missing although the attempt ran; None if there is no such
+    pod."""
     for pod in builder.current:
         if pod.deleted and pod.phase != "Succeeded":
             return pod.name
@@ -279,7 +281,8 @@ def _deleted_pod(builder: PlanBuilder) -> str | None:
 
 
 def _wait_for_root_cause(builder: PlanBuilder, survivors: list[PodFacts]) -> None:
-    """Handle workers that exited because they lost a peer: the peer's own end shows the cause, so wait for it briefly."""
+    """Handle workers that exited because they lost a peer: the peer's own end shows the cause, so wait for it
+    briefly."""
     message = failure_of(first_to_end(survivors))[1]
     latest = max((p.finished for p in survivors if p.finished), default=None)
     silent = next((p for p in builder.current if not p.terminal), None)
@@ -291,8 +294,8 @@ def _wait_for_root_cause(builder: PlanBuilder, survivors: list[PodFacts]) -> Non
     elif silent is None:
         _restart(builder, Reason.PEER_LOST, message, counted=True)
     elif _has_elapsed(builder, latest, ROOT_CAUSE_TIMEOUT):
-        # A kubelet reports every process that ends, however it ends. Without a report the node is lost, or the worker hangs. A
-        # repeated hang is not a node's fault, so it is counted.
+        # A kubelet reports every process that ends, however it ends. Without a report the node is lost, or the worker
+        # hangs. A repeated hang is not a node's fault, so it is counted.
         where = f"{silent.name} on node {silent.node} is silent"
         repeated = builder.status.disruptions >= FREE_DISRUPTIONS
         _restart(

@@ -1,4 +1,5 @@
-"""Rules of pod creation and of the attempt's size: missing pods, and attempts with fewer or more workers (spec.elastic). Pure."""
+"""Rules of pod creation and of the attempt's size: missing pods, and attempts with fewer or more workers
+(spec.elastic). Pure."""
 
 from __future__ import annotations
 

@@ -105,8 +105,8 @@ _DISRUPTED_REASONS = (
     "TopologyAffinityError",
     "OutOf",
 )
-"""Prefixes of `status.reason` of pods that the kubelet or the node lifecycle controller ended or did not admit. OutOf stands for
-OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu (pkg/kubelet/lifecycle/predicate.go)."""
+"""Prefixes of `status.reason` of pods that the kubelet or the node lifecycle controller ended or did not admit. OutOf
+stands for OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu (pkg/kubelet/lifecycle/predicate.go)."""
 _UNKNOWN = "ContainerStatusUnknown"
 """Reason of a container whose end no kubelet observed, because its node was restarted."""
 
