@@ -101,9 +101,46 @@ def service(job: YoloTrainingJob) -> Object:
 
 def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
     """The pod of one worker in one attempt."""
+    template = job.spec.workers.template
+    pod: Object = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata(job, index, attempt),
+        "spec": strategic_merge(_pod_spec(job, index, attempt, defaults), template.get("spec") or {}),
+    }
+    # The operator's tolerations come first, because the first match counts: otherwise a pod whose template tolerates
+    # everything would stay on a lost node.
+    requested = pod["spec"].get("tolerations") or []
+    requested_keys = {toleration.get("key") for toleration in requested}
+    pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in requested_keys), *requested]
+    return dict(strategic_merge(pod, gang_scheduling.pod_patch(job, attempt, defaults.coscheduling_scheduler)))
+
+
+def _metadata(job: YoloTrainingJob, index: int, attempt: int) -> Object:
+    from_template = job.spec.workers.template.get("metadata") or {}
+    annotations = dict(from_template.get("annotations") or {})
+    if job.metadata.generation:
+        annotations[constants.ANNOTATION_GENERATION] = str(job.metadata.generation)
+    return {
+        "name": worker_name(job.metadata.name, index),
+        "namespace": job.metadata.namespace,
+        "labels": {
+            **(from_template.get("labels") or {}),
+            # The job's own labels take precedence: pods are selected by them.
+            **labels(job),
+            constants.LABEL_WORKER: str(index),
+            constants.LABEL_WORKERS: str(job.spec.workers.replicas),
+            constants.LABEL_ATTEMPT: str(attempt),
+        },
+        "ownerReferences": [owner_reference(job)],
+        "annotations": annotations,
+    }
+
+
+def _pod_spec(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
+    """The pod's spec before the job's template is merged into it."""
     spec = job.spec
     volumes, mounts, output = _volumes(job, index, defaults)
-    template = spec.workers.template
     pod_spec: Object = {
         "restartPolicy": "Never",
         "hostname": worker_name(job.metadata.name, index),
@@ -136,35 +173,7 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         pod_spec["priorityClassName"] = spec.scheduling.priority_class_name
     if defaults.service_account:
         pod_spec["serviceAccountName"] = defaults.service_account
-    metadata: Object = {
-        "name": worker_name(job.metadata.name, index),
-        "namespace": job.metadata.namespace,
-        "labels": {
-            **labels(job),
-            constants.LABEL_WORKER: str(index),
-            constants.LABEL_WORKERS: str(job.spec.workers.replicas),
-            constants.LABEL_ATTEMPT: str(attempt),
-        },
-        "ownerReferences": [owner_reference(job)],
-    }
-    template_metadata = template.get("metadata") or {}
-    metadata["annotations"] = dict(template_metadata.get("annotations") or {})
-    if job.metadata.generation:
-        metadata["annotations"][constants.ANNOTATION_GENERATION] = str(job.metadata.generation)
-    # The job's own labels take precedence: pods are selected by them.
-    metadata["labels"] = {**(template_metadata.get("labels") or {}), **metadata["labels"]}
-    pod: Object = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": metadata,
-        "spec": strategic_merge(pod_spec, template.get("spec") or {}),
-    }
-    # The operator's tolerations come first, because the first match counts: otherwise a pod whose template tolerates
-    # everything would stay on a lost node.
-    requested = pod["spec"].get("tolerations") or []
-    requested_keys = {toleration.get("key") for toleration in requested}
-    pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in requested_keys), *requested]
-    return dict(strategic_merge(pod, gang_scheduling.pod_patch(job, attempt, defaults.coscheduling_scheduler)))
+    return pod_spec
 
 
 def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
