@@ -38,7 +38,7 @@ def main(
     cache_volume: Annotated[
         str | None,
         typer.Option(
-            envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged datasets, as JSON. [default: emptyDir]"
+            envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged datasets, as JSON; emptyDir unless set."
         ),
     ] = None,
     coscheduling_scheduler: Annotated[
@@ -56,7 +56,7 @@ def main(
     ] = None,
     namespace: Annotated[
         list[str] | None,
-        typer.Option(envvar="YOLOJOB_NAMESPACES", help="Namespace to watch. Repeatable. [default: all]"),
+        typer.Option(envvar="YOLOJOB_NAMESPACES", help="Namespace to watch; all unless set. Repeatable."),
     ] = None,
     lease_namespace: Annotated[
         str,
@@ -66,7 +66,8 @@ def main(
         ),
     ] = "default",
     listen: Annotated[
-        str, typer.Option(envvar="YOLOJOB_LISTEN", help="HOST:PORT of /metrics and /healthz. [default: no HTTP server]")
+        str,
+        typer.Option(envvar="YOLOJOB_LISTEN", help="HOST:PORT of /metrics and /healthz; no HTTP server unless set."),
     ] = "",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log kopf's messages.")] = False,
 ) -> None:
