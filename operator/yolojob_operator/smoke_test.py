@@ -1,5 +1,6 @@
 """The `helm test` job, `python -m yolojob_operator.smoke_test FILE`: submits a job, prints its progress, and deletes
-it."""
+it.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ by the timestamps in the Lease: the clocks of two machines may differ.
 
 `kubernetes.aio.leaderelection` is not used, for two reasons. It elects over one Lease, while an operator of several
 namespaces must hold one in each of them, skip those that were deleted, and take the others in a fixed order. And it
-measures durations with the wall clock, which may jump."""
+measures durations with the wall clock, which may jump.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def identity() -> str:
     """The identity of this operator, the same after a crash in the same pod.
 
     In a cluster it is the pod's uid; elsewhere host, PID namespace and process id, from which another process on this
-    host can find out whether the holder still runs."""
+    host can find out whether the holder still runs.
+    """
     if uid := os.environ.get("YOLOJOB_POD_UID"):
         return uid
     return f"{_host_prefix()}{os.getpid()}"
@@ -144,7 +146,8 @@ class Lease:
         """Treat the namespace as deleted, once reading the lease has been forbidden for LEASE_DURATION_SECONDS.
 
         A deleted namespace takes the operator's rights in it along. An API server that has just started refuses
-        requests for a moment as well; until then, another operator may hold the lease."""
+        requests for a moment as well; until then, another operator may hold the lease.
+        """
         self._refused = self._refused or began
         if began - self._refused < LEASE_DURATION_SECONDS:
             raise error
@@ -225,7 +228,8 @@ def _held_until(leases: list[Lease]) -> float:
 
 async def _renew_all(leases: list[Lease]) -> None:
     """Renew all leases concurrently, so that one slow response does not let the others expire, and stop when they
-    expire."""
+    expire.
+    """
     renewals = [asyncio.create_task(_renew_or_acquire(lease)) for lease in leases]
     try:
         await asyncio.wait(renewals, timeout=max(_held_until(leases) - time.monotonic(), 0.0))
@@ -237,7 +241,8 @@ async def _renew_all(leases: list[Lease]) -> None:
 
 async def _acquire_all(leases: list[Lease]) -> None:
     """Acquire the leases one by one, in the same order in all operators: two that hold some each would wait for each
-    other."""
+    other.
+    """
     missing = False
     for lease in sorted(leases, key=lambda candidate: candidate.namespace):
         if not missing:
@@ -263,8 +268,11 @@ async def _log_errors(action: Awaitable[None]) -> None:
 async def keep_leases(leases: list[Lease], on_change: Callable[[float], None]) -> None:
     """Acquire and renew all of these leases in an endless loop.
 
-    Args: leases: those of the watched namespaces. on_change: called after each round with the moment of the monotonic
-        clock until which all leases are held; 0 if they are not."""
+    Args:
+        leases: those of the watched namespaces.
+        on_change: called after each round with the moment of the monotonic clock until which all leases are held; 0 if
+            they are not.
+    """
     leading = waiting = False
     while True:
         began = time.monotonic()

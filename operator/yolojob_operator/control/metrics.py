@@ -1,7 +1,8 @@
 """The operator's Prometheus metrics.
 
 Series of single jobs are computed from the jobs at each scrape, so a deleted job leaves no series behind. Counters and
-histograms observe every status change once: after it was written."""
+histograms observe every status change once: after it was written.
+"""
 
 from __future__ import annotations
 
@@ -226,7 +227,8 @@ class Metrics:
 
     def _initialise(self, namespace: str) -> None:
         """Create the series of a namespace with the value 0: `increase` does not count the first sample of a new
-        series."""
+        series.
+        """
         self._namespaces.add(namespace)
         for cause in (*CAUSES.values(), *OTHER_CAUSES):
             self.restarts.labels(namespace, cause)

@@ -1,5 +1,6 @@
 """Reconciles jobs: plans, writes the status, executes the plan, and retries; a periodic resync covers everything
-else."""
+else.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +127,8 @@ class Reconciler:
         list.
 
         It is 0 while this operator is not the leader, perhaps because the API server is unreachable, and counts from
-        the moment at which it became the leader."""
+        the moment at which it became the leader.
+        """
         if not self.leadership.is_leader():
             return 0.0
         written = (since for _, since in self._unseen.values())
@@ -365,7 +367,8 @@ class Reconciler:
 
 async def _run_forever(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a loop that must not end: after an error it is restarted, or the operator would seem healthy and do
-    nothing."""
+    nothing.
+    """
     while True:
         try:
             await loop()
@@ -394,5 +397,6 @@ def _is_managed(body: Object) -> bool:
 
 def _version(body: Object) -> int:
     """resourceVersion: a growing number. The API guarantees this since Kubernetes 1.35; earlier versions behave the
-    same."""
+    same.
+    """
     return int(body["metadata"]["resourceVersion"])

@@ -1,5 +1,6 @@
 """Compares periodic lists of all objects with what the watches delivered, to find missed deletions and stalled
-watches."""
+watches.
+"""
 
 from __future__ import annotations
 

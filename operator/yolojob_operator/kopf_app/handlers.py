@@ -1,5 +1,6 @@
 """Registers the watches with kopf and passes their events to the reconciler. No finalizers, no webhooks, no
-decisions."""
+decisions.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Storages for kopf that store nothing: this operator has no change handlers, so kopf needs no state of its own.
 
 With its default storages kopf compares every object with its last state at every event, by two deep copies; that was a
-third of the operator's CPU time with a hundred jobs."""
+third of the operator's CPU time with a hundred jobs.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ async def supervise(memo: kopf.Memo, namespaces: list[str]) -> None:
     """Run kopf until the process is told to end.
 
     kopf exits on the first error in a watch other than 410, also on a temporary 401. The supervisor itself restarts
-    kopf when a missing namespace is available again."""
+    kopf when a missing namespace is available again.
+    """
     api = await ApiClient.connect()
     while True:
         watched = await watched_namespaces.wait_for_any(api, namespaces) if namespaces else []

@@ -2,7 +2,8 @@
 
 `kubernetes.aio.dynamic` is not used: it discovers API groups first and wraps every response in nested objects. Plain
 dicts, metadata-only responses and paged lists keep the operator fast and small with a thousand jobs (measured in
-docs/benchmarks.md)."""
+docs/benchmarks.md).
+"""
 
 from __future__ import annotations
 
@@ -195,9 +196,10 @@ class ApiClient:
     async def versions(self, kind: str, namespaces: Iterable[str]) -> dict[str, int]:
         """resourceVersion by uid of all pods that carry a job's label, of all jobs, or of all nodes.
 
-        Args: kind: Pod, Node, or a job's kind. namespaces: the namespaces to list; all namespaces if it is empty. A
-            namespace that may not be listed was deleted, and with it the operator's rights in it: it contributes
-            nothing.
+        Args:
+            kind: Pod, Node, or a job's kind.
+            namespaces: the namespaces to list; all namespaces if it is empty. A namespace that may not be listed was
+                deleted, and with it the operator's rights in it: it contributes nothing.
 
         Raises:
             ApiError: no answer, the kind is unknown (404), or none of the namespaces may be listed (403).

@@ -18,7 +18,8 @@ SHARED_LEVELS = 32
 
 def lean(body: Body) -> Object:
     """An API object as it is kept in memory: without managedFields, with interned keys. It takes a third less
-    memory."""
+    memory.
+    """
     metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
     return dict(_shared({**body, "metadata": metadata}, levels=SHARED_LEVELS))
 

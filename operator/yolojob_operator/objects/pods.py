@@ -80,7 +80,8 @@ def service(job: YoloTrainingJob) -> Object:
     """The headless service that gives worker 0 its DNS name, NAME-worker-0.NAME, also before the pod is ready.
 
     The other workers need no DNS name. Each pod that a service selects costs three writes of its endpoints, a tenth of
-    the API server's cost of starting a fleet of jobs."""
+    the API server's cost of starting a fleet of jobs.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Service",

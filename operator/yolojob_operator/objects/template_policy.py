@@ -3,7 +3,8 @@
 The operator creates pods with its own rights. Without this check, a user who may create jobs but not such pods could
 have the operator create them. The operator refuses whatever the Pod Security level "baseline" forbids, other service
 accounts, and node names that bypass the scheduler, unless the installation allows them by name
-(https://kubernetes.io/docs/concepts/security/pod-security-standards/)."""
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Privilege(enum.StrEnum):
 
 def disallowed_fields(template: Object) -> Iterator[tuple[Privilege, str, object]]:
     """(privilege, path below spec.workers.template, value) of each field that requests more than an ordinary pod may
-    have."""
+    have.
+    """
     yield from _in_annotations(template.get("metadata"))
     spec = template.get("spec")
     if not isinstance(spec, dict):
@@ -114,7 +116,8 @@ def _in_security_context(owner: Object, where: str) -> Iterator[tuple[Privilege,
 
 def _privileged_scalars(context: Object) -> Iterator[tuple[str, object]]:
     """(name, value) of fields of a securityContext with a privileged value, or with null, which removes the operator's
-    value."""
+    value.
+    """
     for name in _SET_BY_OPERATOR:
         if name in context and context[name] is None:
             yield name, None

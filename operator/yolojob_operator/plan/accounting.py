@@ -2,7 +2,8 @@
 
 Time is booked from the last entry to now, in whole seconds, as the API server writes timestamps; so the parts of a job
 add up to its wall-clock time. Past time is divided at the timestamps of the pods (scheduled, started). The running time
-of worker 0 is divided by the trainer's report."""
+of worker 0 is divided by the trainer's report.
+"""
 
 from __future__ import annotations
 
@@ -289,7 +290,8 @@ class Account:
         """(whether the time of terminating pods must be written now, when it must be written at the latest).
 
         A terminated pod's end time disappears with the pod, so it is recorded immediately. A running pod may vanish
-        with its node; it is then charged up to the last recorded time."""
+        with its node; it is then charged up to the last recorded time.
+        """
         status, written = self._status, self._written
         terminating = [p for p in self._pods if p.started and (p.deleted or p.attempt != status.attempt)]
         recorded = {r.attempt: r.pod_seconds for r in written.history}

@@ -9,7 +9,8 @@ the cause; pods of an older attempt are leftovers from then on. So nothing is co
 repeated.
 
 This module has the rules of the lifecycle. `acceptance` has the reasons for refusing a job, `placement` the rules of
-pod creation and size, `status_summary` the texts of the status, `accounting` the account of time and money."""
+pod creation and size, `status_summary` the texts of the status, `accounting` the account of time and money.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +217,8 @@ def _is_trained(builder: PlanBuilder) -> bool:
 
 def _has_elapsed(builder: PlanBuilder, since: datetime | None, timeout: timedelta) -> bool:
     """Whether the timeout has elapsed since a moment on a node's clock, which may differ; otherwise a plan is due
-    then."""
+    then.
+    """
     if since is None or abs(builder.now - since) >= timeout:
         return True
     builder.wake(since + timeout)
@@ -254,7 +256,8 @@ def _decide_outcome(builder: PlanBuilder) -> None:
 
 def _pod_on_lost_node(builder: PlanBuilder) -> str | None:
     """A message about a worker whose node is gone, or not ready for NODE_LOST_TIMEOUT; None if there is no such
-    worker."""
+    worker.
+    """
     nodes = builder.observed.nodes
     if nodes is None:
         return None
@@ -271,7 +274,8 @@ def _pod_on_lost_node(builder: PlanBuilder) -> str | None:
 
 def _deleted_pod(builder: PlanBuilder) -> str | None:
     """The name of a pod that is being deleted, or that is missing although the attempt ran; None if there is no such
-    pod."""
+    pod.
+    """
     for pod in builder.current:
         if pod.deleted and pod.phase != "Succeeded":
             return pod.name
@@ -282,7 +286,8 @@ def _deleted_pod(builder: PlanBuilder) -> str | None:
 
 def _wait_for_root_cause(builder: PlanBuilder, survivors: list[PodFacts]) -> None:
     """Handle workers that exited because they lost a peer: the peer's own end shows the cause, so wait for it
-    briefly."""
+    briefly.
+    """
     message = failure_of(first_to_end(survivors))[1]
     latest = max((p.finished for p in survivors if p.finished), default=None)
     silent = next((p for p in builder.current if not p.terminal), None)

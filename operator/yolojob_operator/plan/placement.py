@@ -1,5 +1,6 @@
 """Rules of pod creation and of the attempt's size: missing pods, and attempts with fewer or more workers
-(spec.elastic). Pure."""
+(spec.elastic). Pure.
+"""
 
 from __future__ import annotations
 

@@ -24,5 +24,6 @@ def at_most(spec: YoloTrainingJobSpec, workers: int) -> int | None:
 
 def closest(spec: YoloTrainingJobSpec, workers: int) -> int:
     """The largest allowed number up to `workers`, else the smallest allowed number; replicas for a job that is not
-    elastic."""
+    elastic.
+    """
     return at_most(spec, workers) or min(allowed(spec), default=spec.workers.replicas)
