@@ -1,4 +1,4 @@
-"""`python -m yolojob_operator`: runs inside a cluster, or outside of it with KUBECONFIG."""
+"""Command line of the operator, `python -m yolojob_operator`: inside a cluster, or outside with KUBECONFIG."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from kubernetes.aio.config import ConfigException
 from yolojob import __version__
 from yolojob.api.constants import ExitCode
 from yolojob_operator.kopf_app import supervisor
-from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.objects.template_policy import Privilege
 
 app = typer.Typer(pretty_exceptions_enable=False)
 GC_THRESHOLDS = (10_000, 10, 10)
-"""Objects of a watch's events live long and hold no cycles: Python's own (700, 10, 10) cost a fifth of the CPU time."""
+"""Objects of watch events live long and have no reference cycles: with Python's default (700, 10, 10) the garbage
+collector takes a fifth of the CPU time."""
 
 
 @app.command()
 def main(
     trainer_image: Annotated[
-        str, typer.Option(envvar="YOLOJOB_TRAINER_IMAGE", help="Image of the workers, unless the job names its own.")
+        str, typer.Option(envvar="YOLOJOB_TRAINER_IMAGE", help="Image of the workers, unless the job sets one.")
     ] = f"yolojob/trainer:{__version__}",
     image_pull_policy: Annotated[
         str | None, typer.Option(envvar="YOLOJOB_IMAGE_PULL_POLICY", help="Pull policy of the workers' image.")
@@ -36,30 +37,39 @@ def main(
     ] = None,
     cache_volume: Annotated[
         str | None,
-        typer.Option(envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged data sets, as JSON; else emptyDir."),
+        typer.Option(
+            envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged datasets, as JSON; emptyDir unless set."
+        ),
     ] = None,
     coscheduling_scheduler: Annotated[
         str,
-        typer.Option(envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Scheduler that has the coscheduling plugin."),
+        typer.Option(
+            envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Name of the scheduler with the coscheduling plugin."
+        ),
     ] = "scheduler-plugins-scheduler",
     allow: Annotated[
         list[Privilege] | None,
-        typer.Option(envvar="YOLOJOB_ALLOW", help="What spec.workers.template may ask for beyond an ordinary pod."),
+        typer.Option(
+            envvar="YOLOJOB_ALLOW",
+            help="Privilege that spec.workers.template may request beyond an ordinary pod. Repeatable.",
+        ),
     ] = None,
     namespace: Annotated[
-        list[str] | None, typer.Option(envvar="YOLOJOB_NAMESPACES", help="Watch only these; all unless given.")
+        list[str] | None,
+        typer.Option(envvar="YOLOJOB_NAMESPACES", help="Namespace to watch; all unless set. Repeatable."),
     ] = None,
     lease_namespace: Annotated[
         str,
         typer.Option(
             envvar="YOLOJOB_LEASE_NAMESPACE",
-            help="Where the lease of an operator for all namespaces lives: the same for all of a cluster's operators.",
+            help="Namespace of the lease of an operator of all namespaces: the same for all operators of a cluster.",
         ),
     ] = "default",
     listen: Annotated[
-        str, typer.Option(envvar="YOLOJOB_LISTEN", help="HOST:PORT of /metrics and /healthz; none unless given.")
+        str,
+        typer.Option(envvar="YOLOJOB_LISTEN", help="HOST:PORT of /metrics and /healthz; no HTTP server unless set."),
     ] = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log kopf's doings, too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log kopf's messages.")] = False,
 ) -> None:
     """Watch YoloTrainingJobs and run their pods."""
     from yolojob_operator.kopf_app import handlers
@@ -86,9 +96,12 @@ def main(
     if not namespace:
         handlers.watch_nodes()
     try:
-        asyncio.run(supervisor.operate(memo, namespace or []))
+        asyncio.run(supervisor.supervise(memo, namespace or []))
     except ConfigException as error:
-        typer.echo(f"error: no cluster: {error}; set KUBECONFIG, or run in a pod with a service account", err=True)
+        typer.echo(
+            f"error: no cluster: {error}; set KUBECONFIG, or run in a pod with a service account",
+            err=True,
+        )
         raise typer.Exit(ExitCode.BAD_INPUT) from None
 
 
@@ -98,7 +111,7 @@ def _volume_source(text: str | None) -> dict[str, Any] | None:
     try:
         source = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--cache-volume: {text!r} is no JSON: {error}") from None
+        raise typer.BadParameter(f"--cache-volume: {text!r} is not valid JSON: {error}") from None
     if not isinstance(source, dict) or len(source) != 1:
         raise typer.BadParameter(f'--cache-volume: {text!r} must be one volume source, such as {{"emptyDir": {{}}}}')
     return source

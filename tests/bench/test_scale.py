@@ -117,7 +117,9 @@ def test_many_jobs(kube: Kube, operator: Operator, report: Report, count: int) -
     eventually(lambda: silent(operator), "the last words are written", seconds=180)
     idle = operator.cpu_seconds()
     # As long as the longest of the operator's own rounds.
-    seconds = max(watch_audit.EVERY_SECONDS, watch_audit.SECONDS_PER_OBJECT * count * (1 + WORKERS))
+    seconds = max(
+        watch_audit.AUDIT_INTERVAL_SECONDS, watch_audit.AUDIT_INTERVAL_SECONDS_PER_OBJECT * count * (1 + WORKERS)
+    )
     time.sleep(seconds)
     row["idle CPU"] = round((operator.cpu_seconds() - idle) / seconds, 4)
     print(f"idle CPU with {count} finished jobs: {row['idle CPU']:.2%} of a core")

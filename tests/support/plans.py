@@ -1,18 +1,18 @@
-"""A job, its pods and a moment in few words, for tests of the plan."""
+"""Builders for tests of the plan: a job, its pods, and the plan for them at a given time."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.lifecycle import Plan, plan
 from yolojob_operator.plan.pod_facts import PodFacts
 
 from support import minimal
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import YoloTrainingJobStatus
+from yolojob.api.status import Cost, Timing, YoloTrainingJobStatus
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 DEFAULTS = Defaults(image="trainer:test")
@@ -26,9 +26,9 @@ def job(status: YoloTrainingJobStatus | None = None, **spec: Any) -> YoloTrainin
         "generation": 1,
         "creationTimestamp": "2026-01-01T11:59:50Z",
     }
-    made = YoloTrainingJob.model_validate(document)
-    made.status = status
-    return made
+    parsed = YoloTrainingJob.model_validate(document)
+    parsed.status = status
+    return parsed
 
 
 def pod(index: int, phase: str = "Running", attempt: int = 1, **facts: Any) -> PodFacts:
@@ -51,26 +51,61 @@ def pod(index: int, phase: str = "Running", attempt: int = 1, **facts: Any) -> P
 
 
 def failed(index: int, code: int, **facts: Any) -> PodFacts:
+    """A pod whose trainer exited with this code."""
     return pod(index, "Failed", exit_code=code, **facts)
 
 
 def running(**spec: Any) -> YoloTrainingJob:
-    """A job whose first attempt runs."""
-    started = make(job(**spec)).status
-    return job(make(job(started, **spec), pod(0), pod(1)).status, **spec)
+    """A job whose first attempt is running."""
+    started = make_plan(job(**spec)).status
+    return job(make_plan(job(started, **spec), pod(0), pod(1)).status, **spec)
 
 
-def make(of: YoloTrainingJob, *pods: PodFacts, now: datetime = NOW, **observed: Any) -> Plan:
-    return plan(of, Observed(pods=pods, **observed), now, DEFAULTS)
+def make_plan(current: YoloTrainingJob, *pods: PodFacts, now: datetime = NOW, **observed: Any) -> Plan:
+    """The plan for a job with these pods."""
+    return plan(current, Observed(pods=pods, **observed), now, DEFAULTS)
 
 
 def after(seconds: float) -> datetime:
+    """The time this many seconds after NOW."""
     return NOW + timedelta(seconds=seconds)
 
 
-def conditions(made: Plan) -> dict[str, tuple[str, str]]:
-    return {c.type.value: (c.status, c.reason) for c in made.status.conditions}
+def conditions(planned: Plan) -> dict[str, tuple[str, str]]:
+    """Status and reason of each condition, by type."""
+    return {c.type.value: (c.status, c.reason) for c in planned.status.conditions}
 
 
-def reasons(made: Plan) -> list[str]:
-    return [e.reason for e in made.events]
+def reasons(planned: Plan) -> list[str]:
+    """The reasons of the plan's events."""
+    return [e.reason for e in planned.events]
+
+
+class Timeline:
+    """A job whose status is kept from plan to plan, as the API server keeps it."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.spec = spec
+        self.latest: YoloTrainingJobStatus | None = None
+
+    def at(self, seconds: float, *pods: PodFacts, **observed: Any) -> Plan:
+        """Plan with these pods at this time, and store the status."""
+        planned = make_plan(job(self.latest, **self.spec), *pods, now=after(seconds), **observed)
+        stored = planned.status.model_dump_json(by_alias=True, exclude_none=True)
+        self.latest = YoloTrainingJobStatus.model_validate_json(stored)
+        return planned
+
+    @property
+    def status(self) -> YoloTrainingJobStatus:
+        assert self.latest is not None
+        return self.latest
+
+    @property
+    def timing(self) -> Timing:
+        assert self.status.timing is not None
+        return self.status.timing
+
+    @property
+    def cost(self) -> Cost:
+        assert self.status.cost is not None
+        return self.status.cost

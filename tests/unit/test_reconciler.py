@@ -1,49 +1,85 @@
-"""What the reconciler keeps in mind between two plans."""
+"""The reconciler: what it remembers of a job from plan to plan, and what it forgets."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
-from datetime import UTC, datetime, tzinfo
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from datetime import UTC
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
 
 import pytest
-from support import minimal
-from yolojob_operator.control import reconciler as module
-from yolojob_operator.control import status_debounce
+from support import fake_time, minimal
+from support.fake_time import FakeDatetime, eventually
+from yolojob_operator.control import reconciler as reconciler_module
 from yolojob_operator.control.metrics import Metrics
-from yolojob_operator.control.reconciler import Reconciler
-from yolojob_operator.kube.api_client import ClusterError
-from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.control.reconciler import WATCH_STALL_SECONDS, Reconciler, WatchCache
+from yolojob_operator.control.status_debounce import QUIET_SECONDS
+from yolojob_operator.kube.api_client import ApiError, Conflict
+from yolojob_operator.objects.defaults import Defaults
 
 KEY = ("default", "digits")
+UID = "job-uid"
+
+
+@pytest.fixture(autouse=True)
+def wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wall clock of the reconciler advances with the monotonic clock."""
+    monkeypatch.setattr(reconciler_module, "datetime", FakeDatetime)
 
 
 class Server:
-    """An API server that takes everything and counts; no watch."""
+    """An API server that accepts every change and counts. It shows nothing through watches, and cannot list."""
 
     def __init__(self) -> None:
-        self.version, self.writes, self.inside = 1, 0, True
+        self.version, self.inside = 1, True
+        self.created: list[str] = []
+        """Kinds."""
+        self.statuses: list[dict[str, Any]] = []
+        self.events: list[tuple[str, str]] = []
+        """The uid of the job, and the message."""
+
+    @property
+    def changes(self) -> int:
+        return len(self.created) + len(self.statuses) + len(self.events)
 
     async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+        self.created.append(item["kind"])
         metadata = {**item["metadata"], "uid": f"uid-{item['metadata']['name']}"}
         return {"kind": "PartialObjectMetadata", "metadata": metadata}
 
-    async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+    async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:
         self.version += 1
-        self.writes += 1
+        self.statuses.append(status)
         return {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}, "status": status}
 
-    async def post_event(self, *_: Any) -> None:
-        """Nobody reads it."""
+    async def post_event(self, body: dict[str, Any], kind: str, reason: str, message: str) -> None:
+        self.events.append((body["metadata"]["uid"], message))
+
+    async def versions(self, kind: str, namespaces: Iterable[str]) -> dict[str, int]:
+        raise ApiError(503, "ServiceUnavailable", "this server cannot list")
 
 
-def body(version: int) -> dict[str, Any]:
+class RefusingServer(Server):
+    """An API server that creates nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests = 0
+
+    async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+        self.requests += 1
+        raise ApiError(500, "InternalError", "failed calling webhook mpod.kb.io")
+
+
+def body(version: int, uid: str = UID) -> dict[str, Any]:
     document = minimal(storage={"uri": "pvc://runs"})
     document["metadata"] |= {
         "namespace": "default",
-        "uid": "job-uid",
+        "uid": uid,
         "generation": 1,
         "creationTimestamp": "2026-01-01T12:00:00Z",
         "resourceVersion": str(version),
@@ -51,381 +87,380 @@ def body(version: int) -> dict[str, Any]:
     return document
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    return now
+def new_body(**policy: Any) -> dict[str, Any]:
+    """A job that was created at this moment."""
+    document = body(1)
+    document["metadata"]["creationTimestamp"] = FakeDatetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    document["spec"]["runPolicy"] = policy
+    return document
 
 
-def test_a_watch_that_does_not_show_our_own_writes_is_deaf(clock: list[float]) -> None:
-    """The first gang is made without a status; when that is written at last, the watch has to show it."""
+def reconciler(server: Any, metrics: Metrics | None = None) -> Reconciler:
+    """A reconciler that leads. Its watch shows no pods, and it may not see nodes."""
+    cache = WatchCache(pods_of=lambda key: [], all_pods=lambda: [], nodes=lambda: None)
+    created = Reconciler(server, Defaults(image="x"), metrics or Metrics(lambda: []), (), cache)
+    created.leadership.hold_until(float("inf"))
+    return created
+
+
+def shown_jobs(running: Reconciler) -> list[tuple[tuple[str, str], int]]:
+    """Key and resourceVersion of the jobs that the reconciler has in memory."""
+    return [(key, version) for key, version, _ in running.statuses()]
+
+
+def remembers(running: Reconciler, text: str) -> bool:
+    """Whether an object that the reconciler holds contains this string. Its tasks and the test's server do not count."""
+    skipped = (type, ModuleType, FunctionType, BuiltinFunctionType, asyncio.AbstractEventLoop, asyncio.Task, Server)
+    found, pending = set[int](), [running]
+    while pending:
+        item: Any = pending.pop()
+        if id(item) in found or isinstance(item, skipped):
+            continue
+        if item == text:
+            return True
+        found.add(id(item))
+        pending += gc.get_referents(item)
+    return False
+
+
+def test_unhealthy_reason_when_own_writes_are_not_shown_names_the_stalled_watch() -> None:
+    """The first gang is created without a status. As soon as the status is written, the watch must show it."""
     server = Server()
 
     async def live() -> None:
-        made = reconciler(server)
-        made.job_seen(body(1))
-        await made._reconcile(KEY)
-        assert server.writes == 0, "the spec alone says what the first gang is"
-        assert made.ailment() == ""
-        await made._reconcile(KEY)
-        clock[0] += status_debounce.QUIET_SECONDS
-        await made._reconcile(KEY)
-        assert server.writes == 1
-        clock[0] += module.DEAF_SECONDS + 1
-        assert made.ailment().startswith("the watch is deaf")
-        assert made.watch_lag() > module.DEAF_SECONDS
-        seen = body(server.version)
-        made.job_seen({**seen, "status": {}})
-        made._deeds.forget(KEY)  # as if the pods had been shown, too
-        assert made.ailment() == ""
-        await made.stop()
+        running = reconciler(server)
+        running.start()
+        running.job_seen(body(1))
+        await asyncio.sleep(QUIET_SECONDS / 2)
+        assert server.created
+        assert server.statuses == [], "the first gang follows from the spec alone"
+        assert running.unhealthy_reason() == ""
+        await asyncio.sleep(QUIET_SECONDS)
+        assert len(server.statuses) == 1
+        await asyncio.sleep(WATCH_STALL_SECONDS + 1)
+        assert running.unhealthy_reason() != ""
+        assert running.watch_lag() > WATCH_STALL_SECONDS
+        running.job_seen({**body(server.version), "status": {}})
+        await running.pods_changed(KEY, "uid-digits-worker-0")
+        assert running.unhealthy_reason() == "", "the watch has shown the status and the pod"
+        await running.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_minor_news_is_written_when_it_is_quiet_about_a_job(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each plan says its words anew, with new times; that is no news."""
+def test_minor_change_of_a_status_is_written_after_a_quiet_time() -> None:
+    """Each plan has new timestamps in its messages, which alone are no change."""
     server = Server()
 
-    class Wall(datetime):
-        """The wall clock goes on with the other, and with it the times of conditions."""
-
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return datetime.fromtimestamp(1_767_268_800 + clock[0], tz)
-
-    monkeypatch.setattr(module, "datetime", Wall)
-
     async def live() -> None:
-        made = reconciler(server)
-        made.job_seen(body(1))
-        await made._reconcile(KEY)  # its pods are created: that is news for the next plan
+        running = reconciler(server)
+        running.start()
+        await asyncio.sleep(0)  # the first resync finds no job, and the next one is a minute later
+        running.job_seen(body(1))  # its pods are created, which is a change for the next plan
         for _ in range(2):
-            clock[0] += status_debounce.QUIET_SECONDS * 0.75
-            await made._reconcile(KEY)
-            assert server.writes == 0
-        clock[0] += status_debounce.QUIET_SECONDS * 0.5
-        await made._reconcile(KEY)
-        assert server.writes == 1
-        await made.stop()
+            await asyncio.sleep(QUIET_SECONDS * 0.75)
+            running.wake(KEY)
+            await asyncio.sleep(0.1)
+            assert server.statuses == []
+        await asyncio.sleep(QUIET_SECONDS * 0.5)
+        assert len(server.statuses) == 1
+        await running.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_deleted_job_leaves_nothing(clock: list[float]) -> None:
+def test_deleted_job_is_forgotten() -> None:
     server = Server()
 
     async def live() -> None:
-        made = reconciler(server)
-        made.job_seen(body(1))
-        await made._reconcile(KEY)
-        made.job_gone(KEY, "of a namesake that was deleted before")
-        assert list(made.statuses()), "this one is still there"
-        made.job_gone(KEY, body(1)["metadata"]["uid"])
-        rooms = (made, made._agenda, made._deeds, made._minor, made._reports)
-        kept = [name for room in rooms for name, it in vars(room).items() if isinstance(it, dict | set) and it]
-        assert not kept
-        assert list(made._deeds.unseen()) == []
-        assert list(made.statuses()) == []
-        await made.stop()
+        running = reconciler(server)
+        running.start()
+        running.job_seen(body(1))
+        await asyncio.sleep(QUIET_SECONDS / 2)
+        running.job_gone(KEY, "uid-of-an-older-job-of-this-name")
+        assert shown_jobs(running) == [(KEY, 1)], "this job still exists"
+        assert remembers(running, UID)
+        running.job_gone(KEY, UID)
+        assert shown_jobs(running) == []
+        assert running.watch_lag() == 0
+        assert not remembers(running, UID)
+        assert not remembers(running, KEY[1])
+        changes = server.changes
+        await asyncio.sleep(3600)
+        assert server.changes == changes
+        await running.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_somebody_elses_job_gets_no_status(clock: list[float]) -> None:
+def test_job_managed_by_another_controller_gets_no_status() -> None:
     server = Server()
 
     async def live() -> None:
-        made = reconciler(server)
-        theirs = body(1)
-        theirs["spec"]["runPolicy"] = {"managedBy": "kueue.x-k8s.io/multikueue"}
-        made.job_seen(theirs)
-        for _ in range(3):
-            await made._reconcile(KEY)
-            clock[0] += status_debounce.QUIET_SECONDS
-        assert server.writes == 0
-        await made.stop()
+        running = reconciler(server)
+        running.start()
+        foreign = body(1)
+        foreign["spec"]["runPolicy"] = {"managedBy": "kueue.x-k8s.io/multikueue"}
+        running.job_seen(foreign)
+        await asyncio.sleep(600)
+        assert server.changes == 0
+        await running.stop()
 
-    asyncio.run(live())
-
-
-def reconciler(server: Server) -> Reconciler:
-    metrics = Metrics(lambda: [])
-    made = Reconciler(server, Defaults(image="x"), metrics, (), lambda key: [], lambda: [], lambda: None)  # type: ignore[arg-type]
-    made.turn.lasts(float("inf"))
-    return made
+    fake_time.run(live())
 
 
-def test_another_job_of_the_same_name_inherits_nothing(clock: list[float]) -> None:
+def test_new_job_of_the_same_name_inherits_nothing() -> None:
     async def live() -> None:
-        made = reconciler(Server())
-        made.job_seen(body(1))
-        await made._reconcile(KEY)
-        assert list(made._deeds.unseen())
-        other = body(9)
-        other["metadata"]["uid"] = "another"
-        made.job_seen(other)
-        assert list(made._deeds.unseen()) == []
-        made.job_seen(body(2))
-        assert made._jobs[KEY]["metadata"]["uid"] == "another", "late news of the first is not news of the second"
-        await made.stop()
+        running = reconciler(Server())
+        running.start()
+        running.job_seen(body(1))
+        await asyncio.sleep(QUIET_SECONDS / 2)
+        assert running.watch_lag() > 0, "the watch has not shown the pod"
+        running.job_seen(body(9, uid="another"))
+        assert running.watch_lag() == 0
+        running.job_seen(body(2))
+        assert shown_jobs(running) == [(KEY, 9)], "a late event of the first job does not change the second one"
+        assert not remembers(running, UID)
+        await running.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_the_memory_of_a_broken_job_is_kept(clock: list[float]) -> None:
-    """Its spec cannot be read, nor its status; a version of us that can will find there what was."""
+def test_broken_job_keeps_its_stored_status() -> None:
+    """Neither its spec nor its status can be parsed. A later version of the operator may understand both."""
     server = Server()
-    written: list[dict[str, Any]] = []
 
     async def live() -> None:
-        made = reconciler(server)
+        running = reconciler(server)
+        running.start()
         broken = body(1)
         broken["spec"]["train"] = {"epochs": "many"}
         condition = {"type": "Later", "status": "True", "reason": "New", "lastTransitionTime": "2026-01-01T12:00:00Z"}
         broken["status"] = {"phase": "Dreaming", "attempt": 3, "restarts": 2, "conditions": [condition]}
+        running.job_seen(broken)
+        await asyncio.sleep(1)
+        await running.stop()
 
-        async def patch_status(body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
-            written.append(status)
-            return await Server.patch_status(server, body, status)
-
-        server.patch_status = patch_status  # type: ignore[method-assign]
-        made.job_seen(broken)
-        await made._reconcile(KEY)
-        await made.stop()
-
-    asyncio.run(live())
-    assert (written[0]["phase"], written[0]["attempt"], written[0]["restarts"]) == ("Dreaming", 3, 2)
-    assert [c["type"] for c in written[0]["conditions"]] == ["Later", "Accepted"]
+    fake_time.run(live())
+    status = server.statuses[0]
+    assert (status["phase"], status["attempt"], status["restarts"]) == ("Dreaming", 3, 2)
+    assert [c["type"] for c in status["conditions"]] == ["Later", "Accepted"]
 
 
-def test_a_loop_that_fails_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
+def test_loop_that_raises_an_unexpected_error_is_restarted() -> None:
+    class Failing(Server):
+        lists = 0
 
-    async def loop() -> None:
-        begun.append(1)
-        if len(begun) < 3:
-            raise ValueError("of no kind that anybody thought of")
-        raise asyncio.CancelledError
+        async def versions(self, kind: str, namespaces: Iterable[str]) -> dict[str, int]:
+            self.lists += 1
+            raise ValueError("an error that no code expects")
 
-    async def at_once(_: float) -> None:
-        """No pause."""
-
-    monkeypatch.setattr(module.asyncio, "sleep", at_once)
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(module._for_ever("it", loop))
-    assert len(begun) == 3
-
-
-class Refusing(Server):
-    """An API server that creates nothing, and says why."""
-
-    def __init__(self, status: int = 500) -> None:
-        super().__init__()
-        self.status, self.asked = status, 0
-        self.statuses: list[dict[str, Any]] = []
-
-    async def create(self, item: dict[str, Any]) -> dict[str, Any]:
-        self.asked += 1
-        raise ClusterError(self.status, "InternalError", "failed calling webhook mpod.kb.io")
-
-    async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
-        self.statuses.append(status)
-        return await super().patch_status(body, status)
-
-
-async def until(made: Reconciler, seconds: float, done: Any) -> None:
-    """Let the reconciler work until something is so."""
-    made.start()
-    try:
-        async with asyncio.timeout(seconds):
-            while not done():
-                await asyncio.sleep(0.02)
-    finally:
-        await made.stop()
-
-
-def young(version: int, **policy: Any) -> dict[str, Any]:
-    made = body(version)
-    made["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    made["spec"]["runPolicy"] = policy
-    return made
-
-
-def test_a_deadline_does_not_wait_for_deeds_that_fail() -> None:
-    """And why they fail is told meanwhile."""
-    server = Refusing()
+    server = Failing()
 
     async def live() -> None:
-        made = reconciler(server)
-        made.job_seen(young(1, activeDeadlineSeconds=5))
-        began = time.monotonic()
-        await until(made, 20, lambda: server.statuses and server.statuses[-1]["phase"] == "Failed")
-        told = {c["reason"]: c["message"] for c in server.statuses[0]["conditions"]}
-        assert "failed calling webhook" in told["FailedCreate"]
-        # A job begins when its first status is written: after three tries, 0.1 and 0.5 s apart.
-        assert 5 <= time.monotonic() - began < 7.5
+        running = reconciler(server)
+        running.start()
+        await eventually(lambda: server.lists >= 3, "the audit lists again after each error", seconds=600, every=1)
+        await running.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_refusal_is_not_asked_for_again_and_again() -> None:
-    """Each pod's words name the pod; they are one obstacle all the same."""
+def test_deadline_of_a_job_whose_pods_cannot_be_created_is_kept() -> None:
+    """And the status reports why they cannot be created."""
+    server = RefusingServer()
 
-    class Quota(Refusing):
+    async def live() -> float:
+        running = reconciler(server)
+        running.start()
+        running.job_seen(new_body(activeDeadlineSeconds=5))
+        start = time.monotonic()
+        await eventually(lambda: server.statuses and server.statuses[-1]["phase"] == "Failed", "the job fails")
+        await running.stop()
+        return time.monotonic() - start
+
+    # A job starts when its first status is written: after three tries, 0.1 s and 0.5 s apart.
+    assert 5 <= fake_time.run(live()) < 7.5
+    messages = {c["reason"]: c["message"] for c in server.statuses[0]["conditions"]}
+    assert "failed calling webhook" in messages["FailedCreate"]
+
+
+def test_exceeded_quota_is_not_requested_again_and_again() -> None:
+    """Each message names another pod, and still it is the same obstacle."""
+
+    class Quota(RefusingServer):
         async def create(self, item: dict[str, Any]) -> dict[str, Any]:
-            self.asked += 1
-            await asyncio.sleep(0.01 * random.Random(self.asked).random())
+            self.requests += 1
+            await asyncio.sleep(0.01 * random.Random(self.requests).random())
             name = item["metadata"]["name"]
             if item["kind"] != "Pod":
                 return await Server.create(self, item)
-            raise ClusterError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota')
+            raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota')
 
     server = Quota()
 
     async def live() -> None:
-        made = reconciler(server)
-        wide = young(1)
+        running = reconciler(server)
+        wide = new_body()
         wide["spec"] |= {"workers": {"replicas": 16}, "train": {"batch": 16}}
-        made.job_seen(wide)
-        made.start()
+        running.start()
+        running.job_seen(wide)
         await asyncio.sleep(3)
-        await made.stop()
+        await running.stop()
 
-    asyncio.run(live())
-    assert 17 <= server.asked <= 2 * 17, "at once, and once more when the obstacle is told"
+    fake_time.run(live())
+    assert 17 <= server.requests <= 2 * 17, "immediately, and once more when the obstacle is reported"
 
 
-def test_nothing_is_made_for_a_job_that_is_gone(clock: list[float]) -> None:
+def test_job_deleted_before_its_status_is_written_gets_no_pods() -> None:
     class Gone(Server):
-        made: ClassVar[list[str]] = []
-
-        async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> None:  # type: ignore[override]
+        async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:
             return None
 
-        async def create(self, item: dict[str, Any]) -> dict[str, Any]:
-            self.made.append(item["kind"])
-            return await super().create(item)
+    server = Gone()
 
     async def live() -> None:
-        made = reconciler(Gone())
-        asleep = body(1)
-        asleep["spec"]["storage"] = None  # which is told at once
-        made.job_seen(asleep)
-        await made._reconcile(KEY)
-        assert KEY not in made._jobs
-        await made.stop()
+        running = reconciler(server)
+        running.start()
+        without_storage = body(1)
+        without_storage["spec"]["storage"] = None  # an event reports this, so the status is written first
+        running.job_seen(without_storage)
+        await asyncio.sleep(1)
+        assert shown_jobs(running) == []
+        await running.stop()
 
-    asyncio.run(live())
-    assert Gone.made == []
+    fake_time.run(live())
+    assert server.created == []
 
 
-def test_who_does_not_lead_any_more_finishes_no_plan(clock: list[float]) -> None:
-    """The lease ran out between two steps."""
-
+def test_leadership_lost_between_two_requests_stops_the_plan() -> None:
     class Slow(Server):
-        made: ClassVar[list[str]] = []
-
         async def create(self, item: dict[str, Any]) -> dict[str, Any]:
-            clock[0] += 6
-            self.made.append(item["kind"])
+            await asyncio.sleep(6)
             return await super().create(item)
 
+    server = Slow()
+
     async def live() -> None:
-        made = reconciler(Slow())
-        made.turn.lasts(clock[0] + 5)
-        made.job_seen(body(1))
-        await made._reconcile(KEY)
-        assert Slow.made == ["Service"]
-        assert list(made.statuses()) == []
-        await made.stop()
+        running = reconciler(server)
+        running.leadership.hold_until(time.monotonic() + 5)
+        running.start()
+        running.job_seen(body(1))
+        await asyncio.sleep(60)
+        assert server.created == ["Service"]
+        assert list(running.statuses()) == []
+        await running.stop()
 
-    asyncio.run(live())
-
-
-def test_what_is_missed_while_nobody_can_ask_is_no_deafness(clock: list[float]) -> None:
-    made = reconciler(Server())
-    made.census.compare({"unseen": 7})
-    clock[0] += 1000
-    assert "deaf" in made.ailment()
-    made.turn.lasts(0)
-    assert made.ailment() == "", "a standby has nothing to show"
-    made.turn.lasts(float("inf"))
-    clock[0] += 100
-    assert made.ailment() == "", "whoever begins anew begins to count"
-    clock[0] += 100
-    assert "deaf" in made.ailment()
+    fake_time.run(live())
 
 
-def test_a_namesake_found_by_a_conflict_inherits_nothing(clock: list[float]) -> None:
+def test_unhealthy_reason_of_a_standby_is_empty() -> None:
+    with fake_time.frozen_monotonic() as clock:
+        running = reconciler(Server())
+        running.watch_audit.compare({"unseen": 7})
+        clock.advance(1000)
+        assert running.unhealthy_reason() != ""
+        running.leadership.hold_until(0)
+        assert running.unhealthy_reason() == "", "a standby writes nothing that a watch could show"
+        running.leadership.hold_until(float("inf"))
+        clock.advance(100)
+        assert running.unhealthy_reason() == "", "a new leader counts from the start of its leadership"
+        clock.advance(100)
+        assert running.unhealthy_reason() != ""
+
+
+def test_new_job_of_the_same_name_found_after_a_conflict_inherits_nothing() -> None:
+    """Both are so broken that the API server rejects their status, so each is reported by one event."""
+
     class Replaced(Server):
+        error: ApiError = ApiError(422, "Invalid", "status.phase: unsupported value")
+
+        async def patch_status(self, body: dict[str, Any], status: dict[str, Any]) -> dict[str, Any] | None:
+            raise self.error
+
         async def get(self, item: dict[str, Any]) -> dict[str, Any]:
-            other = body(9)
-            other["metadata"]["uid"] = "another"
-            return other
+            self.error = Replaced.error
+            return broken(9, "another")
+
+    def broken(version: int, uid: str) -> dict[str, Any]:
+        document = body(version, uid)
+        document["spec"]["train"] = {"epochs": "many"}
+        return document
+
+    server = Replaced()
 
     async def live() -> None:
-        made = reconciler(Replaced())
-        made.job_seen(body(1))
-        made._rejected[KEY] = 1
-        await made._look_again(KEY)
-        assert made._jobs[KEY]["metadata"]["uid"] == "another"
-        assert made._rejected == {}
-        await made.stop()
+        running = reconciler(server)
+        running.start()
+        running.job_seen(broken(1, UID))
+        await asyncio.sleep(1)
+        running.wake(KEY)
+        await asyncio.sleep(1)
+        assert [uid for uid, _ in server.events] == [UID], "reported once"
+        server.error = Conflict(409, "Conflict", "the object has been modified")
+        running.wake(KEY)
+        await asyncio.sleep(1)
+        assert shown_jobs(running) == [(KEY, 9)]
+        assert [uid for uid, _ in server.events] == [UID, "another"]
+        await running.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_a_broken_job_of_somebody_else_is_left_alone(clock: list[float]) -> None:
+def test_broken_job_managed_by_another_controller_gets_no_status() -> None:
     server = Server()
 
     async def live() -> None:
-        made = reconciler(server)
-        theirs = body(1)
-        theirs["spec"] |= {"runPolicy": {"managedBy": "example.com/other"}, "nonsense": 1}
-        made.job_seen(theirs)
-        await made._reconcile(KEY)
-        await made.stop()
+        running = reconciler(server)
+        running.start()
+        foreign = body(1)
+        foreign["spec"] |= {"runPolicy": {"managedBy": "example.com/other"}, "nonsense": 1}
+        running.job_seen(foreign)
+        await asyncio.sleep(600)
+        await running.stop()
 
-    asyncio.run(live())
-    assert server.writes == 0
+    fake_time.run(live())
+    assert server.changes == 0
 
 
-def test_a_standby_keeps_nothing_of_jobs_that_went(clock: list[float]) -> None:
-    """It takes nothing from the queue, perhaps for weeks."""
+def test_standby_keeps_nothing_of_deleted_jobs() -> None:
+    """A standby takes nothing from the queue, possibly for weeks."""
+    metrics = Metrics(lambda: [])
 
     async def live() -> None:
-        made = reconciler(Server())
-        made.turn.lasts(0)
-        made.start()
+        running = reconciler(Server(), metrics)
+        running.leadership.hold_until(0)
+        running.start()
         for n in range(100):
-            each = body(n + 1)
-            each["metadata"] |= {"name": f"job-{n}", "uid": f"uid-{n}"}
-            made.job_seen(each)
+            document = body(n + 1, f"uid-{n}")
+            document["metadata"]["name"] = f"job-{n}"
+            running.job_seen(document)
             await asyncio.sleep(0)
-            made.job_gone(("default", f"job-{n}"), f"uid-{n}")
-        assert len(made._agenda) == 0
-        await made.stop()
+            running.job_gone(("default", f"job-{n}"), f"uid-{n}")
+        assert metrics.registry.get_sample_value("yolojob_reconcile_queue_length") == 0
+        assert not remembers(running, "uid-99")
+        assert not remembers(running, "job-99")
+        await running.stop()
 
-    asyncio.run(live())
+    fake_time.run(live())
 
 
-def test_nothing_is_kept_of_a_job_that_went_while_its_deeds_failed() -> None:
-    class Failing(Refusing):
+def test_job_deleted_while_its_pods_cannot_be_created_is_forgotten() -> None:
+    class Failing(RefusingServer):
         async def create(self, item: dict[str, Any]) -> dict[str, Any]:
-            made.job_gone(KEY, "job-uid")
+            running.job_gone(KEY, UID)
             return await super().create(item)
 
-    async def live() -> None:
-        made.job_seen(body(1))
-        with pytest.raises(ClusterError):
-            await made._reconcile(KEY)
-        kept = [name for name, it in vars(made._deeds).items() if isinstance(it, dict | set) and it]
-        assert not kept
-        await made.stop()
+    server = Failing()
+    running = reconciler(server)
 
-    made = reconciler(Failing())
-    asyncio.run(live())
+    async def live() -> None:
+        running.start()
+        running.job_seen(body(1))
+        await asyncio.sleep(600)
+        await running.stop()
+
+    fake_time.run(live())
+    assert server.requests == 1
+    assert not remembers(running, UID)
+    assert not remembers(running, KEY[1])

@@ -1,4 +1,4 @@
-"""Carries plans out: creates and deletes, and remembers what the watch has not shown yet and what stood in the way."""
+"""Executes plans: creates and deletes objects, and remembers pods that the watch has not shown yet and obstacles."""
 
 from __future__ import annotations
 
@@ -10,183 +10,188 @@ from typing import TypeVar
 
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
-from yolojob_operator.kube.api_client import Cluster, ClusterError
-from yolojob_operator.objects.pods import Object
+from yolojob_operator.kube.api_client import ApiClient, ApiError
+from yolojob_operator.kube.types import Key, Object
 from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
-from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
+from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
 
 T = TypeVar("T")
-EXPECTED_SECONDS = 30.0
-"""For so long a pod that we created counts as there, though the watch has not shown it yet."""
-TROUBLES = 3
-"""So many creations in a row that end in an error of the API server's are a thing to be told."""
-REMEMBERED_SECONDS = 90.0
-"""For so long it is remembered. While its job wants it, it is created again before that, and found to exist."""
+UNSEEN_PRESENT_SECONDS = 30.0
+"""A created pod counts as existing for this long before the watch shows it."""
+MAX_SERVER_ERRORS = 3
+"""After this many consecutive creations that end with a server error, the error is reported in the status."""
+UNSEEN_MEMORY_SECONDS = 90.0
+"""A created pod is remembered for this long. While its job needs it, the pod is created again before that and found to
+exist."""
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """A pod that we created and that the watch has not shown yet."""
+class UnseenPod:
+    """A created pod that the watch has not shown yet."""
 
     facts: PodFacts
     since: float
-    """When we created it."""
-    known: float
-    """When the API server last said that it is there."""
+    """When it was created; monotonic clock."""
+    confirmed: float
+    """When the API server last confirmed that it exists; monotonic clock."""
 
 
-class Deeds:
-    """What is done, and what came of it."""
+class Executor:
+    """Executes the plans of all jobs."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._expected: dict[Key, dict[str, Expected]] = {}
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+        self._unseen: dict[Key, dict[str, UnseenPod]] = {}
         self._obstacles: dict[Key, Obstacle] = {}
-        self._troubles: dict[Key, int] = {}
+        self._server_errors: dict[Key, int] = {}
         self._disbanded: set[Key] = set()
-        """Jobs whose PodGroup is gone."""
+        """Jobs whose PodGroup was deleted."""
 
     def forget(self, key: Key) -> None:
-        for memory in (self._expected, self._obstacles, self._troubles):
+        for memory in (self._unseen, self._obstacles, self._server_errors):
             memory.pop(key, None)
         self._disbanded.discard(key)
 
     def shown(self, key: Key, uid: str) -> None:
-        """The watch has shown this pod, or its end."""
-        expected = self._expected.get(key, {})
-        for name in [name for name, each in expected.items() if each.facts.uid == uid]:
-            del expected[name]
+        """The watch has shown this pod, or its deletion."""
+        unseen = self._unseen.get(key, {})
+        for name in [name for name, pod in unseen.items() if pod.facts.uid == uid]:
+            del unseen[name]
 
     def obstacle(self, key: Key) -> Obstacle | None:
-        """What stood in the way last time."""
+        """What the previous plan could not create, and why."""
         return self._obstacles.get(key)
 
     def unseen(self) -> Iterator[float]:
-        """When each of the pods was created that the watch has not shown yet."""
-        oldest = time.monotonic() - REMEMBERED_SECONDS
-        return (e.since for expected in self._expected.values() for e in expected.values() if e.known >= oldest)
+        """The creation time of each pod that the watch has not shown yet; monotonic clock."""
+        oldest = time.monotonic() - UNSEEN_MEMORY_SECONDS
+        return (pod.since for unseen in self._unseen.values() for pod in unseen.values() if pod.confirmed >= oldest)
 
     def pods(self, key: Key, seen: list[PodFacts]) -> list[PodFacts]:
-        """A job's pods: those that the watch shows, and those that were created a moment ago."""
+        """A job's pods: those that the watch shows, and those that were just created."""
         uids = {p.uid for p in seen}
-        expected = self._expected.get(key, {})
-        now = time.monotonic()
-        for name in [n for n, e in expected.items() if e.facts.uid in uids or e.known < now - REMEMBERED_SECONDS]:
-            del expected[name]
+        unseen, now = self._unseen.get(key, {}), time.monotonic()
+        oldest = now - UNSEEN_MEMORY_SECONDS
+        for name in [name for name, pod in unseen.items() if pod.facts.uid in uids or pod.confirmed < oldest]:
+            del unseen[name]
         names = {p.name for p in seen}
-        there = (e.facts for e in expected.values() if e.known >= now - EXPECTED_SECONDS)
-        return [*seen, *(facts for facts in there if facts.name not in names)]
+        present = (pod.facts for pod in unseen.values() if pod.confirmed >= now - UNSEEN_PRESENT_SECONDS)
+        return [*seen, *(facts for facts in present if facts.name not in names)]
 
-    async def carry_out(self, key: Key, job: YoloTrainingJob, made: Plan, may: Callable[[], bool]) -> bool:
-        """Do what is planned; whether something else stands in the way now, so that it is to be planned anew.
+    async def execute(self, key: Key, job: YoloTrainingJob, plan: Plan, may_act: Callable[[], bool]) -> bool:
+        """Execute a plan. Returns whether the obstacle has changed, so that the job must be planned again.
 
         Args:
-            key: the job's.
-            job: as it was when the plan was made.
-            made: the plan.
-            may: whether the job is still ours; asked before each step.
+            key: the job's key.
+            job: the job as it was when the plan was made.
+            plan: the plan to execute.
+            may_act: whether this operator still leads and the job still exists; called before each step.
 
         Raises:
-            ClusterError: a request failed and may be tried again.
+            ApiError: a request failed and may be retried.
         """
-        namespace, anew = key[0], False
-        if made.create and may():
-            obstacle = await self._create_all(key, job, made.create, may)
+        namespace, changed = key[0], False
+        if plan.create and may_act():
+            obstacle = await self._create_all(key, job, plan.create, may_act)
             before = self._obstacles.pop(key, None)
-            if obstacle is not None and may():
+            if obstacle is not None and may_act():
                 self._obstacles[key] = obstacle
-            # Its words may name another pod each time.
-            anew = (obstacle and obstacle.reason) != (before and before.reason)
-        if may():
-            await all_of(self._cluster.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in made.delete)
-            await all_of(self._cluster.delete_workload(namespace, name) for name in made.release)
-        if made.disband and key not in self._disbanded and may():
-            await all_of(self._cluster.delete_if(group, lambda it: _is_owned(it, job)) for group in made.disband)
+            # Only the reason is compared: the message may name another pod each time.
+            changed = (obstacle and obstacle.reason) != (before and before.reason)
+        if may_act():
+            await gather_all(self._api.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in plan.delete)
+            await gather_all(self._api.delete_workload(namespace, name) for name in plan.release)
+        if plan.disband and key not in self._disbanded and may_act():
+            await gather_all(self._api.delete_if(group, lambda found: _is_owned(found, job)) for group in plan.disband)
             self._disbanded.add(key)
-        if made.delete_job and job.metadata.uid and may():
-            await self._cluster.delete_job(namespace, job.metadata.name, job.metadata.uid)
-        return anew
+        if plan.delete_job and job.metadata.uid and may_act():
+            await self._api.delete_job(namespace, job.metadata.name, job.metadata.uid)
+        return changed
 
     async def _create_all(
-        self, key: Key, job: YoloTrainingJob, items: Iterable[Object], may: Callable[[], bool]
+        self, key: Key, job: YoloTrainingJob, items: Iterable[Object], may_act: Callable[[], bool]
     ) -> Obstacle | None:
-        """Create these; what stands in the way of the first that could not be."""
-        # Without its group a pod would wait for ever, and without the service it would not find its peers.
+        """Create these objects. Returns the obstacle of the first one that could not be created."""
+        # Pods come last: without its PodGroup a pod would never be scheduled, without the service it would not find its
+        # peers.
         others, pods = [i for i in items if i["kind"] != "Pod"], [i for i in items if i["kind"] == "Pod"]
         try:
             obstacle = await self._create_some(key, job, others)
-            if obstacle is None and may():
+            if obstacle is None and may_act():
                 obstacle = await self._create_some(key, job, pods)
-        except ClusterError as error:
+        except ApiError as error:
             if error.status < 500:
                 raise
-            self._troubles[key] = self._troubles.get(key, 0) + 1
-            if self._troubles[key] < TROUBLES:
+            self._server_errors[key] = self._server_errors.get(key, 0) + 1
+            if self._server_errors[key] < MAX_SERVER_ERRORS:
                 raise
             return Obstacle(reason=Reason.FAILED_CREATE, message=str(error))
-        self._troubles.pop(key, None)
+        self._server_errors.pop(key, None)
         return obstacle
 
     async def _create_some(self, key: Key, job: YoloTrainingJob, items: Iterable[Object]) -> Obstacle | None:
-        found = await all_of(self._create(key, job, item) for item in items)
-        return next((obstacle for obstacle in found if obstacle is not None), None)
+        obstacles = await gather_all(self._create(key, job, item) for item in items)
+        return next((obstacle for obstacle in obstacles if obstacle is not None), None)
 
-    async def release_orphans(self, key: Key, left: Iterable[PodFacts]) -> None:
-        """Let go of pods whose job is gone: the garbage collector has deleted them, and Kueue would keep them all the same."""
-        groups = {p.kueue_group for p in left if p.deleted and p.kueue_group}
-        await all_of(self._cluster.delete_workload(key[0], name) for name in groups)
+    async def release_orphans(self, key: Key, pods: Iterable[PodFacts]) -> None:
+        """Delete the Workloads of pods whose job is gone.
+
+        The garbage collector deletes such pods, but Kueue's finalizer keeps them as long as their Workload exists.
+        """
+        groups = {p.kueue_group for p in pods if p.deleted and p.kueue_group}
+        await gather_all(self._api.delete_workload(key[0], name) for name in groups)
 
     async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> Obstacle | None:
         if item["kind"] == "PodGroup":
             self._disbanded.discard(key)
         try:
-            created = await self._cluster.create(item)
-        except ClusterError as error:
+            created = await self._api.create(item)
+        except ApiError as error:
             if obstacle := _obstacle(item, error):
                 return obstacle
             raise
         if created is None:
-            found = await self._cluster.get(item)
-            if found is not None and not _is_owned(found, job):
+            existing = await self._api.get(item)
+            if existing is not None and not _is_owned(existing, job):
                 kind, name = item["kind"].lower(), item["metadata"]["name"]
-                words = f"a {kind} {name} exists that is not this job's: delete it, or rename the job"
-                return Obstacle(reason=Reason.NAME_CONFLICT, message=words)
-            if found is not None and item["kind"] == "PodGroup":
-                await self._cluster.update_spec(item, found)
-            created = found
+                message = f"a {kind} {name} exists that does not belong to this job: delete it, or rename the job"
+                return Obstacle(reason=Reason.NAME_CONFLICT, message=message)
+            if existing is not None and item["kind"] == "PodGroup":
+                await self._api.update_spec(item, existing)
+            created = existing
         if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):
             facts, now = pod_facts(created), time.monotonic()
-            expected = self._expected.setdefault(key, {})
-            old = expected.get(facts.name)
+            unseen = self._unseen.setdefault(key, {})
+            old = unseen.get(facts.name)
             since = old.since if old and old.facts.uid == facts.uid else now
-            expected[facts.name] = Expected(facts, since, now)
+            unseen[facts.name] = UnseenPod(facts, since, confirmed=now)
         return None
 
 
-async def all_of(deeds: Iterable[Awaitable[T]]) -> list[T]:
-    """Do all of these at once. Where some fail, the others are still done, and the first error is told."""
-    done: list[T] = []
-    for outcome in await asyncio.gather(*deeds, return_exceptions=True):
+async def gather_all(requests: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all of these concurrently. If some fail, the others are still completed; then the first error is raised."""
+    results: list[T] = []
+    for outcome in await asyncio.gather(*requests, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
-        done.append(outcome)
-    return done
+        results.append(outcome)
+    return results
 
 
-def _obstacle(item: Object, error: ClusterError) -> Obstacle | None:
-    """What stands in the way of an object, where trying again at once does not help."""
-    kind, words = item["kind"], str(error)
+def _obstacle(item: Object, error: ApiError) -> Obstacle | None:
+    """The obstacle to creating an object; None if an immediate retry may help."""
+    kind, message = item["kind"], str(error)
     if error.status == 403:
-        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in words else Reason(f"{kind}Forbidden")
+        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in message else Reason(f"{kind}Forbidden")
     elif error.status == 404 and kind == "PodGroup":
         reason = Reason.NO_GANG_SCHEDULER
-        words = f"spec.scheduling.gang: this cluster knows no {kind} of {item['apiVersion']}: install that scheduler"
+        message = f"spec.scheduling.gang: this cluster has no {kind} in {item['apiVersion']}: install that scheduler"
     elif error.status in (400, 422):
         reason = Reason(f"{kind}Invalid")
     else:
         return None
-    return Obstacle(reason=reason, message=words)
+    return Obstacle(reason=reason, message=message)
 
 
 def _is_owned(found: Object, job: YoloTrainingJob) -> bool:

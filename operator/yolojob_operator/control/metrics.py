@@ -1,14 +1,14 @@
 """The operator's Prometheus metrics.
 
-What concerns single jobs is read from the jobs themselves when Prometheus asks, so a deleted job leaves no series behind.
-Counters and histograms see every change of a status once: when it has been written.
+Series of single jobs are computed from the jobs at each scrape, so a deleted job leaves no series behind. Counters and
+histograms observe every status change once: after it was written.
 """
 
 from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -17,15 +17,15 @@ from prometheus_client.registry import Collector
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
+from yolojob_operator.kube.types import Key
 from yolojob_operator.plan.conditions import is_finished
-from yolojob_operator.plan.pod_facts import Key
 
 QUICK_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a plan in memory to a request that times out."""
 WAIT_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0)
 """Seconds: from a warm cluster to a queue that is hours long."""
 JOB_BUCKETS = (10.0, 60.0, 300.0, 900.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0, 259200.0, 604800.0)
-"""Seconds: from a trial to a week."""
+"""Seconds: from a test job to a week."""
 
 CAUSES = {
     Reason.OOM_KILLED: "out_of_memory",
@@ -51,25 +51,25 @@ CAUSES = {
     "Shutdown": "node_shutdown",
     "Terminated": "node_shutdown",
 }
-"""Label of a restart by the reason that its attempt ended: ours, a pod condition's (kubernetes.io/docs/concepts/workloads/pods/
-disruptions), or a kubelet's. Other reasons are words of the trainer or of a platform, of which there may be any number: they
-are "failure" or "disruption"."""
+"""Label of a restart by the reason why its attempt ended: a reason of the operator, of a pod condition
+(kubernetes.io/docs/concepts/workloads/pods/disruptions), or of a kubelet. All other reasons come from trainers and
+platforms, in unlimited number: they are counted as "failure" or "disruption"."""
 OTHER_CAUSES = ("failure", "disruption")
 
 Jobs = Callable[[], Iterable[tuple[Key, int, Callable[[], YoloTrainingJobStatus]]]]
-"""Gives the jobs that there are: whose, in which version, and how to read the status."""
+"""Returns, for each existing job, its key, its resourceVersion, and a function that reads its status."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSeries:
-    """What is told of a job: a tenth of what its status takes in memory."""
+    """The values exported for one job: a tenth of the memory of its status."""
 
     version: int
     phase: JobPhase
     seconds: tuple[tuple[str, float], ...]
-    """By part of its time, those that there were."""
+    """By part of its time; only parts that took time."""
     currency: str
-    """Empty where nothing is known of money."""
+    """Empty if no cost is known."""
     cost: float
     per_hour: float
     estimate: float | None
@@ -96,59 +96,83 @@ def job_series(version: int, status: YoloTrainingJobStatus) -> JobSeries:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Families:
+    """The metric families with series of single jobs."""
+
+    phases: GaugeMetricFamily
+    timing: GaugeMetricFamily
+    cost: GaugeMetricFamily
+    per_hour: GaugeMetricFamily
+    estimate: GaugeMetricFamily
+    budget: GaugeMetricFamily
+    workers: GaugeMetricFamily
+    restarts: GaugeMetricFamily
+
+    def __iter__(self) -> Iterator[GaugeMetricFamily]:
+        return (getattr(self, field.name) for field in fields(self))
+
+    def add(self, key: Key, job: JobSeries) -> None:
+        """Add the series of one job."""
+        for part, seconds in job.seconds:
+            self.timing.add_metric((*key, part), seconds)
+        if job.currency:
+            labels = (*key, job.currency)
+            self.cost.add_metric(labels, job.cost)
+            self.per_hour.add_metric(labels, job.per_hour)
+            if job.estimate is not None:
+                self.estimate.add_metric(labels, job.estimate)
+            if job.budget is not None:
+                self.budget.add_metric(labels, job.budget)
+        self.workers.add_metric(key, job.workers)
+        self.restarts.add_metric((*key, "failure"), job.restarts)
+        self.restarts.add_metric((*key, "disruption"), job.disruptions)
+
+
 class JobsCollector(Collector):
-    """Series of the jobs that there are."""
+    """Computes the series of the existing jobs at each scrape."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._known: dict[Key, JobSeries] = {}
-        """Of the last time."""
+        """The series of the previous scrape."""
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         return iter(self._families())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        phases, timing, cost, per_hour, estimate, budget, workers, restarts = families = self._families()
+        families = self._families()
         tally: Tally[tuple[str, str]] = Tally()
         self._known = dict(self._read())
-        for names, job in self._known.items():
-            tally[names[0], job.phase.value] += 1
-            for part, seconds in job.seconds:
-                timing.add_metric((*names, part), seconds)
-            if job.currency:
-                cost.add_metric((*names, job.currency), job.cost)
-                per_hour.add_metric((*names, job.currency), job.per_hour)
-                if job.estimate is not None:
-                    estimate.add_metric((*names, job.currency), job.estimate)
-                if job.budget is not None:
-                    budget.add_metric((*names, job.currency), job.budget)
-            workers.add_metric(names, job.workers)
-            restarts.add_metric((*names, "failure"), job.restarts)
-            restarts.add_metric((*names, "disruption"), job.disruptions)
+        for key, job in self._known.items():
+            tally[key[0], job.phase.value] += 1
+            families.add(key, job)
         for namespace in {namespace for namespace, _ in tally}:
             for phase in JobPhase:
-                phases.add_metric((namespace, phase.value), tally[namespace, phase.value])
+                families.phases.add_metric((namespace, phase.value), tally[namespace, phase.value])
         yield from families
 
     def _read(self) -> Iterator[tuple[Key, JobSeries]]:
-        for names, version, status in self._jobs():
-            known = self._known.get(names)
-            yield names, known if known and known.version == version else job_series(version, status())
+        for key, version, status in self._jobs():
+            known = self._known.get(key)
+            yield key, known if known and known.version == version else job_series(version, status())
 
     @staticmethod
-    def _families() -> tuple[GaugeMetricFamily, ...]:
+    def _families() -> Families:
         job = ("namespace", "job_name")
-        return (
-            GaugeMetricFamily("yolojob_jobs", "Jobs by phase", labels=("namespace", "phase")),
-            GaugeMetricFamily("yolojob_job_time_seconds", "Where the job's time went", labels=(*job, "part")),
-            GaugeMetricFamily("yolojob_job_cost", "What the job's pods have cost so far", labels=(*job, "currency")),
-            GaugeMetricFamily("yolojob_job_cost_per_hour", "What a running job costs", labels=(*job, "currency")),
-            GaugeMetricFamily(
-                "yolojob_job_cost_estimate", "What the job will have cost when it ends", labels=(*job, "currency")
-            ),
-            GaugeMetricFamily("yolojob_job_budget", "What the job may cost", labels=(*job, "currency")),
-            GaugeMetricFamily("yolojob_job_active_workers", "Pods that have not ended", labels=job),
-            GaugeMetricFamily("yolojob_job_restarts", "Attempts that did not end well", labels=(*job, "kind")),
+
+        def family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"yolojob_{name}", text, labels=labels)
+
+        return Families(
+            phases=family("jobs", "Jobs by phase", "namespace", "phase"),
+            timing=family("job_time_seconds", "Wall-clock time of the job by part", *job, "part"),
+            cost=family("job_cost", "Cost of the job's pods so far", *job, "currency"),
+            per_hour=family("job_cost_per_hour", "Cost per hour of a running job", *job, "currency"),
+            estimate=family("job_cost_estimate", "Estimated cost of the job at its end", *job, "currency"),
+            budget=family("job_budget", "Budget of the job", *job, "currency"),
+            workers=family("job_active_workers", "Pods that have not ended", *job),
+            restarts=family("job_restarts", "Attempts that failed or were disrupted", *job, "kind"),
         )
 
 
@@ -168,36 +192,43 @@ class Metrics:
             return Gauge(f"yolojob_{name}", text, registry=self.registry)
 
         self.reconcile_seconds = histogram(
-            "reconcile_seconds", "Time of making a plan and carrying it out", ("result",), QUICK_BUCKETS
+            "reconcile_seconds", "Duration of a reconcile: planning and execution", ("result",), QUICK_BUCKETS
         )
-        self.queue_seconds = histogram("reconcile_queue_seconds", "Wait of a job for its plan", (), QUICK_BUCKETS)
-        self.queue_length = gauge("reconcile_queue_length", "Jobs that wait for a plan")
+        self.queue_seconds = histogram(
+            "reconcile_queue_seconds", "Time that a job waits to be reconciled", (), QUICK_BUCKETS
+        )
+        self.queue_length = gauge("reconcile_queue_length", "Jobs that wait to be reconciled")
         self.request_seconds = histogram(
-            "api_request_seconds", "Time of requests to the API server", ("verb",), QUICK_BUCKETS
+            "api_request_seconds", "Duration of requests to the API server", ("verb",), QUICK_BUCKETS
         )
         self.requests = counter(
-            "api_requests_total", "Requests to the API server; code 0 is no answer", ("verb", "resource", "code")
+            "api_requests_total", "Requests to the API server; code 0: no answer", ("verb", "resource", "code")
         )
         self.watch_lag_seconds = gauge("watch_lag_seconds", "Age of the oldest change that no watch has shown yet")
-        self.leader = gauge("leader", "1 while this operator is the one that works")
+        self.leader = gauge("leader", "1 while this operator is the leader")
         self.restarts = counter(
             "restarts_total",
             f"Attempts that ended before the job did; causes: {', '.join(sorted({*CAUSES.values(), *OTHER_CAUSES}))}",
             ("namespace", "cause"),
         )
         self.time_to_running = histogram(
-            "time_to_running_seconds", "From a job's creation until all its workers ran", ("namespace",), WAIT_BUCKETS
+            "time_to_running_seconds",
+            "Time from a job's creation until all its workers run",
+            ("namespace",),
+            WAIT_BUCKETS,
         )
         self.duration = histogram(
-            "job_duration_seconds", "From a job's creation to its end", ("namespace", "phase"), JOB_BUCKETS
+            "job_duration_seconds", "Time from a job's creation to its end", ("namespace", "phase"), JOB_BUCKETS
         )
-        self.cost = counter("cost_total", "What pods have cost", ("namespace", "currency"))
+        self.cost = counter("cost_total", "Cost of all pods", ("namespace", "currency"))
         self._namespaces: set[str] = set()
         self.registry.register(JobsCollector(jobs))
         ProcessCollector(registry=self.registry)
 
-    def _begin(self, namespace: str) -> None:
-        """Series begin at 0: `increase` cannot see a counter's step from nothing to 1."""
+    def _initialise(self, namespace: str) -> None:
+        """Create the series of a namespace with the value 0: `increase` does not count the first sample of a new
+        series.
+        """
         self._namespaces.add(namespace)
         for cause in (*CAUSES.values(), *OTHER_CAUSES):
             self.restarts.labels(namespace, cause)
@@ -205,29 +236,54 @@ class Metrics:
             self.duration.labels(namespace, phase.value)
         self.time_to_running.labels(namespace)
 
-    def changed(self, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
-        """A job's status was written anew."""
-        before, created = job.status or YoloTrainingJobStatus(), job.metadata.creation_timestamp
+    def status_written(self, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
+        """Count what a written status has changed.
+
+        Args:
+            job: the job with its previous status.
+            now: the status that was written.
+        """
         namespace = job.metadata.namespace or ""
         if namespace not in self._namespaces:
-            self._begin(namespace)
-        known = {r.attempt: r for r in before.history}
-        ran = any(r.running_time for r in before.history) or before.attempt > len(before.history)
+            self._initialise(namespace)
+        self._count_restarts(namespace, job, now)
+        self._observe_first_run(namespace, job, now)
+        self._observe_duration(namespace, job, now)
+        self._count_cost(namespace, job, now)
+
+    def _count_restarts(self, namespace: str, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
+        if is_finished(now):
+            return
+        before = job.status or YoloTrainingJobStatus()
+        ended = {r.attempt for r in before.history if r.end_time}
         for record in now.history:
-            old = known.get(record.attempt)
-            if record.end_time and not (old and old.end_time) and not is_finished(now):
+            if record.end_time and record.attempt not in ended:
                 self.restarts.labels(namespace, _cause(record.reason or "", before, now)).inc()
-            first = record.running_time is not None and not ran
-            if first and record.running_time and created:
-                ran = True
-                waited = (record.running_time - created).total_seconds()
-                self.time_to_running.labels(namespace).observe(max(waited, 0.0))
+
+    def _observe_first_run(self, namespace: str, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
+        before, created = job.status or YoloTrainingJobStatus(), job.metadata.creation_timestamp
+        if _has_run(before) or created is None:
+            return
+        running_time = next((r.running_time for r in now.history if r.running_time), None)
+        if running_time is not None:
+            seconds = (running_time - created).total_seconds()
+            self.time_to_running.labels(namespace).observe(max(seconds, 0.0))
+
+    def _observe_duration(self, namespace: str, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
+        before, created = job.status or YoloTrainingJobStatus(), job.metadata.creation_timestamp
         if is_finished(now) and not is_finished(before) and created and now.completion_time:
-            took = (now.completion_time - created).total_seconds()
-            self.duration.labels(namespace, now.phase.value).observe(max(took, 0.0))
+            seconds = (now.completion_time - created).total_seconds()
+            self.duration.labels(namespace, now.phase.value).observe(max(seconds, 0.0))
+
+    def _count_cost(self, namespace: str, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
         if now.cost and now.cost.so_far is not None and now.cost.currency:
-            more = now.cost.so_far - ((before.cost.so_far if before.cost else None) or 0.0)
-            self.cost.labels(namespace, now.cost.currency).inc(max(more, 0.0))
+            before = job.status.cost.so_far if job.status and job.status.cost else None
+            self.cost.labels(namespace, now.cost.currency).inc(max(now.cost.so_far - (before or 0.0), 0.0))
+
+
+def _has_run(status: YoloTrainingJobStatus) -> bool:
+    """Whether an attempt has run; also true if older attempts are no longer in the history."""
+    return any(r.running_time for r in status.history) or status.attempt > len(status.history)
 
 
 def _cause(reason: str, before: YoloTrainingJobStatus, now: YoloTrainingJobStatus) -> str:

@@ -1,4 +1,6 @@
-"""Makes plans and has them carried out: a few workers, and a resync as the retry of everything."""
+"""Reconciles jobs: plans, writes the status, executes the plan, and retries; a periodic resync covers everything
+else.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -15,159 +18,173 @@ from pydantic import ValidationError
 from yolojob.api.manifest import InvalidManifest, parse
 from yolojob.api.reasons import Reason
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
-from yolojob_operator.control.executor import Deeds
+from yolojob_operator.control.executor import Executor
+from yolojob_operator.control.leader_election import Leadership
 from yolojob_operator.control.metrics import Metrics
-from yolojob_operator.control.progress_poller import Reports
-from yolojob_operator.control.status_debounce import MinorNews
-from yolojob_operator.control.watch_audit import Census, JobVersions
-from yolojob_operator.control.work_queue import PAUSE_SECONDS, Agenda
-from yolojob_operator.kube.api_client import Cluster, ClusterError, Conflict
-from yolojob_operator.objects.pods import Defaults, Object
-from yolojob_operator.plan import lifecycle as planning
-from yolojob_operator.plan.builder import Event, Observed
+from yolojob_operator.control.progress_poller import ProgressPoller
+from yolojob_operator.control.status_debounce import StatusDebounce
+from yolojob_operator.control.watch_audit import JobVersions, WatchAudit
+from yolojob_operator.control.work_queue import MIN_INTERVAL_SECONDS, WorkQueue
+from yolojob_operator.kube.api_client import ApiClient, ApiError, Conflict
+from yolojob_operator.kube.types import Key, Object, lean
+from yolojob_operator.objects.defaults import Defaults
+from yolojob_operator.plan import plan
+from yolojob_operator.plan.builder import EventDraft, Observed
 from yolojob_operator.plan.conditions import is_finished
+from yolojob_operator.plan.lifecycle import is_managed, rejected
 from yolojob_operator.plan.node_facts import NodeFacts
-from yolojob_operator.plan.pod_facts import Key, PodFacts, lean
-from yolojob_operator.turn import Turn
+from yolojob_operator.plan.pod_facts import PodFacts
 
 log = logging.getLogger(__name__)
 
-WORKERS = 32
-RESYNC_SECONDS = 60.0
-RETRY_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
-DEAF_SECONDS = 120.0
-"""A change of ours that the watch has not shown after so long: nothing else will come through it, either."""
+MAX_CONCURRENT_RECONCILES = 32
+RESYNC_INTERVAL_SECONDS = 60.0
+RETRY_DELAYS_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
+WATCH_STALL_SECONDS = 120.0
+"""A watch that has not shown a change for this long is stalled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchCache:
+    """Access to what the watches have shown."""
+
+    pods_of: Callable[[Key], Iterable[PodFacts]]
+    """The pods that carry a job's label."""
+    all_pods: Callable[[], Iterable[tuple[Key, PodFacts]]]
+    """The pods of all jobs, each with its job."""
+    nodes: Callable[[], Mapping[str, NodeFacts] | None]
+    """Nodes by name; None if the operator may not list nodes."""
 
 
 class Reconciler:
-    """Brings every job from what is to what should be."""
+    """Brings every job from its observed state to its desired state."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        api: ApiClient,
         defaults: Defaults,
         metrics: Metrics,
         namespaces: tuple[str, ...],
-        pods_of: Callable[[Key], Iterable[PodFacts]],
-        all_pods: Callable[[], Iterable[tuple[Key, PodFacts]]],
-        nodes: Callable[[], Mapping[str, NodeFacts] | None],
+        cache: WatchCache,
     ) -> None:
         """
         Args:
-            cluster: the API server.
-            defaults: what the installation decides for all jobs.
-            metrics: told of what happens.
-            namespaces: where the jobs are; everywhere, where there are none.
-            pods_of: facts of the pods that carry a job's label.
-            all_pods: the same of all jobs.
-            nodes: facts of all nodes by name; none where they may not be seen.
+            api: the API client.
+            defaults: settings of the installation for all jobs.
+            metrics: counts reconciles and status changes.
+            namespaces: the watched namespaces; all if it is empty.
+            cache: what the watches have shown.
         """
-        self._cluster, self._defaults, self._metrics = cluster, defaults, metrics
-        self._pods_of = pods_of
-        self.turn = Turn()
-        """Whether it is this operator that works."""
-        self._agenda = Agenda()
-        metrics.leader.set_function(self.turn.is_ours)
-        metrics.queue_length.set_function(lambda: len(self._agenda))
+        self._api, self._defaults, self._metrics, self._cache = api, defaults, metrics, cache
+        self.leadership = Leadership()
+        """Whether this operator is the leader."""
+        self._queue = WorkQueue()
+        metrics.leader.set_function(self.leadership.is_leader)
+        metrics.queue_length.set_function(lambda: len(self._queue))
         self._jobs: dict[Key, Object] = {}
-        self.census = Census(cluster, namespaces, self._versions, all_pods, nodes)
-        """What is there by lists, beside what the watches show."""
-        self._deeds, self._reports = Deeds(cluster), Reports(cluster, self.wake, self._jobs.__contains__)
+        self.watch_audit = WatchAudit(api, namespaces, self._versions, cache.all_pods, cache.nodes)
+        self._executor = Executor(api)
+        self._poller = ProgressPoller(api, self.wake, self._jobs.__contains__)
         self._failures: dict[Key, int] = {}
-        self._minor = MinorNews()
+        """Consecutive failed reconciles."""
+        self._debounce = StatusDebounce()
         self._unseen: dict[Key, tuple[int, float]] = {}
-        """Versions that we wrote and that the watch has not shown yet, and since when."""
+        """Versions that this operator wrote and the watch has not shown yet, and since when (monotonic clock)."""
         self._rejected: dict[Key, int] = {}
-        """Generations of broken jobs that could only be told by an event."""
+        """Generations of invalid jobs whose status the API server rejects, so that only an event was posted."""
         self._settled: set[Key] = set()
-        """Finished jobs at which nothing is left to be done."""
+        """Finished jobs for which nothing is left to do."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        loops = {f"reconcile-{i}": self._work for i in range(WORKERS)}
+        loops = {f"reconcile-{i}": self._work for i in range(MAX_CONCURRENT_RECONCILES)}
         loops["resync"] = self._resync
-        loops["census"] = lambda: self.census.take(self.turn.wait, self.job_gone, self.wake)
-        loops["reports"] = lambda: self._reports.watch(self._chiefs, self.turn.wait)
-        self._tasks = [asyncio.create_task(_for_ever(name, loop), name=name) for name, loop in loops.items()]
+        loops["watch-audit"] = lambda: self.watch_audit.run(self.leadership.wait, self.job_gone, self.wake)
+        loops["progress-poller"] = lambda: self._poller.run(self._rank0_pods, self.leadership.wait)
+        self._tasks = [asyncio.create_task(_run_forever(name, loop), name=name) for name, loop in loops.items()]
 
     async def stop(self) -> None:
-        self._agenda.stop()
+        self._queue.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def statuses(self) -> Iterator[tuple[Key, int, Callable[[], YoloTrainingJobStatus]]]:
-        """The jobs that this operator works on, for the metrics; one that waits for the lease has none to tell of."""
-        if self.turn.is_ours():
+        """The jobs, for the metrics; none while this operator is not the leader."""
+        if self.leadership.is_leader():
             for key, body in list(self._jobs.items()):
                 yield key, _version(body), partial(_status, body)
 
-    def ailment(self) -> str:
-        """What is wrong with this operator; nothing while it is well."""
+    def unhealthy_reason(self) -> str:
+        """Why this operator is unhealthy; empty while it is healthy."""
         lag = self.watch_lag()
-        return f"the watch is deaf: it has not shown a change of {lag:.0f} s ago" if lag > DEAF_SECONDS else ""
+        return (
+            f"the watch is stalled: it has not shown a change from {lag:.0f} s ago" if lag > WATCH_STALL_SECONDS else ""
+        )
 
     def watch_lag(self) -> float:
-        """Seconds since the oldest change that the watch has not shown yet: one of ours, or one that a list has shown.
+        """Seconds since the oldest change that the watch has not shown yet: a change of this operator, or one seen in a
+        list.
 
-        Who does not work, perhaps because the API server is away, can tell nothing; whoever begins to, begins to count.
+        It is 0 while this operator is not the leader, perhaps because the API server is unreachable, and counts from
+        the moment at which it became the leader.
         """
-        if not self.turn.is_ours():
+        if not self.leadership.is_leader():
             return 0.0
         written = (since for _, since in self._unseen.values())
-        oldest = min((*written, *self._deeds.unseen(), *self.census.unseen()), default=None)
-        return 0.0 if oldest is None else time.monotonic() - max(oldest, self.turn.since)
+        oldest = min((*written, *self._executor.unseen(), *self.watch_audit.unseen()), default=None)
+        return 0.0 if oldest is None else time.monotonic() - max(oldest, self.leadership.since)
 
-    # --- what happens outside -------------------------------------------------------------------------------------
+    # --- events from the watches ----------------------------------------------------------------------------------
 
     def job_seen(self, body: Object) -> None:
-        """The watch shows a job; what we wrote ourselves may be newer."""
+        """The watch shows a job. The version that this operator wrote may be newer."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        self._learn(key, body)
+        self._store(key, body)
         version, _ = self._unseen.get(key, (0, 0.0))
         if _version(body) >= version:
             self._unseen.pop(key, None)
         self.wake(key)
 
-    def _learn(self, key: Key, body: Object) -> None:
-        """Remember how a job is, if that is news."""
+    def _store(self, key: Key, body: Object) -> None:
+        """Keep a job in memory if this version is newer."""
         known = self._jobs.get(key)
         if known is not None and _version(body) <= _version(known):
             return
         if known is not None and known["metadata"]["uid"] != body["metadata"]["uid"]:
-            self.job_gone(key, known["metadata"]["uid"])  # and another one of its name is here
+            self.job_gone(key, known["metadata"]["uid"])  # it was replaced by another job with its name
         self._jobs[key] = lean(body)
 
-    def _is_here(self, key: Key, body: Object) -> bool:
-        """Whether this very job is still there, and not another one of its name."""
+    def _exists(self, key: Key, body: Object) -> bool:
+        """Whether the job with this uid still exists, and not another one with its name."""
         return key in self._jobs and self._jobs[key]["metadata"]["uid"] == body["metadata"]["uid"]
 
     def job_gone(self, key: Key, uid: str) -> None:
-        """A job is no more; of its name there may be another one by now."""
+        """A job no longer exists. Another job may have its name by now."""
         if key in self._jobs and self._jobs[key]["metadata"]["uid"] != uid:
             return
         memories: tuple[dict[Key, Any], ...] = (self._jobs, self._failures, self._unseen, self._rejected)
         for memory in memories:
             memory.pop(key, None)
-        for room in (self._agenda, self._deeds, self._minor, self._reports):
-            room.forget(key)
+        for component in (self._queue, self._executor, self._debounce, self._poller):
+            component.forget(key)
         self._settled.discard(key)
 
     def wake(self, key: Key) -> None:
-        """Make a plan for this job soon."""
+        """Reconcile this job soon."""
         if key in self._jobs:
-            self._agenda.wake(key, on_their_way=len(self._minor))
+            self._queue.wake(key, starting_jobs=len(self._debounce))
 
     async def pods_changed(self, key: Key, uid: str) -> None:
-        """The watch shows a pod of this job."""
-        self._deeds.shown(key, uid)
+        """The watch shows a change of a pod of this job."""
+        self._executor.shown(key, uid)
         if key in self._jobs:
             self.wake(key)
-        elif self.turn.is_ours():
+        elif self.leadership.is_leader():
             try:
-                await self._deeds.release_orphans(key, self._pods_of(key))
-            except ClusterError as error:
-                log.warning("%s/%s: a workload could not be deleted: %s", *key, error)
+                await self._executor.release_orphans(key, self._cache.pods_of(key))
+            except ApiError as error:
+                log.warning("%s/%s: a Workload could not be deleted: %s", *key, error)
 
     def _versions(self) -> JobVersions:
         return {body["metadata"]["uid"]: (key, _version(body)) for key, body in self._jobs.items()}
@@ -176,7 +193,7 @@ class Reconciler:
 
     async def _work(self) -> None:
         while True:
-            key, waited = await self._agenda.take(self.turn.wait)
+            key, waited = await self._queue.take(self.leadership.wait)
             began = time.monotonic()
             self._metrics.queue_seconds.observe(waited)
             result = "error"
@@ -186,17 +203,17 @@ class Reconciler:
                 result = "ok"
             except Conflict as error:
                 result = "conflict"
-                await self._look_again(key)
+                await self._refresh(key)
                 self._retry(key, error)
-            except ClusterError as error:
+            except ApiError as error:
                 self._retry(key, error)
             except Exception as error:
-                log.exception("%s/%s: no plan could be made", *key)
+                log.exception("%s/%s: the job could not be reconciled", *key)
                 self._retry(key, error)
             finally:
-                self._agenda.done(key)
+                self._queue.done(key)
                 if key not in self._jobs:
-                    self._agenda.forget(key)
+                    self._queue.forget(key)
                 self._metrics.reconcile_seconds.labels(result).observe(time.monotonic() - began)
 
     def _retry(self, key: Key, error: Exception) -> None:
@@ -204,57 +221,58 @@ class Reconciler:
             return
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
-        delay = RETRY_SECONDS[min(count, len(RETRY_SECONDS) - 1)]
-        if isinstance(error, ClusterError):
-            delay = max(delay, min(error.retry_after, RETRY_SECONDS[-1]))
+        delay = RETRY_DELAYS_SECONDS[min(count, len(RETRY_DELAYS_SECONDS) - 1)]
+        if isinstance(error, ApiError):
+            delay = max(delay, min(error.retry_after, RETRY_DELAYS_SECONDS[-1]))
         level = logging.DEBUG if isinstance(error, Conflict) and not count else logging.WARNING
-        log.log(level, "%s/%s: %s; again in %s s", *key, error, delay)
-        self._agenda.wake_in(key, delay)
+        log.log(level, "%s/%s: %s; retry in %s s", *key, error, delay)
+        self._queue.wake_in(key, delay)
 
-    async def _look_again(self, key: Key) -> None:
-        """Somebody has changed the job: see how it is, for the watch may be late."""
+    async def _refresh(self, key: Key) -> None:
+        """Read a job after a conflict: the watch may not have shown the change yet."""
         body = self._jobs.get(key)
         if body is None:
             return
         try:
-            fresh = await self._cluster.get(body)
-        except ClusterError:
+            fresh = await self._api.get(body)
+        except ApiError:
             return
         if fresh is None:
             self.job_gone(key, body["metadata"]["uid"])
         elif key in self._jobs:
-            self._learn(key, fresh)
+            self._store(key, fresh)
 
     async def _resync(self) -> None:
-        """Look at every job now and then, spread over the time."""
+        """Reconcile every job once per interval, spread over the interval."""
         while True:
             keys = [key for key in self._jobs if key not in self._settled]
             for key in keys:
                 self.wake(key)
-                await asyncio.sleep(RESYNC_SECONDS / len(keys))
+                await asyncio.sleep(RESYNC_INTERVAL_SECONDS / len(keys))
             if not keys:
-                await asyncio.sleep(RESYNC_SECONDS)
+                await asyncio.sleep(RESYNC_INTERVAL_SECONDS)
 
-    def _chiefs(self) -> list[tuple[Key, PodFacts]]:
-        """The jobs that run, each with the pod of its rank 0."""
-        found = []
+    def _rank0_pods(self) -> list[tuple[Key, PodFacts]]:
+        """The running jobs, each with the pod of its rank 0."""
+        pods = []
         for key, body in self._jobs.items():
             status = body.get("status") or {}
             if status.get("phase") == JobPhase.RUNNING:
-                own = (p for p in self._owned(key, body) if p.index == 0 and p.attempt == status.get("attempt"))
-                found += [(key, p) for p in own if p.ip and p.phase == "Running"]
-        return found
+                rank0 = (p for p in self._owned(key, body) if p.index == 0 and p.attempt == status.get("attempt"))
+                pods += [(key, p) for p in rank0 if p.ip and p.phase == "Running"]
+        return pods
 
-    # --- one plan -------------------------------------------------------------------------------------------------
+    # --- one reconcile --------------------------------------------------------------------------------------------
 
     async def _reconcile(self, key: Key) -> None:
         body = self._jobs.get(key)
         if body is None:
             return
         now = datetime.now(UTC)
-        if not _is_ours(body):
+        if not _is_managed(body):
             return
         try:
+            # Not cached: parsing takes 0.05 ms, and a parsed job 16 KB of memory.
             job = parse(body)
         except InvalidManifest as invalid:
             await self._reject(body, invalid, now)
@@ -262,87 +280,100 @@ class Reconciler:
         owned = self._owned(key, body)
         observed = Observed(
             pods=tuple(owned),
-            nodes=self.census.living_nodes(),
-            report=self._reports.of(key, [p for p in owned if job.status and p.attempt == job.status.attempt]),
-            obstacle=self._deeds.obstacle(key),
+            nodes=self.watch_audit.living_nodes(),
+            report=self._poller.newest_report(
+                key, [p for p in owned if job.status and p.attempt == job.status.attempt]
+            ),
+            obstacle=self._executor.obstacle(key),
         )
-        made = planning.plan(job, observed, now, self._defaults)
-        waits = self._minor.may_wait(key, job.status, made, hindered=observed.obstacle is not None)
-        moments = [*([made.due] if made.due else []), *([now + timedelta(seconds=waits)] if waits else [])]
-        # Before any request: what fails is tried again in its own time, and a deadline does not wait for that.
-        self._agenda.cancel(key)
+        result = plan(job, observed, now, self._defaults)
+        wait = self._debounce.seconds_to_wait(key, job.status, result, has_obstacle=observed.obstacle is not None)
+        moments = [*([result.due] if result.due else []), *([now + timedelta(seconds=wait)] if wait else [])]
+        # Before any request: a failed request is retried after its own delay, and a deadline must not wait for that.
+        self._queue.cancel(key)
         if moments:
-            # Not at once: a plan that is due for good would be made without end.
-            self._agenda.wake_in(key, max((min(moments) - datetime.now(UTC)).total_seconds(), PAUSE_SECONDS))
-        if not waits and await self._write_status(key, body, _dump(made.status)):
-            self._metrics.changed(job, made.status)
-        if not self._is_here(key, body):
+            # Not immediately: a plan that stays due would otherwise repeat without a pause.
+            self._queue.wake_in(key, max((min(moments) - datetime.now(UTC)).total_seconds(), MIN_INTERVAL_SECONDS))
+        if not wait and await self._write_status(key, body, _dump(result.status)):
+            self._metrics.status_written(job, result.status)
+        if not self._exists(key, body):
             return
+
+        def may_act() -> bool:
+            return self.leadership.is_leader() and self._exists(key, body)
+
         try:
-            if await self._deeds.carry_out(key, job, made, lambda: self.turn.is_ours() and self._is_here(key, body)):
+            if await self._executor.execute(key, job, result, may_act):
                 self.wake(key)
-        finally:  # the status that these events tell of is written: they are not planned again
-            await asyncio.gather(*(self._announce(body, event) for event in made.events))
-            if not self._is_here(key, body):  # deleted meanwhile
-                self._deeds.forget(key)
-        if is_finished(made.status) and not made.has_deeds and not moments and self._is_here(key, body):
+        finally:  # the status that these events describe is written, so no later plan contains them
+            await asyncio.gather(*(self._announce(body, event) for event in result.events))
+            if not self._exists(key, body):  # deleted in the meantime
+                self._executor.forget(key)
+        if is_finished(result.status) and not result.has_actions and not moments and self._exists(key, body):
             self._settled.add(key)
         else:
             self._settled.discard(key)
 
     def _owned(self, key: Key, body: Object) -> list[PodFacts]:
-        """The job's own pods."""
+        """The pods that this job owns."""
         uid = body["metadata"]["uid"]
-        there = self._deeds.pods(key, [p for p in self._pods_of(key) if p.uid not in self.census.ghosts])
-        return [p for p in there if p.owner_uid == uid]
+        pods = self._executor.pods(key, [p for p in self._cache.pods_of(key) if p.uid not in self.watch_audit.ghosts])
+        return [p for p in pods if p.owner_uid == uid]
 
     async def _reject(self, body: Object, invalid: InvalidManifest, now: datetime) -> None:
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        rejected = _dump(planning.rejected(_status(body), str(invalid), body["metadata"].get("generation", 0), now))
-        # What stands there is the job's memory. It may be of another version, and not for us to understand, or to lose.
-        status = {**rejected, **(body.get("status") or {}), "observedGeneration": rejected["observedGeneration"]}
-        told = {c["type"]: c for c in (*status["conditions"], *rejected["conditions"])}
-        status["conditions"] = list(told.values())
-        word = Event(type="Warning", reason=Reason.INVALID_SPEC, message=str(invalid))
+        generation = body["metadata"].get("generation", 0)
+        new = _dump(rejected(_status(body), str(invalid), generation, now))
+        # The stored status is the job's memory. Another version of the operator may have written it, so its fields are
+        # kept.
+        status = {**new, **(body.get("status") or {}), "observedGeneration": new["observedGeneration"]}
+        conditions = {c["type"]: c for c in (*status["conditions"], *new["conditions"])}
+        status["conditions"] = list(conditions.values())
+        event = EventDraft(type="Warning", reason=Reason.INVALID_SPEC, message=str(invalid))
         try:
             if await self._write_status(key, body, status):
-                await self._announce(body, word)
-        except ClusterError as error:
+                await self._announce(body, event)
+        except ApiError as error:
             if error.status != 422:
                 raise
-            # So broken that the API server takes no status for it, either: then an event has to do.
+            # The API server rejects a status for this job as well: then only an event is posted, once per generation.
             if self._rejected.get(key) != body["metadata"]["generation"]:
                 self._rejected[key] = body["metadata"]["generation"]
-                await self._announce(body, word)
+                await self._announce(body, event)
 
     async def _write_status(self, key: Key, body: Object, status: Object) -> bool:
-        """Write the status where it is new. It is the plan's memory, so it goes before any deed."""
+        """Write the status if it has changed. Returns whether it was written.
+
+        It is the memory of the next plan, so it is written before the plan is executed.
+        """
         if status == body.get("status"):
             return False
-        updated = await self._cluster.patch_status(body, status)
+        updated = await self._api.patch_status(body, status)
         if updated is None:
             self.job_gone(key, body["metadata"]["uid"])
-        elif self._is_here(key, body) and _version(updated) > _version(self._jobs[key]):
+        elif self._exists(key, body) and _version(updated) > _version(self._jobs[key]):
             self._jobs[key] = lean(updated)
             self._unseen[key] = (_version(updated), time.monotonic())
         return updated is not None
 
-    async def _announce(self, body: Object, event: Event) -> None:
-        """Post an event. It is a line for people: the plan does not wait for it, nor fail with it."""
+    async def _announce(self, body: Object, event: EventDraft) -> None:
+        """Post an event. It is information for people: if it cannot be posted, the plan does not fail."""
         log.info("%s/%s: %s: %s", body["metadata"]["namespace"], body["metadata"]["name"], event.reason, event.message)
         try:
-            await self._cluster.post_event(body, event.type, event.reason, event.message)
-        except ClusterError as error:
+            await self._api.post_event(body, event.type, event.reason, event.message)
+        except ApiError as error:
             log.warning("an event could not be posted: %s", error)
 
 
-async def _for_ever(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a loop that must not end. Without one of them the operator would seem to be well, and do nothing."""
+async def _run_forever(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a loop that must not end: after an error it is restarted, or the operator would seem healthy and do
+    nothing.
+    """
     while True:
         try:
             await loop()
         except Exception:
-            log.exception("%s: begun anew", name)
+            log.exception("%s: restarted after an error", name)
             await asyncio.sleep(1.0)
 
 
@@ -357,13 +388,15 @@ def _status(body: Object) -> YoloTrainingJobStatus:
         return YoloTrainingJobStatus()
 
 
-def _is_ours(body: Object) -> bool:
-    """Whether the job is ours to look after. Its spec may be broken."""
+def _is_managed(body: Object) -> bool:
+    """Whether this operator manages a job. Its spec may be invalid."""
     policy = body["spec"].get("runPolicy") if isinstance(body.get("spec"), dict) else None
     manager = policy.get("managedBy") if isinstance(policy, dict) else None
-    return planning.is_ours(body["metadata"].get("deletionTimestamp"), manager)
+    return is_managed(body["metadata"].get("deletionTimestamp"), manager)
 
 
 def _version(body: Object) -> int:
-    """resourceVersion; a number that grows, by the API's own promise since Kubernetes 1.35, and in fact since ever."""
+    """resourceVersion: a growing number. The API guarantees this since Kubernetes 1.35; earlier versions behave the
+    same.
+    """
     return int(body["metadata"]["resourceVersion"])

@@ -1,4 +1,4 @@
-"""Which news of a job may wait to be written: mostly the next news makes them old."""
+"""Debounces status writes: minor changes are held back briefly, because the next change usually supersedes them."""
 
 from __future__ import annotations
 
@@ -6,70 +6,78 @@ import time
 from dataclasses import dataclass
 
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
+from yolojob_operator.kube.types import Key
 from yolojob_operator.plan.lifecycle import Plan
-from yolojob_operator.plan.pod_facts import Key
 
 QUIET_SECONDS = 2.0
-QUIET_PER_SECOND = 10
-MOST_SECONDS = 60.0
-"""Counts, and how far pods are on their way to run, are written when nothing newer has come for a while. The more jobs are on
-their way, the longer that is, and no longer than the last of these."""
-_ON_ITS_WAY = (JobPhase.PENDING, JobPhase.QUEUED, JobPhase.STARTING, JobPhase.RESTARTING)
+"""A minor change (counts, the start-up of pods) is written when no newer one has come for this long."""
+MAX_WRITES_PER_SECOND = 10
+"""The quiet time grows with the number of jobs that wait, so that their writes are spread at this rate."""
+MAX_DELAY_SECONDS = 60.0
+"""Maximum delay of the oldest unwritten change."""
+_START_PHASES = (JobPhase.PENDING, JobPhase.QUEUED, JobPhase.STARTING, JobPhase.RESTARTING)
 
 
 @dataclass(frozen=True, slots=True)
 class Unwritten:
-    """The newest of a job that is not written yet."""
+    """The newest change of a job that is not written yet."""
 
-    news: object
+    content: object
     first: float
-    """When the first came that is not written."""
+    """When the first unwritten change came; monotonic clock."""
     latest: float
 
 
-class MinorNews:
-    """What is not written yet, by job."""
+class StatusDebounce:
+    """Unwritten status changes by job."""
 
     def __init__(self) -> None:
         self._unwritten: dict[Key, Unwritten] = {}
 
     def __len__(self) -> int:
-        """Jobs whose status waits to be written."""
+        """Number of jobs whose status waits to be written."""
         return len(self._unwritten)
 
     def forget(self, key: Key) -> None:
         self._unwritten.pop(key, None)
 
-    def may_wait(self, key: Key, written: YoloTrainingJobStatus | None, made: Plan, *, hindered: bool) -> float:
-        """Seconds for which the status need not be written yet; 0: now.
+    def seconds_to_wait(
+        self, key: Key, written: YoloTrainingJobStatus | None, plan: Plan, *, has_obstacle: bool
+    ) -> float:
+        """Seconds for which the status need not be written yet; 0: write it now.
 
         Args:
-            key: the job's.
+            key: the job's key.
             written: its status as the API server has it.
-            made: the plan, with the status that should be.
-            hindered: whether something stood in the way of the last plan.
+            plan: the plan, with the new status.
+            has_obstacle: whether the previous plan could not create an object.
         """
         before = written or YoloTrainingJobStatus()
-        same_attempt = made.status.attempt == before.attempt
-        if made.has_deeds:
-            # The first gang is made from nothing but the spec: whoever crashes now, makes the same again.
-            is_first = written is None and bool(made.create) and not (made.delete or made.events or made.release)
-            minor = is_first and not hindered
-        else:
-            on_its_way = made.status.phase in _ON_ITS_WAY and before.phase in _ON_ITS_WAY
-            same = made.status.phase == before.phase and made.status.progress == before.progress
-            minor = (on_its_way or same) and (same_attempt or before.attempt == 0)
-        if not minor or made.status == before:
+        if not _is_minor(written, before, plan, has_obstacle) or plan.status == before:
             self.forget(key)
             return 0.0
-        # What was never written is said anew in each plan, with new times.
-        words = [(c.type, c.status, c.reason, c.message) for c in made.status.conditions]
-        now, news = time.monotonic(), (made.status.phase, made.status.workers, words)
+        # Without times: a condition that was never written gets a new time in each plan.
+        conditions = [(c.type, c.status, c.reason, c.message) for c in plan.status.conditions]
+        now, content = time.monotonic(), (plan.status.phase, plan.status.workers, conditions)
         known = self._unwritten.get(key)
-        if known is None or known.news != news:
-            known = self._unwritten[key] = Unwritten(news, known.first if known else now, now)
-        quiet = QUIET_SECONDS + (len(self._unwritten) - 1) / QUIET_PER_SECOND
-        left = min(known.latest + quiet, known.first + MOST_SECONDS) - now
+        if known is None or known.content != content:
+            known = self._unwritten[key] = Unwritten(content, known.first if known else now, now)
+        quiet = QUIET_SECONDS + (len(self._unwritten) - 1) / MAX_WRITES_PER_SECOND
+        left = min(known.latest + quiet, known.first + MAX_DELAY_SECONDS) - now
         if left <= 0:
             self.forget(key)
         return max(left, 0.0)
+
+
+def _is_minor(
+    written: YoloTrainingJobStatus | None, before: YoloTrainingJobStatus, plan: Plan, has_obstacle: bool
+) -> bool:
+    """Whether the status of this plan may be written later."""
+    if plan.has_actions:
+        # The first pods follow from the spec alone: after a crash the next plan creates the same ones.
+        is_first = written is None and bool(plan.create) and not (plan.delete or plan.events or plan.release)
+        return is_first and not has_obstacle
+    is_starting = plan.status.phase in _START_PHASES and before.phase in _START_PHASES
+    is_same = plan.status.phase == before.phase and plan.status.progress == before.progress
+    is_same_attempt = plan.status.attempt == before.attempt
+    return (is_starting or is_same) and (is_same_attempt or before.attempt == 0)

@@ -1,4 +1,6 @@
-"""What is there by the API server's lists, beside what the watches have shown: ghosts, and deaf watches."""
+"""Compares periodic lists of all objects with what the watches delivered, to find missed deletions and stalled
+watches.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +11,33 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from yolojob.api import constants
-from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.kube.api_client import ApiClient, ApiError
+from yolojob_operator.kube.types import Key
 from yolojob_operator.plan.node_facts import NodeFacts
-from yolojob_operator.plan.pod_facts import Key, PodFacts
+from yolojob_operator.plan.pod_facts import PodFacts
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 60.0
-SECONDS_PER_OBJECT = 0.06
-"""Between two counts, whichever is longer. To list an object and look at it takes 0.3 ms: half a percent of a core, however
-many there are."""
-AGAIN_SECONDS = 45.0
-"""Before another count, while a list has shown what no watch has: mostly it went before the watch could show it, and the next
-list does not have it any more."""
+AUDIT_INTERVAL_SECONDS = 60.0
+AUDIT_INTERVAL_SECONDS_PER_OBJECT = 0.06
+"""Between two audits, whichever is longer. To list and compare one object takes 0.3 ms, so the audits take half a
+percent of a CPU core for any number of objects."""
+RECHECK_INTERVAL_SECONDS = 45.0
+"""Until the next audit, if a list contained an object that no watch has shown. Usually the object was deleted before
+the watch could show it, and the next list does not contain it."""
 SETTLE_SECONDS = 1.0
-"""A watch that begins anew brings many objects, and is counted once."""
+"""A watch that restarts delivers many objects; the audit waits for this long, and counts them once."""
 
 JobVersions = Mapping[str, tuple[Key, int]]
 """By uid: the job's key and its resourceVersion."""
 
 
-class Census:
-    """Counts what lives, now and then, and whenever a watch has begun anew."""
+class WatchAudit:
+    """Compares lists with watches, at intervals and after every restart of a watch."""
 
     def __init__(
         self,
-        cluster: Cluster,
+        api: ApiClient,
         namespaces: tuple[str, ...],
         jobs: Callable[[], JobVersions],
         pods: Callable[[], Iterable[tuple[Key, PodFacts]]],
@@ -42,63 +45,66 @@ class Census:
     ) -> None:
         """
         Args:
-            cluster: the API server.
-            namespaces: where the jobs are; everywhere, where there are none.
-            jobs: those that the watch has shown.
-            pods: facts of the pods that it has shown, each with its job.
-            nodes: facts of all nodes by name; none where they may not be seen.
+            api: the API client.
+            namespaces: the watched namespaces; all if it is empty.
+            jobs: the jobs that the watch has shown.
+            pods: the pods that the watch has shown, each with its job.
+            nodes: nodes by name; None if the operator may not list nodes.
         """
-        self._cluster, self._namespaces = cluster, namespaces
+        self._api, self._namespaces = api, namespaces
         self._jobs, self._pods, self._nodes = jobs, pods, nodes
-        self._begun_anew = asyncio.Event()
+        self._watch_restarted = asyncio.Event()
         self.ghosts: set[str] = set()
-        """uids of pods and nodes that the indices have, and that are gone."""
+        """uids of pods and nodes that are in the indices but no longer exist."""
         self._missed: dict[str, tuple[int, float]] = {}
-        """uids of objects that a list has shown and no watch: in which version, and since when."""
+        """By uid of an object that a list has shown and no watch: its version, and since when (monotonic clock)."""
 
-    def begun_anew(self) -> None:
-        """A watch has begun by listing: what was deleted meanwhile is not told."""
-        self._begun_anew.set()
+    def watch_restarted(self) -> None:
+        """A watch has restarted with a list: it does not report what was deleted in the meantime."""
+        self._watch_restarted.set()
 
     def living_nodes(self) -> Mapping[str, NodeFacts] | None:
-        """Facts of the nodes that are there; none where they may not be seen."""
+        """The nodes that exist; None if the operator may not list nodes."""
         nodes = self._nodes()
         if nodes is None or not self.ghosts:
             return nodes
         return {name: facts for name, facts in nodes.items() if facts.uid not in self.ghosts}
 
     def unseen(self) -> Iterator[float]:
-        """Since when lists have shown what no watch has shown yet."""
+        """For each object that a list has shown and no watch: since when; monotonic clock."""
         if self._missed:
             shown = self._shown()
             self._missed = {uid: m for uid, m in self._missed.items() if shown.get(uid, -1) < m[0]}
         return (since for _, since in self._missed.values())
 
-    async def take(
-        self, turn: Callable[[], Awaitable[None]], job_gone: Callable[[Key, str], None], pod_gone: Callable[[Key], None]
+    async def run(
+        self,
+        until_leader: Callable[[], Awaitable[None]],
+        job_gone: Callable[[Key, str], None],
+        pod_gone: Callable[[Key], None],
     ) -> None:
-        """Count for ever.
+        """Audit in an endless loop.
 
         Args:
-            turn: returns when it is on us to count.
-            job_gone: told of each job that is no more: its key and its uid.
-            pod_gone: told of the job of each pod that is no more.
+            until_leader: returns once this operator is the leader.
+            job_gone: called with the key and the uid of each job that no longer exists.
+            pod_gone: called with the job of each pod that no longer exists.
         """
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._begun_anew.wait(), self._pause())
+                await asyncio.wait_for(self._watch_restarted.wait(), self._interval())
             await asyncio.sleep(SETTLE_SECONDS)
-            self._begun_anew.clear()
-            await turn()
-            # What the watches show while the lists are on their way is no ghost.
+            self._watch_restarted.clear()
+            await until_leader()
+            # Taken before the lists are requested: an object that a watch shows meanwhile is not missing.
             jobs, pods = dict(self._jobs()), {facts.uid: key for key, facts in self._pods()}
             nodes = None if (known := self._nodes()) is None else {facts.uid for facts in known.values()}
             try:
-                living_jobs = await self._cluster.versions(constants.KIND, self._namespaces)
-                living_pods = await self._cluster.versions("Pod", self._namespaces)
-                living_nodes = {} if nodes is None else await self._cluster.versions("Node", ())
-            except ClusterError as error:
-                log.warning("what is gone could not be found out: %s", error)
+                living_jobs = await self._api.versions(constants.KIND, self._namespaces)
+                living_pods = await self._api.versions("Pod", self._namespaces)
+                living_nodes = {} if nodes is None else await self._api.versions("Node", ())
+            except ApiError as error:
+                log.warning("the watches could not be audited: %s", error)
                 continue
             for uid in jobs.keys() - living_jobs:
                 job_gone(jobs[uid][0], uid)
@@ -109,7 +115,9 @@ class Census:
             self.compare(living_jobs | living_pods | living_nodes)
 
     def compare(self, listed: Mapping[str, int]) -> None:
-        """Note what a list has shown and no watch: a moment later that is nothing, two minutes later the watch is deaf.
+        """Note the objects that a list has shown and no watch.
+
+        For a moment that is normal; after two minutes the watch is stalled.
 
         Args:
             listed: resourceVersion by uid.
@@ -125,13 +133,13 @@ class Census:
                 missed[uid] = (version, now)
         self._missed = missed
 
-    def _pause(self) -> float:
+    def _interval(self) -> float:
         if self._missed:
-            return AGAIN_SECONDS
-        return max(EVERY_SECONDS, SECONDS_PER_OBJECT * len(self._shown()))
+            return RECHECK_INTERVAL_SECONDS
+        return max(AUDIT_INTERVAL_SECONDS, AUDIT_INTERVAL_SECONDS_PER_OBJECT * len(self._shown()))
 
     def _shown(self) -> dict[str, int]:
-        """resourceVersion by uid of all that the watches have shown."""
+        """resourceVersion by uid of all objects that the watches have shown."""
         shown = {uid: version for uid, (_, version) in self._jobs().items()}
         shown |= {facts.uid: facts.version for _, facts in self._pods()}
         return shown | {facts.uid: facts.version for facts in (self._nodes() or {}).values()}

@@ -1,4 +1,4 @@
-"""When each job is planned next: a queue, pauses between the plans of a job, and timers for what is due."""
+"""Queue of jobs to reconcile: at most one reconcile per job at a time, a minimum interval between two, and timers."""
 
 from __future__ import annotations
 
@@ -6,66 +6,69 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from yolojob_operator.plan.pod_facts import Key
+from yolojob_operator.kube.types import Key
 
-PAUSE_SECONDS = 0.04
-PAUSE_PER_JOB = 0.002
-"""Between two plans of a job; the second for each job that is on its way. Its pods' news come in flocks: one plan is for all."""
+MIN_INTERVAL_SECONDS = 0.04
+MIN_INTERVAL_SECONDS_PER_JOB = 0.002
+"""Minimum interval between two reconciles of a job, plus an increment per starting job. Pod events come in bursts; one
+reconcile handles the burst."""
 
 
-class Agenda:
-    """Jobs that are to be planned, at most one at a time each."""
+class WorkQueue:
+    """Jobs that wait to be reconciled."""
 
     def __init__(self) -> None:
         self._ready: dict[Key, None] = {}
-        """Jobs that can be taken, the first first."""
+        """Jobs that can be taken, in this order."""
         self._tickets = asyncio.Semaphore(0)
-        """One for each that was ever ready; there may be more of them than jobs."""
+        """One for each job that became ready; there may be more tickets than ready jobs."""
         self._queued: dict[Key, float] = {}
-        """Jobs that are ready, or about to be, and since when."""
-        self._pauses: dict[Key, asyncio.TimerHandle] = {}
-        """Those that are about to come."""
+        """Jobs that are ready or delayed, and since when; monotonic clock."""
+        self._delays: dict[Key, asyncio.TimerHandle] = {}
+        """Jobs that become ready after their minimum interval."""
         self._timers: dict[Key, asyncio.TimerHandle] = {}
-        """When each job is due at the latest."""
-        self._planned: dict[Key, float] = {}
-        """When each job was planned last."""
+        """When each job must be reconciled at the latest."""
+        self._taken_at: dict[Key, float] = {}
+        """When each job was taken last; monotonic clock."""
         self._active: set[Key] = set()
+        """Jobs that are being reconciled."""
 
     def __len__(self) -> int:
-        """Jobs that wait."""
+        """Number of jobs that wait."""
         return len(self._queued)
 
     def stop(self) -> None:
-        for timer in (*self._timers.values(), *self._pauses.values()):
+        for timer in (*self._timers.values(), *self._delays.values()):
             timer.cancel()
 
     def forget(self, key: Key) -> None:
-        """A job is no more."""
-        for memory in (self._planned, self._ready, self._queued):
+        """Drop everything about a job that no longer exists."""
+        for memory in (self._taken_at, self._ready, self._queued):
             memory.pop(key, None)
-        if pause := self._pauses.pop(key, None):
-            pause.cancel()
+        if delay := self._delays.pop(key, None):
+            delay.cancel()
         self.cancel(key)
 
-    def wake(self, key: Key, on_their_way: int) -> None:
-        """Plan this job soon.
+    def wake(self, key: Key, starting_jobs: int) -> None:
+        """Reconcile this job soon.
 
         Args:
-            key: the job's.
-            on_their_way: how many jobs there are whose news are yet to settle.
+            key: the job's key.
+            starting_jobs: number of jobs whose status is still changing often.
         """
         if key in self._queued:
             return
         now = time.monotonic()
         self._queued[key] = now
-        pause = self._planned.get(key, 0.0) + PAUSE_SECONDS + PAUSE_PER_JOB * on_their_way - now
-        if pause > 0:
-            self._pauses[key] = asyncio.get_running_loop().call_later(pause, self._enqueue, key)
+        interval = MIN_INTERVAL_SECONDS + MIN_INTERVAL_SECONDS_PER_JOB * starting_jobs
+        delay = self._taken_at.get(key, 0.0) + interval - now
+        if delay > 0:
+            self._delays[key] = asyncio.get_running_loop().call_later(delay, self._enqueue, key)
         else:
             self._enqueue(key)
 
     def wake_in(self, key: Key, seconds: float) -> None:
-        """Plan this job after so long, if it is not due before."""
+        """Reconcile this job after this time, unless it is due earlier."""
         loop = asyncio.get_running_loop()
         when = loop.time() + max(seconds, 0.0)
         if timer := self._timers.get(key):
@@ -75,44 +78,46 @@ class Agenda:
         self._timers[key] = loop.call_at(when, self._due, key)
 
     def cancel(self, key: Key) -> None:
-        """What was due is not any more."""
+        """Cancel the timer of this job."""
         if timer := self._timers.pop(key, None):
             timer.cancel()
 
-    async def take(self, turn: Callable[[], Awaitable[None]]) -> tuple[Key, float]:
-        """The next job that nobody plans now, and the seconds for which it has waited; `done` gives it back.
+    async def take(self, until_leader: Callable[[], Awaitable[None]]) -> tuple[Key, float]:
+        """Wait for the next job that is not being reconciled. Returns its key, and the seconds for which it has waited.
+
+        The caller must call `done` afterwards.
 
         Args:
-            turn: returns when it is on us to plan.
+            until_leader: returns once this operator is the leader.
         """
         while True:
             await self._tickets.acquire()
-            await turn()
+            await until_leader()
             key = next((key for key in self._ready if key not in self._active), None)
             if key is not None:
                 break
-            if self._ready:  # they stay there for when those that plan them are done
+            if self._ready:  # all ready jobs are still being reconciled; they stay queued
                 self._tickets.release()
                 await asyncio.sleep(0.01)
         del self._ready[key]
         now = time.monotonic()
         self._active.add(key)
-        self._planned[key] = now
+        self._taken_at[key] = now
         return key, now - self._queued.pop(key, now)
 
     def done(self, key: Key) -> None:
         self._active.discard(key)
 
     def _enqueue(self, key: Key) -> None:
-        self._pauses.pop(key, None)
+        self._delays.pop(key, None)
         self._ready[key] = None
         self._tickets.release()
 
     def _due(self, key: Key) -> None:
-        """The moment has come that a plan asked for: it does not wait for more news."""
+        """The timer of a job has expired: the job does not wait for its minimum interval."""
         self._timers.pop(key, None)
-        if pause := self._pauses.get(key):
-            pause.cancel()
+        if delay := self._delays.get(key):
+            delay.cancel()
             self._enqueue(key)
         elif key not in self._queued:
             self._queued[key] = time.monotonic()

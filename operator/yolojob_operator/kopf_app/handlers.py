@@ -1,13 +1,15 @@
-"""kopf's side of the operator: what it watches, and whom it tells. No finalizers, no webhooks, no decisions."""
+"""Registers the watches with kopf and passes their events to the reconciler. No finalizers, no webhooks, no
+decisions.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import kopf
@@ -15,77 +17,38 @@ import kopf
 from yolojob.api import constants
 from yolojob_operator.control import leader_election
 from yolojob_operator.control.metrics import Metrics
-from yolojob_operator.control.reconciler import Reconciler
+from yolojob_operator.control.reconciler import Reconciler, WatchCache
 from yolojob_operator.kopf_app import http_server
+from yolojob_operator.kopf_app.indices import Indices
 from yolojob_operator.kopf_app.null_storage import NoDiffBase, NoProgress
-from yolojob_operator.kube.api_client import Cluster, ClusterError
-from yolojob_operator.objects.pods import Defaults
+from yolojob_operator.kube.api_client import ApiClient, ApiError
+from yolojob_operator.kube.types import Key
+from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan.node_facts import NodeFacts, node_facts
-from yolojob_operator.plan.pod_facts import Key, PodFacts, pod_facts
+from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
 
 log = logging.getLogger(__name__)
 
-SERVED_SECONDS = 2.0
-"""Between two looks for our kind of object."""
+CRD_CHECK_INTERVAL_SECONDS = 2.0
+"""Between two checks whether the API server serves YoloTrainingJobs."""
 WORKER_PODS: dict[str, Any] = {constants.LABEL_JOB: kopf.PRESENT}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How this operator was installed."""
+    """Settings of this installation."""
 
     defaults: Defaults
     namespaces: tuple[str, ...]
-    """Watched; all, where there are none."""
+    """The watched namespaces; all if it is empty."""
     lease_namespace: str
-    """Home of the lease of an operator that watches all namespaces."""
+    """Namespace of the lease of an operator that watches all namespaces."""
     listen: str
-    """Address of /metrics and /healthz; empty serves nothing."""
+    """HOST:PORT of /metrics and /healthz; empty: no HTTP server."""
 
 
-@dataclass
-class Indices:
-    """What kopf hands to every handler. Handlers run only once the indices hold all objects.
-
-    A holder, because kopf gives each object its own shallow copy of the memo.
-    """
-
-    clusterwide: bool
-    of_pods: Mapping[Key, Iterable[PodFacts]] = field(default_factory=dict)
-    of_nodes: Mapping[str, Iterable[NodeFacts]] = field(default_factory=dict)
-
-    def take(self, given: Mapping[str, Any]) -> None:
-        self.of_pods, self.of_nodes = given["pods"], given.get("nodes", {})
-
-    def pods(self, key: Key) -> list[PodFacts]:
-        return list(self.of_pods.get(key, ()))
-
-    def all_pods(self) -> Iterator[tuple[Key, PodFacts]]:
-        return ((key, facts) for key, entry in self.of_pods.items() for facts in entry)
-
-    def nodes(self) -> Mapping[str, NodeFacts] | None:
-        return Nodes(self.of_nodes) if self.clusterwide else None
-
-
-class Nodes(Mapping[str, NodeFacts]):
-    """Nodes by name, read from kopf's index."""
-
-    def __init__(self, index: Mapping[str, Iterable[NodeFacts]]) -> None:
-        self._index = index
-
-    def __getitem__(self, name: str) -> NodeFacts:
-        # Of one that was deleted while no watch was open, and that came back, the index has both.
-        return max(self._index[name], key=lambda facts: facts.version)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-
-class Endless:
-    """Seconds between tries of kopf's own requests: it gives up its watches, and with them itself, when they run out."""
+class EndlessBackoff:
+    """Seconds between the retries of kopf's own requests. If they ran out, kopf would end its watches and itself."""
 
     def __iter__(self) -> Iterator[float]:
         return itertools.chain((1, 1, 2, 3, 5, 8, 13, 21), itertools.repeat(30))
@@ -93,10 +56,12 @@ class Endless:
 
 @kopf.on.startup()
 async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
-    # An object that has just been seen is kept in memory for so long, for more news of it: 5 s cost 100 MB at a thousand jobs.
+    # kopf keeps a per-object worker alive for this long after its last event; its default of 5 s costs 100 MB at 1,000
+    # jobs.
     settings.queueing.idle_timeout = 0.5
-    settings.networking.error_backoffs = Endless()
-    # The filter of a handler is kopf's own: without this it is sent every pod of the cluster.
+    settings.networking.error_backoffs = EndlessBackoff()
+    # A handler's label filter is applied by kopf itself: without this the API server would send every pod of the
+    # cluster.
     settings.watching.label_selectors["pods"] = constants.LABEL_JOB
     settings.peering.standalone = True
     settings.scanning.disabled = True
@@ -113,49 +78,48 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
         metrics.requests.labels(method, resource, status).inc()
         metrics.request_seconds.labels(method).observe(seconds)
 
-    cluster = await Cluster.connect(observe)
-    stack.push_async_callback(cluster.close)
+    api = await ApiClient.connect(observe)
+    stack.push_async_callback(api.close)
     indices = memo.indices
-    memo.reconciler = Reconciler(
-        cluster, given.defaults, metrics, given.namespaces, indices.pods, indices.all_pods, indices.nodes
-    )
+    cache = WatchCache(pods_of=indices.pods, all_pods=indices.all_pods, nodes=indices.nodes)
+    memo.reconciler = Reconciler(api, given.defaults, metrics, given.namespaces, cache)
     metrics.watch_lag_seconds.set_function(memo.reconciler.watch_lag)
     if given.listen:
-        runner = await http_server.serve(given.listen, metrics.registry, memo.reconciler.ailment)
+        runner = await http_server.serve(given.listen, metrics.registry, memo.reconciler.unhealthy_reason)
         stack.push_async_callback(runner.cleanup)
-    await _until_served(cluster, given.namespaces)
+    await _wait_for_crd(api, given.namespaces)
     me = leader_election.identity()
-    leases = [leader_election.Lease(cluster, name, me) for name in given.namespaces or (given.lease_namespace,)]
+    leases = [leader_election.Lease(api, name, me) for name in given.namespaces or (given.lease_namespace,)]
     stack.push_async_callback(_release, leases)
-    keeper = asyncio.create_task(leader_election.keep(leases, memo.reconciler.turn.lasts), name="lease")
-    stack.push_async_callback(_end, keeper)
+    election = leader_election.keep_leases(leases, memo.reconciler.leadership.hold_until)
+    stack.push_async_callback(_cancel, asyncio.create_task(election, name="leader-election"))
     memo.reconciler.start()
     stack.push_async_callback(memo.reconciler.stop)
 
 
-async def _until_served(cluster: Cluster, namespaces: tuple[str, ...]) -> None:
-    """Wait until the API server knows our jobs: kopf looks for their kind once, and never again."""
+async def _wait_for_crd(api: ApiClient, namespaces: tuple[str, ...]) -> None:
+    """Wait until the API server serves YoloTrainingJobs: kopf looks for the resource only once."""
     while True:
         try:
-            await cluster.versions(constants.KIND, namespaces)
-        except ClusterError as error:
-            log.warning("waiting for the API server, and for the CustomResourceDefinition: %s", error)
-            await asyncio.sleep(SERVED_SECONDS)
+            await api.versions(constants.KIND, namespaces)
+        except ApiError as error:
+            log.warning("waiting for the API server and the CustomResourceDefinition: %s", error)
+            await asyncio.sleep(CRD_CHECK_INTERVAL_SECONDS)
         else:
             return
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
 async def _release(leases: list[leader_election.Lease]) -> None:
-    for each in leases:
+    for lease in leases:
         try:
-            await each.release()
-        except ClusterError:
-            continue  # it runs out by itself
+            await lease.release()
+        except ApiError:
+            continue  # it expires
 
 
 @kopf.on.cleanup()
@@ -166,15 +130,15 @@ async def cleanup(memo: Any, **_: Any) -> None:
         memo.cleaned.set()
 
 
-# Groups are named, or kopf would look into all of them: it waits for one that does not answer, such as that of a metrics
-# server which is away.
+# The API groups are given, because kopf would otherwise discover all of them, and wait for one that does not answer,
+# such as that of an unavailable metrics server.
 @kopf.index("", "v1", "pods", id="pods", labels=WORKER_PODS)
 async def index_pod(namespace: Any, labels: Any, body: Any, **_: Any) -> dict[Key, PodFacts]:
     return {(namespace, labels[constants.LABEL_JOB]): pod_facts(body)}
 
 
 def watch_nodes() -> None:
-    """Watch the nodes, too: only an operator of the whole cluster may see them."""
+    """Watch the nodes as well: only an operator of the whole cluster may list them."""
 
     @kopf.index("", "v1", "nodes", id="nodes")
     async def index_node(name: Any, body: Any, **_: Any) -> dict[str, NodeFacts]:
@@ -182,19 +146,19 @@ def watch_nodes() -> None:
 
 
 @kopf.on.event("", "v1", "pods", labels=WORKER_PODS)
-async def pod_event(*, type: Any, namespace: Any, labels: Any, body: Any, memo: Any, **kwargs: Any) -> None:
-    memo.indices.take(kwargs)
-    if type is None:
-        memo.reconciler.census.begun_anew()
+async def pod_event(*, namespace: Any, labels: Any, body: Any, memo: Any, **kwargs: Any) -> None:
+    memo.indices.update(kwargs)
+    if kwargs["type"] is None:  # from the list with which a watch starts
+        memo.reconciler.watch_audit.watch_restarted()
     await memo.reconciler.pods_changed((namespace, labels[constants.LABEL_JOB]), body["metadata"]["uid"])
 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL)
-async def job_event(*, type: Any, body: Any, memo: Any, **kwargs: Any) -> None:
-    memo.indices.take(kwargs)
-    if type is None:
-        memo.reconciler.census.begun_anew()
-    if type == "DELETED":
+async def job_event(*, body: Any, memo: Any, **kwargs: Any) -> None:
+    memo.indices.update(kwargs)
+    if kwargs["type"] is None:  # from the list with which a watch starts
+        memo.reconciler.watch_audit.watch_restarted()
+    if kwargs["type"] == "DELETED":
         memo.reconciler.job_gone((body["metadata"]["namespace"], body["metadata"]["name"]), body["metadata"]["uid"])
     else:
         memo.reconciler.job_seen(dict(body))

@@ -9,16 +9,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 
-async def serve(address: str, registry: CollectorRegistry, ailment: Callable[[], str]) -> web.AppRunner:
+async def serve(address: str, registry: CollectorRegistry, unhealthy_reason: Callable[[], str]) -> web.AppRunner:
     """Serve until the runner is cleaned up.
 
     Args:
-        address: HOST:PORT; an empty host is every address of the machine.
-        registry: what is scraped.
-        ailment: says what is wrong; nothing, and the operator is well.
+        address: HOST:PORT; an empty host binds all addresses of the machine.
+        registry: the metrics to serve.
+        unhealthy_reason: returns why the operator is unhealthy; empty while it is healthy.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address cannot be bound.
     """
 
     async def metrics(request: web.Request) -> web.Response:
@@ -26,8 +26,8 @@ async def serve(address: str, registry: CollectorRegistry, ailment: Callable[[],
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
     async def healthz(request: web.Request) -> web.Response:  # noqa: ARG001
-        words = ailment()
-        return web.Response(text=f"{words or 'ok'}\n", status=503 if words else 200)
+        reason = unhealthy_reason()
+        return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz)])

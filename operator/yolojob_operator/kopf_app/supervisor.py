@@ -1,4 +1,4 @@
-"""kopf's rounds: what it takes for the end of itself is the beginning of the next one."""
+"""Supervises kopf: restarts it when it exits with an error, and ends it when it hangs on shutdown."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from typing import Any, cast
 import kopf
 
 from yolojob_operator.kopf_app import watched_namespaces
-from yolojob_operator.kube.api_client import Cluster
+from yolojob_operator.kube.api_client import ApiClient
 
 log = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 2.0
-"""Before another beginning."""
-LINGER_SECONDS = 10.0
-"""kopf gives what is still running 5 s at its end. After these we end it."""
-TRIES = 20
-"""After these the process ends, and the kubelet begins another one."""
+RESTART_DELAY_SECONDS = 2.0
+"""Before kopf is restarted."""
+SHUTDOWN_TIMEOUT_SECONDS = 10.0
+"""kopf gives its running tasks 5 s to end. After this time the supervisor cancels them."""
+MAX_CANCELLATIONS = 20
+"""After this many cancellations the process exits, and the kubelet restarts it."""
 PAUSE_WAITER = "pause-waiter for "
-"""So begins the name of the task that kopf takes for a pause of a watch when it ends, also when it was cancelled."""
+"""Prefix of the names of kopf's tasks that wait for a pause of a watch. When such a task ends, also by cancellation,
+kopf pauses the watch."""
 
 
-async def operate(memo: kopf.Memo, namespaces: list[str]) -> None:
-    """Run until we are told to end.
+async def supervise(memo: kopf.Memo, namespaces: list[str]) -> None:
+    """Run kopf until the process is told to end.
 
-    kopf ends with the first error in a watch other than 410, and with a 401 that passes. We end it ourselves when a namespace
-    is back that could not be seen.
+    kopf exits on the first error in a watch other than 410, also on a temporary 401. The supervisor itself restarts
+    kopf when a missing namespace is available again.
     """
-    cluster = await Cluster.connect()
+    api = await ApiClient.connect()
     while True:
-        watched = await watched_namespaces.until_some(cluster, namespaces) if namespaces else []
+        watched = await watched_namespaces.wait_for_any(api, namespaces) if namespaces else []
         returned = asyncio.Event()
-        looking = asyncio.create_task(_tell_more(cluster, set(namespaces) - set(watched), returned))
+        waiter = asyncio.create_task(_signal_return(api, set(namespaces) - set(watched), returned))
         memo.cleaned = asyncio.Event()
         try:
-            await ended(
+            await run_to_end(
                 kopf.operator(
                     memo=memo,
-                    # kopf's own guess asks for the user's name, and a pod's user may have none.
+                    # kopf's default identity contains the user's name, and the user of a pod may have none.
                     identity=cast("Any", socket.gethostname()),
                     clusterwide=not namespaces,
                     namespaces=watched,
@@ -51,49 +52,50 @@ async def operate(memo: kopf.Memo, namespaces: list[str]) -> None:
             )
         except Exception as error:
             if not hasattr(memo, "reconciler"):
-                raise  # it could not begin
-            log.error("begun anew: %s: %s", type(error).__name__, error)
-            await asyncio.sleep(PAUSE_SECONDS)
+                raise  # kopf failed to start
+            log.error("kopf is restarted: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(RESTART_DELAY_SECONDS)
         else:
             if not returned.is_set():
-                await cluster.close()
+                await api.close()
                 return
         finally:
-            looking.cancel()
+            waiter.cancel()
 
 
-async def ended(round_: Coroutine[Any, Any, Any], cleaned: asyncio.Event) -> None:
-    """Run one of kopf's rounds to its end, which it may not find by itself.
+async def run_to_end(operator: Coroutine[Any, Any, Any], cleaned: asyncio.Event) -> None:
+    """Run kopf until it ends, and end it if it hangs on shutdown.
 
-    It cancels its watches at the end. One that just logs in again takes that for a pause, and goes on; kopf would wait for it
-    for ever, and hear no signal meanwhile.
+    On shutdown kopf cancels its watches. A watch that is just logging in again takes the cancellation for a pause and
+    continues; kopf would wait for it endlessly, and handle no signal meanwhile.
 
     Args:
-        round_: kopf's operator.
-        cleaned: set by the last of our handlers.
+        operator: kopf's operator.
+        cleaned: set by the last of the cleanup handlers.
 
     Raises:
-        Exception: what the round ended with.
+        Exception: the error with which kopf ended.
+        SystemExit: kopf did not end after MAX_CANCELLATIONS.
     """
     before = asyncio.all_tasks()
-    life, told = asyncio.create_task(round_), asyncio.create_task(cleaned.wait())
-    await asyncio.wait((life, told), return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    await asyncio.wait((life,), timeout=LINGER_SECONDS)
-    for _ in range(TRIES):
-        if life.done():
+    run, shutdown = asyncio.create_task(operator), asyncio.create_task(cleaned.wait())
+    await asyncio.wait((run, shutdown), return_when=asyncio.FIRST_COMPLETED)
+    shutdown.cancel()
+    await asyncio.wait((run,), timeout=SHUTDOWN_TIMEOUT_SECONDS)
+    for _ in range(MAX_CANCELLATIONS):
+        if run.done():
             break
-        log.warning("kopf does not end: what it waits for is cancelled again")
-        for task in asyncio.all_tasks() - before - {life}:
+        log.warning("kopf does not end: its tasks are cancelled again")
+        for task in asyncio.all_tasks() - before - {run}:
             if not task.get_name().startswith(PAUSE_WAITER):
                 task.cancel()
-        await asyncio.wait((life,), timeout=1.0)
+        await asyncio.wait((run,), timeout=1.0)
     else:
         raise SystemExit("kopf does not end")
-    life.result()
+    run.result()
 
 
-async def _tell_more(cluster: Cluster, missing: set[str], returned: asyncio.Event) -> None:
-    await watched_namespaces.until_more(cluster, missing)
-    log.warning("begun anew: one of %s is back", ", ".join(sorted(missing)))
+async def _signal_return(api: ApiClient, missing: set[str], returned: asyncio.Event) -> None:
+    await watched_namespaces.wait_for_missing(api, missing)
+    log.warning("kopf is restarted: one of the namespaces %s is available again", ", ".join(sorted(missing)))
     returned.set()

@@ -1,6 +1,7 @@
-"""Which of the watched namespaces can be seen: one that was deleted took our rights in it along.
+"""Finds out in which of the watched namespaces jobs may be listed: a deleted namespace takes the operator's rights in
+it along.
 
-kopf lists all of its namespaces before it tells of any object, and would wait for ever for one that it may not see.
+kopf lists all its namespaces before it delivers any object, and would wait endlessly for one that it may not list.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ import logging
 from collections.abc import Iterable
 
 from yolojob.api import constants
-from yolojob_operator.kube.api_client import Cluster, ClusterError
+from yolojob_operator.kube.api_client import ApiClient, ApiError
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0
-"""Between two looks for a namespace that is missing."""
+CHECK_INTERVAL_SECONDS = 10.0
+"""Between two checks of missing namespaces."""
 
 
-async def seen(cluster: Cluster, namespaces: Iterable[str]) -> set[str]:
-    """Those in which we may list jobs, or of which nobody can tell now."""
-    return {name for name in namespaces if await _may_list(cluster, name)}
+async def listable(api: ApiClient, namespaces: Iterable[str]) -> set[str]:
+    """The namespaces in which jobs may be listed, or for which this cannot be determined now."""
+    return {name for name in namespaces if await _may_list(api, name)}
 
 
-async def _may_list(cluster: Cluster, namespace: str) -> bool:
+async def _may_list(api: ApiClient, namespace: str) -> bool:
     try:
-        await cluster.versions(constants.KIND, (namespace,))
-    except ClusterError as error:
+        await api.versions(constants.KIND, (namespace,))
+    except ApiError as error:
         if error.status == 403:
             log.warning("%s: not watched: %s", namespace, error)
             return False
     return True
 
 
-async def until_some(cluster: Cluster, namespaces: Iterable[str]) -> list[str]:
-    """Wait until any of them can be seen; those that can."""
+async def wait_for_any(api: ApiClient, namespaces: Iterable[str]) -> list[str]:
+    """Wait until any of these namespaces is listable. Returns all that are, sorted."""
     names = list(namespaces)
-    while not (found := await seen(cluster, names)):
-        await asyncio.sleep(LOOK_SECONDS)
-    return sorted(found)
+    while not (available := await listable(api, names)):
+        await asyncio.sleep(CHECK_INTERVAL_SECONDS)
+    return sorted(available)
 
 
-async def until_more(cluster: Cluster, missing: Iterable[str]) -> None:
-    """Wait until any of these can be seen; for ever, where there are none."""
+async def wait_for_missing(api: ApiClient, missing: Iterable[str]) -> None:
+    """Wait until any of the missing namespaces is listable. Without missing namespaces it never returns."""
     names = list(missing)
-    while not names or not await seen(cluster, names):
-        await asyncio.sleep(LOOK_SECONDS)
+    while not names or not await listable(api, names):
+        await asyncio.sleep(CHECK_INTERVAL_SECONDS)

@@ -1,4 +1,9 @@
-"""The one place that talks to the API server, and to the trainers' /progress. Plain dicts in and out."""
+"""HTTP client of the API server, and of the trainers' /progress. Plain dicts in and out.
+
+`kubernetes.aio.dynamic` is not used: it discovers API groups first and wraps every response in nested objects. Plain
+dicts, metadata-only responses and paged lists keep the operator fast and small with a thousand jobs (measured in
+docs/benchmarks.md).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,8 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 from urllib.parse import quote, urlencode
@@ -19,25 +25,28 @@ from pydantic import ValidationError
 
 from yolojob.api import constants
 from yolojob.api.trainer_report import Report
-from yolojob_operator.objects.pods import Object
-from yolojob_operator.plan.pod_facts import PodFacts
+from yolojob_operator.kube.types import Object, merge_patch
 
 COMPONENT = "yolojob-operator"
-CONCURRENCY = 48
-"""Requests under way at once, of all jobs together."""
-MOST_PROGRESS_BYTES = 1 << 18
-"""A report is some kilobytes; who sends more is not believed."""
-TIMEOUT = 30.0
-PROGRESS_TIMEOUT = 3.0
+MAX_CONCURRENT_REQUESTS = 48
+"""For all jobs together."""
+MAX_PROGRESS_BYTES = 1 << 18
+"""A report has some kilobytes. A larger response is not read to its end."""
+REQUEST_TIMEOUT_SECONDS = 30.0
+PROGRESS_TIMEOUT_SECONDS = 3.0
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 LIST_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-PAGE = 500
-"""Objects of a list that are asked for at once: a thousand jobs' pods in one piece take 150 MB to read."""
+LIST_PAGE_SIZE = 500
+"""Objects in one page of a list. The pods of a thousand jobs in one piece take 150 MB to read."""
+MAX_EVENT_MESSAGE_CHARS = 1024
+"""Kubernetes' limit for the note of an event (events.k8s.io/v1)."""
 KUEUE_VERSIONS = ("kueue.x-k8s.io/v1beta2", "kueue.x-k8s.io/v1beta1")
 
 
-class ClusterError(Exception):
-    """A request that the API server refused, or did not answer."""
+class ApiError(Exception):
+    """A request that the API server refused or did not answer."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(f"{status} {reason}: {message}")
@@ -47,12 +56,12 @@ class ClusterError(Exception):
         """Seconds that the API server asks to wait before the next try."""
 
 
-class Conflict(ClusterError):
-    """409: it exists already, or it was changed meanwhile."""
+class Conflict(ApiError):
+    """409: the object exists already, or it was changed in the meantime."""
 
 
 Observe = Callable[[str, str, int, float], None]
-"""Told of every request: method, resource, status (0: no answer), seconds."""
+"""Called after every request with the method, the resource, the status (0: no answer) and the duration in seconds."""
 
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases"
 _PLURALS = {
@@ -70,34 +79,47 @@ def _collection(item: Object) -> str:
     return f"{root}/namespaces/{namespace}/{_PLURALS[item['kind']]}"
 
 
-def _resource(path: str) -> str:
-    """pods, pods/proxy, yolotrainingjobs/status…"""
-    _, _, rest = path.partition("?")[0].partition("/namespaces/")
-    words = rest.split("/")[1:]
-    if not words:
-        return path.partition("?")[0].rpartition("/")[2]
-    return f"{words[0]}/{words[2]}" if len(words) > 2 else words[0]
+def _path(item: Object) -> str:
+    return f"{_collection(item)}/{item['metadata']['name']}"
 
 
-class Cluster:
-    """Requests of the operator."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request to the API server."""
+
+    method: str
+    """GET, POST, PUT, PATCH or DELETE."""
+    path: str
+    """From the API server's root, with the query."""
+    resource: str
+    """For the metrics: pods, pods/proxy, yolotrainingjobs/status."""
+    body: Any = None
+    """Sent as JSON."""
+    content_type: str = JSON
+    accept: str = JSON
+    queued: bool = True
+    """Whether it counts in, and waits for, MAX_CONCURRENT_REQUESTS."""
+
+
+class ApiClient:
+    """The operator's requests."""
 
     def __init__(self, api: client.ApiClient, *, inside: bool, observe: Observe) -> None:
         self._api, self._observe = api, observe
         self.inside = inside
-        """Pods are reached at their own addresses, not through the API server."""
-        self._limit = asyncio.Semaphore(CONCURRENCY)
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT))
+        """Whether pods are reached at their own addresses, instead of through the API server's proxy."""
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT_SECONDS))
 
     @classmethod
     async def connect(cls, observe: Observe = lambda *_: None) -> Self:
-        """With the service account of a pod, else with KUBECONFIG.
+        """Connect with the service account of a pod, else with KUBECONFIG.
 
         Args:
-            observe: told of each request.
+            observe: called after every request.
 
         Raises:
-            ConfigException: neither is there.
+            ConfigException: neither exists.
         """
         try:
             config.load_incluster_config()
@@ -106,9 +128,9 @@ class Cluster:
             await config.load_kube_config()
             inside = False
         configuration = client.Configuration.get_default_copy()
-        # No limit of its own: a lease would wait behind creations after all, for as long as a webhook takes.
+        # No limit in the connection pool: a lease renewal would wait behind creations for as long as a webhook takes.
         configuration.connection_pool_maxsize = 0
-        # Else aiohttp looks for a .netrc before each request, in a thread.
+        # Otherwise aiohttp looks for a .netrc file before each request, in a thread.
         configuration.client_session_kwargs = {"trust_env": False}
         return cls(client.ApiClient(configuration), inside=inside, observe=observe)
 
@@ -118,185 +140,171 @@ class Cluster:
 
     # --- requests -------------------------------------------------------------------------------------------------
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        content_type: str = "application/json",
-        accept: str = "",
-        limit: AbstractAsyncContextManager[Any] | None = None,
-    ) -> Object | None:
-        """The answer; None where the object is not there.
-
-        Args:
-            method: GET, POST, PUT, PATCH or DELETE.
-            path: from the API server's root, with the query.
-            body: what is sent, as JSON.
-            content_type: of the body.
-            accept: of the answer; JSON unless given, and of a POST only the metadata.
-            limit: what to wait for before the request; for one's turn among all requests unless given.
+    async def _send(self, request: Request) -> Object | None:
+        """The response; None if the object does not exist.
 
         Raises:
             Conflict: 409.
-            ClusterError: anything else.
+            ApiError: any other error.
         """
-        # Of what we create we know the rest: its metadata is answer enough, and a tenth of the work.
-        accept = accept or (METADATA_ONLY if method == "POST" else "application/json")
-        headers = {"Accept": accept, "Content-Type": content_type, "User-Agent": COMPONENT}
+        method, path = request.method, request.path
+        headers = {"Accept": request.accept, "Content-Type": request.content_type, "User-Agent": COMPONENT}
         url = self._api.configuration.host + path
-        async with limit or self._limit:
+        async with self._slots if request.queued else nullcontext():
             status, began = 0, time.perf_counter()
             try:
-                await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-                answer = await self._api.rest_client.request(
-                    method, url, headers=headers, body=body, _request_timeout=TIMEOUT
+                await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, request.body)
+                response = await self._api.rest_client.request(
+                    method, url, headers=headers, body=request.body, _request_timeout=REQUEST_TIMEOUT_SECONDS
                 )
-                data = await answer.read()
-                status = answer.status
+                data = await response.read()
+                status = response.status
             except (aiohttp.ClientError, ConfigException, TimeoutError, OSError) as error:
-                raise ClusterError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
+                raise ApiError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from None
             finally:
-                self._observe(method, _resource(path), status, time.perf_counter() - began)
+                self._observe(method, request.resource, status, time.perf_counter() - began)
         if status == 404 and method != "POST":
             return None
         if status >= 400:
-            try:
-                problem = json.loads(data)
-            except (ValueError, RecursionError):
-                problem = None
-            problem = problem if isinstance(problem, dict) else {}
-            kind = Conflict if status == 409 else ClusterError
-            message = problem.get("message") or f"{method} {path}"
-            after = str(answer.headers.get("Retry-After") or "")
-            raise kind(status, problem.get("reason") or "Refused", message, float(after) if after.isdigit() else 0.0)
+            raise _refusal(request, status, data, str(response.headers.get("Retry-After") or ""))
         try:
             return dict(json.loads(data)) if data else {}
         except (ValueError, TypeError, RecursionError):
-            raise ClusterError(status, "Garbled", f"{method} {path}: the answer is no JSON object") from None
+            raise ApiError(status, "Garbled", f"{method} {path}: the response is not a JSON object") from None
 
     async def create(self, item: Object) -> Object | None:
-        """Create an object, and get its metadata; None where its name is taken.
+        """Create an object and return its metadata; None if the name is taken.
 
         Raises:
-            ClusterError: it was refused, or its kind is unknown here (404).
+            ApiError: the object was refused, or its kind is unknown here (404).
         """
+        resource = _PLURALS[item["kind"]]
         try:
-            return await self._request("POST", _collection(item), item)
+            # The rest of the created object is known: a response with only its metadata is a tenth of the work.
+            return await self._send(
+                Request(method="POST", path=_collection(item), resource=resource, body=item, accept=METADATA_ONLY)
+            )
         except Conflict as conflict:
             if conflict.reason != "AlreadyExists":
                 raise
             return None
 
     async def get(self, item: Object) -> Object | None:
-        """The object of this kind and name; None where there is none."""
-        return await self._request("GET", f"{_collection(item)}/{item['metadata']['name']}")
+        """The object of this kind and name; None if it does not exist."""
+        return await self._send(Request(method="GET", path=_path(item), resource=_PLURALS[item["kind"]]))
 
     async def versions(self, kind: str, namespaces: Iterable[str]) -> dict[str, int]:
         """resourceVersion by uid of all pods that carry a job's label, of all jobs, or of all nodes.
 
         Args:
-            kind: Pod, Node, or a job's.
-            namespaces: where to look; everywhere, where there are none. One that we may not see was deleted, and our rights
-                with it: nothing is there.
+            kind: Pod, Node, or a job's kind.
+            namespaces: the namespaces to list; all namespaces if it is empty. A namespace that may not be listed was
+                deleted, and with it the operator's rights in it: it contributes nothing.
 
         Raises:
-            ClusterError: no answer, the kind is unknown (404), or none of the namespaces may be seen (403).
+            ApiError: no answer, the kind is unknown (404), or none of the namespaces may be listed (403).
         """
         root = f"/apis/{constants.API_VERSION}" if kind == constants.KIND else "/api/v1"
-        query = {"limit": PAGE, **({"labelSelector": constants.LABEL_JOB} if kind == "Pod" else {})}
-        found: dict[str, int] = {}
-        refused: list[ClusterError] = []
-        places = [f"/namespaces/{name}" for name in namespaces] or [""]
-        for where in places:
-            path = f"{root}{where}/{_PLURALS[kind]}?{urlencode(query)}"
+        query = {"limit": LIST_PAGE_SIZE, **({"labelSelector": constants.LABEL_JOB} if kind == "Pod" else {})}
+        versions: dict[str, int] = {}
+        refused: list[ApiError] = []
+        scopes = [f"/namespaces/{name}" for name in namespaces] or [""]
+        for scope in scopes:
+            path = f"{root}{scope}/{_PLURALS[kind]}?{urlencode(query)}"
             try:
-                async for item in self._listed(path):
-                    found[item["metadata"]["uid"]] = int(item["metadata"]["resourceVersion"])
-            except ClusterError as error:
+                async for item in self._list(path, _PLURALS[kind]):
+                    versions[item["metadata"]["uid"]] = int(item["metadata"]["resourceVersion"])
+            except ApiError as error:
                 if error.status != 403:
                     raise
                 refused.append(error)
-        if len(refused) == len(places):
+        if len(refused) == len(scopes):
             raise refused[0]
-        return found
+        return versions
 
-    async def _listed(self, path: str) -> AsyncIterator[Object]:
-        """Metadata of all objects of a list, which is asked for page by page."""
-        more = ""
+    async def _list(self, path: str, resource: str) -> AsyncIterator[Object]:
+        """Metadata of all objects of a list, requested page by page."""
+        token = ""
         while True:
-            page = await self._request("GET", path + (f"&continue={more}" if more else ""), accept=LIST_METADATA_ONLY)
+            page_path = path + (f"&continue={token}" if token else "")
+            page = await self._send(Request(method="GET", path=page_path, resource=resource, accept=LIST_METADATA_ONLY))
             if page is None:
-                raise ClusterError(404, "NotFound", f"GET {path}: the API server does not know it")
+                raise ApiError(404, "NotFound", f"GET {path}: the API server does not serve this resource")
             for item in page.get("items") or ():
                 yield item
-            more = quote(str((page.get("metadata") or {}).get("continue") or ""))
-            if not more:
+            token = quote(str((page.get("metadata") or {}).get("continue") or ""))
+            if not token:
                 return
 
-    async def update_spec(self, item: Object, found: Object) -> None:
-        """Make an object's spec this one, if it is still as it was found."""
+    async def update_spec(self, item: Object, existing: Object) -> None:
+        """Give an existing object this spec, unless the object was changed in the meantime."""
         patch = {
-            "metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
-            "spec": merge_patch(found.get("spec") or {}, item["spec"]),
+            "metadata": {"resourceVersion": existing["metadata"]["resourceVersion"]},
+            "spec": merge_patch(existing.get("spec") or {}, item["spec"]),
         }
-        path = f"{_collection(item)}/{item['metadata']['name']}"
-        await self._request("PATCH", path, patch, "application/merge-patch+json")
+        await self._patch(_path(item), _PLURALS[item["kind"]], patch)
 
-    # Leases wait for no turn: behind a thousand pods that are to be created one would run out.
+    async def _patch(self, path: str, resource: str, patch: Object) -> Object | None:
+        return await self._send(
+            Request(method="PATCH", path=path, resource=resource, body=patch, content_type=MERGE_PATCH)
+        )
+
+    # Requests for leases are not queued: behind a thousand pods to create, a lease would expire.
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
-        return await self._request("GET", f"{_LEASES.format(namespace)}/{name}", limit=nullcontext())
+        path = f"{_LEASES.format(namespace)}/{name}"
+        return await self._send(Request(method="GET", path=path, resource="leases", queued=False))
 
     async def create_lease(self, lease: Object) -> Object | None:
-        """The lease as it is then; None where somebody else was quicker."""
+        """The created lease; None if another client created it first."""
         path = _LEASES.format(lease["metadata"]["namespace"])
-        try:
-            return await self._request("POST", path, lease, accept="application/json", limit=nullcontext())
-        except Conflict:
-            return None
+        return await self._write_lease("POST", path, lease)
 
     async def replace_lease(self, lease: Object) -> Object | None:
-        """The lease as it is then; None where somebody has changed it meanwhile, or it is gone."""
+        """The written lease; None if it was changed in the meantime, or deleted."""
         metadata = lease["metadata"]
-        path = f"{_LEASES.format(metadata['namespace'])}/{metadata['name']}"
+        return await self._write_lease("PUT", f"{_LEASES.format(metadata['namespace'])}/{metadata['name']}", lease)
+
+    async def _write_lease(self, method: str, path: str, lease: Object) -> Object | None:
         try:
-            return await self._request("PUT", path, lease, limit=nullcontext())
+            return await self._send(Request(method=method, path=path, resource="leases", body=lease, queued=False))
         except Conflict:
             return None
 
     async def delete_pod(self, namespace: str, name: str, uid: str, grace_seconds: int | None) -> None:
-        """Delete this very pod, not another one of its name."""
+        """Delete the pod with this uid, and not another one with its name."""
         options = {} if grace_seconds is None else {"gracePeriodSeconds": grace_seconds}
-        await self._delete(f"/api/v1/namespaces/{namespace}/pods/{name}", uid, options)
+        await self._delete(f"/api/v1/namespaces/{namespace}/pods/{name}", "pods", uid, options)
 
     async def delete_if(self, item: Object, owned: Callable[[Object], bool]) -> None:
-        """Delete the object of this kind and name where it is ours."""
-        found = await self.get(item)
-        if found is None or not owned(found):
+        """Delete the object of this kind and name if `owned` returns True for it."""
+        existing = await self.get(item)
+        if existing is None or not owned(existing):
             return
-        await self._delete(f"{_collection(item)}/{item['metadata']['name']}", found["metadata"]["uid"], {})
+        await self._delete(_path(item), _PLURALS[item["kind"]], existing["metadata"]["uid"], {})
 
     async def delete_workload(self, namespace: str, name: str) -> None:
-        """Delete a Workload of Kueue's; that of an older Kueue, too."""
+        """Delete a Workload of Kueue, in the newest API version that is served."""
         for version in KUEUE_VERSIONS:
             path = f"/apis/{version}/namespaces/{namespace}/workloads/{name}"
-            if await self._request("DELETE", path) is not None:
+            if await self._send(Request(method="DELETE", path=path, resource="workloads")) is not None:
                 return
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
-        await self._delete(self._job_path(namespace, name), uid, {"propagationPolicy": "Background"})
+        path = self._job_path(namespace, name)
+        await self._delete(path, constants.PLURAL, uid, {"propagationPolicy": "Background"})
 
-    async def _delete(self, path: str, uid: str, options: Object) -> None:
-        """Delete this very object, with further DeleteOptions."""
+    async def _delete(self, path: str, resource: str, uid: str, options: Object) -> None:
+        """Delete the object with this uid, with further DeleteOptions."""
         preconditions = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        body = {**preconditions, **options}
         try:
-            await self._request("DELETE", path, {**preconditions, **options})
+            await self._send(Request(method="DELETE", path=path, resource=resource, body=body))
         except Conflict:
-            return  # another one has the name by now: this one is gone
+            return  # the object is gone, and a new one has its name
 
     async def post_event(self, body: Object, kind: str, reason: str, message: str) -> None:
-        """A Kubernetes event about a job."""
+        """Post a Kubernetes event about a job."""
         metadata = body["metadata"]
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         event = {
@@ -312,7 +320,7 @@ class Cluster:
             },
             "type": kind,
             "reason": reason,
-            "message": message[:1024],
+            "message": message[:MAX_EVENT_MESSAGE_CHARS],
             "source": {"component": COMPONENT},
             "reportingComponent": COMPONENT,
             "reportingInstance": os.environ.get("HOSTNAME", COMPONENT),
@@ -320,13 +328,17 @@ class Cluster:
             "lastTimestamp": now,
             "count": 1,
         }
-        await self._request("POST", f"/api/v1/namespaces/{metadata['namespace']}/events", event)
+        path = f"/api/v1/namespaces/{metadata['namespace']}/events"
+        await self._send(Request(method="POST", path=path, resource="events", body=event, accept=METADATA_ONLY))
 
     async def patch_status(self, body: Object, status: Object) -> Object | None:
-        """Write a status if the job is still as it was in `body`; the job as it is then, None where it is gone.
+        """Write a job's status if the job is still at the resourceVersion of `body`.
+
+        Returns:
+            The job as written; None if it is gone.
 
         Raises:
-            Conflict: somebody changed the job meanwhile.
+            Conflict: the job was changed in the meantime.
         """
         metadata = body["metadata"]
         patch = {
@@ -334,31 +346,39 @@ class Cluster:
             "status": merge_patch(body.get("status") or {}, status),
         }
         path = self._job_path(metadata["namespace"], metadata["name"]) + "/status"
-        return await self._request("PATCH", path, patch, "application/merge-patch+json")
+        return await self._patch(path, f"{constants.PLURAL}/status", patch)
 
-    async def progress(self, namespace: str, pod: PodFacts) -> Report | None:
-        """What rank 0 says; None while it does not answer."""
+    async def progress(self, namespace: str, pod_name: str, pod_ip: str) -> Report | None:
+        """The report of the trainer in a pod; None while it does not answer.
+
+        Args:
+            namespace: of the pod.
+            pod_name: its name, for requests through the API server.
+            pod_ip: its address, for requests from inside the cluster.
+        """
         try:
             if self.inside:
-                host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+                host = f"[{pod_ip}]" if ":" in pod_ip else pod_ip
                 return Report.model_validate_json(await self._read(f"http://{host}:{constants.METRICS_PORT}/progress"))
-            path = f"/api/v1/namespaces/{namespace}/pods/{pod.name}:{constants.METRICS_PORT}/proxy/progress"
-            return Report.model_validate(await asyncio.wait_for(self._request("GET", path), PROGRESS_TIMEOUT))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ClusterError):
+            path = f"/api/v1/namespaces/{namespace}/pods/{pod_name}:{constants.METRICS_PORT}/proxy/progress"
+            request = Request(method="GET", path=path, resource="pods/proxy")
+            return Report.model_validate(await asyncio.wait_for(self._send(request), PROGRESS_TIMEOUT_SECONDS))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ApiError):
             return None
 
     async def _read(self, url: str) -> bytes:
-        """What a pod says. Its owner decides what that is: we follow it nowhere else, and read no more than a report.
+        """The response of a pod. The pod's owner controls it: no redirect is followed, and no more than a report is
+        read.
 
         Raises:
-            ClusterError: it says too much.
+            ApiError: the response is too large.
         """
         data = b""
-        async with self._http.get(url, allow_redirects=False) as answer:
-            async for block in answer.content.iter_any():
+        async with self._http.get(url, allow_redirects=False) as response:
+            async for block in response.content.iter_any():
                 data += block
-                if len(data) > MOST_PROGRESS_BYTES:
-                    raise ClusterError(answer.status, "TooLarge", f"{url}: more than {MOST_PROGRESS_BYTES} bytes")
+                if len(data) > MAX_PROGRESS_BYTES:
+                    raise ApiError(response.status, "TooLarge", f"{url}: more than {MAX_PROGRESS_BYTES} bytes")
         return data
 
     @staticmethod
@@ -366,14 +386,14 @@ class Cluster:
         return f"/apis/{constants.API_VERSION}/namespaces/{namespace}/{constants.PLURAL}/{name}"
 
 
-def merge_patch(old: Object, new: Object) -> Object:
-    """The JSON merge patch (RFC 7386) that makes `new` of `old`."""
-    patch: Object = {name: None for name in old if name not in new}
-    for name, value in new.items():
-        before = old.get(name)
-        if isinstance(value, dict) and isinstance(before, dict):
-            if child := merge_patch(before, value):
-                patch[name] = child
-        elif value != before:
-            patch[name] = value
-    return patch
+def _refusal(request: Request, status: int, data: bytes, retry_after: str) -> ApiError:
+    """The error of a response with status 400 or higher."""
+    try:
+        problem = json.loads(data)
+    except (ValueError, RecursionError):
+        problem = None
+    problem = problem if isinstance(problem, dict) else {}
+    kind = Conflict if status == 409 else ApiError
+    message = problem.get("message") or f"{request.method} {request.path}"
+    seconds = float(retry_after) if retry_after.isdigit() else 0.0
+    return kind(status, problem.get("reason") or "Refused", message, seconds)

@@ -1,19 +1,16 @@
-"""What a gang scheduler wants to see: marks on the pods, and for some of them a PodGroup. Pure builders.
+"""Builds what a gang scheduler needs: labels and annotations on the pods, and for some schedulers a PodGroup. Pure.
 
-- Kueue's plain-pod groups (kueue.sigs.k8s.io/docs/tasks/run/plain_pods): labels and a total count on the pods. Kueue itself
-  holds them back by a scheduling gate until all are admitted. Every attempt is a group of its own.
-- Volcano and the scheduler-plugins' coscheduling: a PodGroup of the job's name, and a scheduler of their own.
+- Kueue's plain-pod groups (kueue.sigs.k8s.io/docs/tasks/run/plain_pods): labels and a total count on the pods. Kueue
+  adds a scheduling gate that holds the pods until all are admitted. Every attempt is a separate group.
+- Volcano and the coscheduling plugin of scheduler-plugins: a PodGroup with the job's name, and a separate scheduler.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from yolojob.api import constants
 from yolojob.api.fields import parse_quantity
 from yolojob.api.job import YoloTrainingJob
-
-Object = dict[str, Any]
+from yolojob_operator.kube.types import Object
 
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 KUEUE_GROUP = "kueue.x-k8s.io/pod-group-name"
@@ -27,16 +24,16 @@ API_VERSIONS = {"volcano": "scheduling.volcano.sh/v1beta1", "coscheduling": "sch
 
 
 def group_name(job: YoloTrainingJob, attempt: int) -> str:
-    """Name of an attempt's group in Kueue."""
+    """Name of the Kueue pod group of an attempt."""
     return f"{job.metadata.name}-{attempt}"
 
 
-def marks(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
-    """Labels, annotations and scheduler of a worker pod, as a patch for it.
+def pod_patch(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
+    """The patch that adds labels, annotations and the scheduler to a worker pod.
 
     Args:
-        job: with the attempt's size.
-        attempt: its number.
+        job: the job, with the attempt's size.
+        attempt: the attempt's number.
         scheduler: name of the scheduler that has the coscheduling plugin.
     """
     scheduling, name = job.spec.scheduling, job.metadata.name
@@ -54,8 +51,8 @@ def marks(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
     return {}
 
 
-def reference(job: YoloTrainingJob) -> Object | None:
-    """Kind and name of the job's PodGroup; none for schedulers that need none."""
+def pod_group_ref(job: YoloTrainingJob) -> Object | None:
+    """Kind and name of the job's PodGroup; None if its scheduler uses none."""
     scheduling = job.spec.scheduling
     if scheduling.gang not in API_VERSIONS:
         return None
@@ -64,19 +61,19 @@ def reference(job: YoloTrainingJob) -> Object | None:
 
 
 def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None:
-    """The PodGroup; none for schedulers that need none.
+    """The job's PodGroup; None if its scheduler uses none.
 
     Args:
-        job: with the attempt's size.
-        pod: one of its worker pods, for what it asks for.
+        job: the job, with the attempt's size.
+        pod: one of its worker pods, for the requested resources.
         owner: owner reference to the job.
     """
-    scheduling, group = job.spec.scheduling, reference(job)
+    scheduling, group = job.spec.scheduling, pod_group_ref(job)
     if group is None:
         return None
-    # A job that can do with fewer workers is placed as soon as so many find room.
-    least = job.spec.elastic.min_replicas if job.spec.elastic else job.spec.workers.replicas
-    spec: Object = {"minMember": least, "minResources": _total(pod, least)}
+    # An elastic job is placed as soon as its minimum number of workers fits.
+    min_workers = job.spec.elastic.min_replicas if job.spec.elastic else job.spec.workers.replicas
+    spec: Object = {"minMember": min_workers, "minResources": _total_requests(pod, min_workers)}
     if scheduling.gang == "volcano":
         if scheduling.queue:
             spec["queue"] = scheduling.queue
@@ -88,13 +85,13 @@ def pod_group(job: YoloTrainingJob, pod: Object, owner: Object) -> Object | None
     return {**group, "metadata": {**group["metadata"], "labels": labels, "ownerReferences": [owner]}, "spec": spec}
 
 
-def _total(pod: Object, count: int) -> dict[str, str]:
-    """What so many of these pods ask for together; milli-units where a sum is not whole."""
+def _total_requests(pod: Object, count: int) -> dict[str, str]:
+    """The resources that `count` of these pods request together; in milli-units where a sum is not an integer."""
     total: dict[str, float] = {}
     for container in pod["spec"]["containers"]:
         resources = container.get("resources") or {}
-        # As the API server: what is only limited is requested, too.
-        asked = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-        for name, quantity in asked.items():
+        # As in the API server, a limit without a request is also the request.
+        requested = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+        for name, quantity in requested.items():
             total[name] = total.get(name, 0.0) + parse_quantity(quantity) * count
     return {name: str(int(n)) if n.is_integer() else f"{round(n * 1000)}m" for name, n in total.items()}

@@ -1,10 +1,9 @@
-"""The objects that a job wants: a headless service and its worker pods. Pure builders of plain API objects."""
+"""Builds the objects of a job: its headless service and its worker pods. Pure."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,17 @@ from yolojob.api.fields import parse_quantity
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.run import Run
 from yolojob.catalogue import gpu_labels
+from yolojob_operator.kube.types import Object
 from yolojob_operator.objects import gang_scheduling
-from yolojob_operator.objects.template_policy import Privilege
-
-Object = dict[str, Any]
+from yolojob_operator.objects.defaults import Defaults
 
 BASE = "/yolojob"
 CACHE, VOLUMES, OUTPUT = f"{BASE}/cache", f"{BASE}/volumes", f"{BASE}/output"
 USER = 10001
 GRACE_SECONDS = 30
-"""Time for the ranks to agree, save and end; the kubelet's default."""
+"""Time for the ranks to agree, save a checkpoint and exit; the kubelet's default."""
 LOST_NODE_SECONDS = 15
-"""A pod on a node that is not ready is given up after so long, not after Kubernetes' default of 300 s."""
+"""A pod on a node that is not ready is evicted after this time, instead of Kubernetes' default of 300 s."""
 
 _MERGE_KEYS = {
     "containers": "name",
@@ -38,42 +36,24 @@ _MERGE_KEYS = {
     "hostAliases": "ip",
     "topologySpreadConstraints": "topologyKey",
 }
-"""Lists that strategic merge joins by a key; all others are replaced (as in Kubernetes' own types)."""
+"""Lists that a strategic merge joins by a key, as in Kubernetes' own types. All other lists are replaced."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """What the operator's installation decides for all jobs."""
-
-    image: str
-    """Trainer image."""
-    image_pull_policy: str | None = None
-    service_account: str | None = None
-    """Service account of workers; the namespace's default unless set. Its token is never mounted."""
-    cache_volume: Object | None = None
-    """Source of the volume for staged data sets; emptyDir unless set. A volume of the node's own (hostPath) lets all pods
-    of a node share what one of them has fetched, from job to job."""
-    allowed: frozenset[Privilege] = frozenset()
-    """What templates may ask for beyond an ordinary pod."""
-    coscheduling_scheduler: str = "scheduler-plugins-scheduler"
-    """Name of the scheduler that has the coscheduling plugin; this is what its chart calls it."""
-
-
-def overlay(base: Any, patch: Any, key: str = "") -> Any:
-    """`patch` laid over `base` by strategic merge; null removes."""
+def strategic_merge(base: Any, patch: Any, key: str = "") -> Any:
+    """`base` with `patch` applied as a strategic merge patch. None removes a field."""
     if isinstance(base, dict) and isinstance(patch, dict):
-        out = dict(base)
+        result = dict(base)
         for name, value in patch.items():
             if value is None:
-                out.pop(name, None)
+                result.pop(name, None)
             else:
-                out[name] = overlay(out.get(name), value, name)
-        return out
+                result[name] = strategic_merge(result.get(name), value, name)
+        return result
     if isinstance(base, list) and isinstance(patch, list) and key in _MERGE_KEYS:
         merge_key = _MERGE_KEYS[key]
         merged = {item.get(merge_key): item for item in base}
         for item in patch:
-            merged[item.get(merge_key)] = overlay(merged.get(item.get(merge_key)), item)
+            merged[item.get(merge_key)] = strategic_merge(merged.get(item.get(merge_key)), item)
         return list(merged.values())
     return copy.deepcopy(patch)
 
@@ -97,10 +77,10 @@ def owner_reference(job: YoloTrainingJob) -> Object:
 
 
 def service(job: YoloTrainingJob) -> Object:
-    """The name of worker 0, where all others look for it: NAME-worker-0.NAME. Also before it is ready, for that is when.
+    """The headless service that gives worker 0 its DNS name, NAME-worker-0.NAME, also before the pod is ready.
 
-    The others need no names. Each pod that a service selects costs three writes of its endpoints, a tenth of what starting a
-    fleet of jobs costs the API server.
+    The other workers need no DNS name. Each pod that a service selects costs three writes of its endpoints, a tenth of
+    the API server's cost of starting a fleet of jobs.
     """
     return {
         "apiVersion": "v1",
@@ -122,9 +102,46 @@ def service(job: YoloTrainingJob) -> Object:
 
 def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
     """The pod of one worker in one attempt."""
+    template = job.spec.workers.template
+    pod: Object = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _metadata(job, index, attempt),
+        "spec": strategic_merge(_pod_spec(job, index, attempt, defaults), template.get("spec") or {}),
+    }
+    # The operator's tolerations come first, because the first match counts: otherwise a pod whose template tolerates
+    # everything would stay on a lost node.
+    requested = pod["spec"].get("tolerations") or []
+    requested_keys = {toleration.get("key") for toleration in requested}
+    pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in requested_keys), *requested]
+    return dict(strategic_merge(pod, gang_scheduling.pod_patch(job, attempt, defaults.coscheduling_scheduler)))
+
+
+def _metadata(job: YoloTrainingJob, index: int, attempt: int) -> Object:
+    from_template = job.spec.workers.template.get("metadata") or {}
+    annotations = dict(from_template.get("annotations") or {})
+    if job.metadata.generation:
+        annotations[constants.ANNOTATION_GENERATION] = str(job.metadata.generation)
+    return {
+        "name": worker_name(job.metadata.name, index),
+        "namespace": job.metadata.namespace,
+        "labels": {
+            **(from_template.get("labels") or {}),
+            # The job's own labels take precedence: pods are selected by them.
+            **labels(job),
+            constants.LABEL_WORKER: str(index),
+            constants.LABEL_WORKERS: str(job.spec.workers.replicas),
+            constants.LABEL_ATTEMPT: str(attempt),
+        },
+        "ownerReferences": [owner_reference(job)],
+        "annotations": annotations,
+    }
+
+
+def _pod_spec(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
+    """The pod's spec before the job's template is merged into it."""
     spec = job.spec
     volumes, mounts, output = _volumes(job, index, defaults)
-    template = spec.workers.template
     pod_spec: Object = {
         "restartPolicy": "Never",
         "hostname": worker_name(job.metadata.name, index),
@@ -140,7 +157,7 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, index, attempt, output, mounts, defaults)],
+        "containers": [_container(job, _environment(job, index, attempt, output), mounts, defaults)],
         "volumes": volumes,
         "topologySpreadConstraints": [
             {
@@ -157,41 +174,17 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
         pod_spec["priorityClassName"] = spec.scheduling.priority_class_name
     if defaults.service_account:
         pod_spec["serviceAccountName"] = defaults.service_account
-    metadata: Object = {
-        "name": worker_name(job.metadata.name, index),
-        "namespace": job.metadata.namespace,
-        "labels": {
-            **labels(job),
-            constants.LABEL_WORKER: str(index),
-            constants.LABEL_WORKERS: str(job.spec.workers.replicas),
-            constants.LABEL_ATTEMPT: str(attempt),
-        },
-        "ownerReferences": [owner_reference(job)],
-    }
-    over = template.get("metadata") or {}
-    metadata["annotations"] = dict(over.get("annotations") or {})
-    if job.metadata.generation:
-        metadata["annotations"][constants.ANNOTATION_GENERATION] = str(job.metadata.generation)
-    # The job's own labels win: pods are found by them.
-    metadata["labels"] = {**(over.get("labels") or {}), **metadata["labels"]}
-    pod: Object = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": metadata,
-        "spec": overlay(pod_spec, template.get("spec") or {}),
-    }
-    # Ours come first, for the first that fits counts: who tolerates everything would stay on a lost node for ever.
-    asked = pod["spec"].get("tolerations") or []
-    named = {toleration.get("key") for toleration in asked}
-    pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in named), *asked]
-    return dict(overlay(pod, gang_scheduling.marks(job, attempt, defaults.coscheduling_scheduler)))
+    return pod_spec
 
 
 def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -> Object:
-    """A pod of a worker's size that does nothing: where it finds a place, so will the worker of a larger attempt."""
+    """A pod that requests a worker's resources and does nothing.
+
+    Once it has a node, a worker of a larger attempt can get one as well.
+    """
     pod = worker(job, index, attempt, defaults)
     pod["metadata"]["labels"][constants.LABEL_SPARE] = "true"
-    # Blocked first: process 1 is not told of signals that it does nothing about.
+    # The signal is blocked first: the kernel drops signals to process 1 that it neither blocks nor handles.
     wait = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, {s.SIGTERM}); s.sigwait({s.SIGTERM})"
     for container in pod["spec"]["containers"]:
         if container["name"] == constants.CONTAINER:
@@ -199,14 +192,12 @@ def spare(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) ->
     return pod
 
 
-def _container(
-    job: YoloTrainingJob, index: int, attempt: int, output: str, mounts: list[Object], defaults: Defaults
-) -> Object:
+def _container(job: YoloTrainingJob, environment: list[Object], mounts: list[Object], defaults: Defaults) -> Object:
     container: Object = {
         "name": constants.CONTAINER,
         "image": job.spec.workers.image or defaults.image,
         "command": ["python", "-m", "yolojob_trainer.launch"],
-        "env": _environment(job, index, attempt, output),
+        "env": environment,
         "ports": [{"name": "metrics", "containerPort": constants.METRICS_PORT}],
         "resources": _resources(job),
         "volumeMounts": mounts,
@@ -239,13 +230,13 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) ->
         "PET_MASTER_PORT": str(constants.RENDEZVOUS_PORT),
         "PET_RDZV_BACKEND": "static",
         "PET_MAX_RESTARTS": "0",
-        # The same for images that do not use torchrun.
+        # The same settings for images that do not use torchrun.
         "MASTER_ADDR": master,
         "MASTER_PORT": str(constants.RENDEZVOUS_PORT),
         "WORLD_SIZE": str(workers.replicas * processes),
         "NODE_RANK": str(index),
         "PYTHONUNBUFFERED": "1",
-        "HOME": "/tmp",  # noqa: S108 - a volume of the pod's own
+        "HOME": "/tmp",  # noqa: S108 - a volume of the pod
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
     }
     cpu = workers.resources.limits.get("cpu") or workers.resources.requests.get("cpu")
@@ -263,7 +254,7 @@ def _resources(job: YoloTrainingJob) -> Object:
 
 
 def _volumes(job: YoloTrainingJob, index: int, defaults: Defaults) -> tuple[list[Object], list[Object], str]:
-    """(volumes, mounts, output folder). Only worker 0 mounts the storage, so ReadWriteOnce is enough for it."""
+    """(volumes, mounts, output folder). Only worker 0 mounts the storage, so a ReadWriteOnce claim suffices."""
     spec = job.spec
     shm: Object = {"medium": "Memory"}
     if size := _shared_memory(job):
@@ -289,17 +280,17 @@ def _volumes(job: YoloTrainingJob, index: int, defaults: Defaults) -> tuple[list
     else:
         volumes.append({"name": "output", "emptyDir": {}})
         mounts.append({"name": "output", "mountPath": OUTPUT})
-    for claim, only in read_only.items():
+    for claim, is_read_only in read_only.items():
         name = f"claim-{claim}"[:63].rstrip("-")
         volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
-        mounts.append({"name": name, "mountPath": f"{VOLUMES}/{claim}", "readOnly": only})
+        mounts.append({"name": name, "mountPath": f"{VOLUMES}/{claim}", "readOnly": is_read_only})
     return volumes, mounts, output
 
 
 def _shared_memory(job: YoloTrainingJob) -> str | None:
-    asked = job.spec.workers.shared_memory
-    if asked != "auto":
-        return asked
+    setting = job.spec.workers.shared_memory
+    if setting != "auto":
+        return setting
     limit = job.spec.workers.resources.limits.get("memory")
     return str(int(parse_quantity(limit) / 2)) if limit else None
 
@@ -315,14 +306,14 @@ def _tolerations(job: YoloTrainingJob) -> list[Object]:
         for state in ("not-ready", "unreachable")
     ]
     if gpu := job.spec.workers.gpu:
-        # GKE and most GPU node groups keep other pods away by a taint named after the resource.
+        # GKE and most GPU node groups repel other pods with a taint named after the resource.
         keys = dict.fromkeys((gpu.resource, "nvidia.com/gpu"))
         tolerations += [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in keys]
     return tolerations
 
 
 def _gpu_affinity(types: list[str]) -> Object:
-    """Any label by which any platform names one of these GPUs: the terms are OR-ed."""
+    """Node affinity for any label with which any platform names one of these GPUs; the terms are OR-ed."""
     terms = [
         {"matchExpressions": [{"key": label, "operator": "In", "values": values}]}
         for label, values in gpu_labels.labels(types).items()

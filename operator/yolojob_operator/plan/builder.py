@@ -1,4 +1,4 @@
-"""A plan in the making: what is known of a job, what shall be done, and the small verbs that every rule uses."""
+"""Collects the actions and the status of one plan while the rules run: PlanBuilder and its parts. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import Attempt, ConditionType, YoloTrainingJobStatus
 from yolojob.api.trainer_report import Report
-from yolojob_operator.objects import gang_scheduling, pods
-from yolojob_operator.plan import accounting, completed_indexes
-from yolojob_operator.plan.conditions import find, is_finished, set_condition
+from yolojob_operator.kube.types import Object
+from yolojob_operator.objects import gang_scheduling
+from yolojob_operator.objects.defaults import Defaults
+from yolojob_operator.plan import completed_indexes
+from yolojob_operator.plan.accounting import Account
+from yolojob_operator.plan.conditions import ConditionUpdate, find, is_finished, set_condition
 from yolojob_operator.plan.node_facts import NodeFacts, any_offers
 from yolojob_operator.plan.pod_facts import PodFacts
 
 FORCE_AFTER = timedelta(seconds=10)
-"""A pod that is still there so long after its grace period, on a node that is not ready, is deleted from the API."""
+"""A pod that still exists this long after its grace period, on a node that is not ready, is deleted from the API."""
 FORCE_AFTER_READY = timedelta(seconds=60)
-"""The same on a node that is: its kubelet may be slow, and two workers must not write to one storage."""
-RELEASE_AGAIN = timedelta(seconds=1)
+"""The same on a ready node: its kubelet may be slow, and two workers must not write to one storage."""
+RELEASE_RETRY_INTERVAL = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,34 +32,37 @@ class Obstacle:
     """Why an object that the job needs could not be created."""
 
     reason: str
-    """One word in CamelCase, as in a condition."""
+    """One CamelCase word, as in a condition."""
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What is, around one job."""
+    """The observed state of one job's surroundings."""
 
     pods: tuple[PodFacts, ...] = ()
-    """Worker pods that this job owns."""
+    """Worker pods owned by this job."""
     nodes: Mapping[str, NodeFacts] | None = None
-    """Nodes by name; none where the operator may not see them."""
+    """Nodes by name; None if the operator may not list nodes."""
     report: Report | None = None
-    """What rank 0 of the current attempt said last."""
+    """The newest report of rank 0 of the current attempt."""
     obstacle: Obstacle | None = None
+    """What the previous plan could not create, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deletion:
+    """A pod to delete."""
+
     name: str
     uid: str
     grace_seconds: int | None = None
-    """None: the pod's own; 0: without waiting for its kubelet."""
+    """None: the pod's own grace period. 0: from the API, without waiting for its kubelet."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something worth a line in `kubectl describe`."""
+class EventDraft:
+    """A Kubernetes event to post: one line in `kubectl describe`."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -64,30 +70,32 @@ class Event:
 
 
 @dataclass
-class Draft:
-    """A plan in the making."""
+class PlanBuilder:
+    """A plan under construction. Rules read the observed state from it and add status changes and actions to it."""
 
     job: YoloTrainingJob
     observed: Observed
     now: datetime
-    defaults: pods.Defaults
+    defaults: Defaults
     status: YoloTrainingJobStatus = field(init=False)
-    create: list[pods.Object] = field(default_factory=list)
+    account: Account = field(init=False)
+    create: list[Object] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
     release: set[str] = field(default_factory=set)
-    disbanded: list[pods.Object] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    disband: list[Object] = field(default_factory=list)
+    events: list[EventDraft] = field(default_factory=list)
     due: datetime | None = None
     delete_job: bool = False
     refused: bool = False
-    """No pod may be created of this specification."""
+    """No pod may be created from this specification."""
     settling: bool = False
-    """The end of the attempt has been seen, and a moment is left to the others to show theirs."""
+    """The attempt is ending; wait briefly for the other pods' exit codes before deciding on the cause."""
 
     def __post_init__(self) -> None:
         self.status = (self.job.status or YoloTrainingJobStatus()).model_copy(deep=True)
+        self.account = Account(self.job, self.status, self.observed.pods, self.observed.nodes, self.now)
 
-    # --- what is --------------------------------------------------------------------------------------------------
+    # --- the observed state ---------------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
@@ -95,8 +103,8 @@ class Draft:
 
     @property
     def record(self) -> Attempt | None:
-        """The current attempt."""
-        return accounting.current(self.status)
+        """The record of the current attempt, once its size is decided."""
+        return self.account.record
 
     @property
     def size(self) -> int:
@@ -105,96 +113,96 @@ class Draft:
 
     @property
     def current(self) -> list[PodFacts]:
-        """The gang."""
+        """Pods of the current attempt's workers."""
         return [p for p in self.observed.pods if p.attempt == self.status.attempt and p.index < self.size]
 
     @property
     def spares(self) -> list[PodFacts]:
-        """Pods that only look for room, so that the next attempt may be larger."""
+        """Spare pods: they test whether a larger attempt would be scheduled."""
         return [p for p in self.observed.pods if p.attempt == self.status.attempt and p.index >= self.size]
 
     @property
     def leftovers(self) -> list[PodFacts]:
-        """Pods of attempts that are over."""
+        """Pods of earlier attempts."""
         return [p for p in self.observed.pods if p.attempt != self.status.attempt]
 
     @property
     def placed(self) -> list[PodFacts]:
+        """Pods of the current attempt that have a node."""
         return [p for p in self.current if p.node]
 
     @property
     def missing(self) -> list[int]:
-        """Workers that have no pod, and have not succeeded either."""
-        done = {p.index for p in self.current} | self.completed
-        return [i for i in range(self.size) if i not in done]
+        """Indices of workers that have no pod and have not succeeded."""
+        present = {p.index for p in self.current} | self.completed
+        return [i for i in range(self.size) if i not in present]
 
     @property
     def completed(self) -> set[int]:
-        """Workers that have succeeded, as their pods say, or as it was written before these went."""
+        """Indices of workers that have succeeded, by their pods, or by the status if the pods are gone."""
         before = self.job.status
         written = before.workers.completed_indexes if before and before.attempt == self.status.attempt else ""
         return completed_indexes.split(written, self.size) | {p.index for p in self.current if p.phase == "Succeeded"}
 
     def all_running(self) -> bool:
-        """Whether all of the gang run, or have done so to a good end."""
+        """Whether every worker of the attempt runs or has succeeded."""
         return not self.missing and all(p.phase in ("Running", "Succeeded") for p in self.current)
 
     def offers_gpus(self) -> bool | None:
-        """Whether the cluster has the GPUs that the job asks for; none where nobody may know."""
+        """Whether the cluster has GPUs that the job requests; None if it requests none, or nodes may not be listed."""
         gpu, nodes = self.job.spec.workers.gpu, self.observed.nodes
         return None if gpu is None or nodes is None else any_offers(nodes.values(), gpu)
 
     def as_attempted(self) -> YoloTrainingJob:
-        """The job with the size and the device of the current attempt in place of those asked for."""
+        """The job with the size and the device of the current attempt instead of the requested ones."""
         spec = self.job.spec
         on_gpus = self.record is None or self.record.device == "GPU"
         workers = spec.workers.model_copy(update={"replicas": self.size, "gpu": spec.workers.gpu if on_gpus else None})
         return self.job.model_copy(update={"spec": spec.model_copy(update={"workers": workers})})
 
-    # --- what shall be --------------------------------------------------------------------------------------------
+    # --- changes --------------------------------------------------------------------------------------------------
 
     def next_attempt(self, workers: int, delay: timedelta = timedelta()) -> None:
-        """Another gang; pods of the one before are leftovers from now on."""
+        """Start another attempt. Pods of the previous one become leftovers."""
         gpu = self.job.spec.workers.gpu
         on_gpus = gpu is not None and (gpu.required or self.offers_gpus() is True)
         self.status.attempt += 1
         self.status.next_attempt_time = self.now + delay if delay else None
         self.status.next_scale_up_time = None
-        self.unschedule(Reason.RESTARTING, f"the pods of attempt {self.status.attempt} are not made yet")
-        accounting.open_record(self.status, workers, "GPU" if on_gpus else "CPU")
+        self.unschedule(Reason.RESTARTING, f"the pods of attempt {self.status.attempt} are not created yet")
+        self.account.open_attempt(workers, "GPU" if on_gpus else "CPU")
         if gpu is not None and not on_gpus:
             self.event("Warning", Reason.NO_GPU, f"attempt {self.status.attempt} runs on CPUs: no node has such GPUs")
 
     def end_attempt(self, reason: str, message: str) -> None:
-        """The current attempt is over."""
-        accounting.fix_price(self.job, self.status, self.placed, self.observed.nodes or {})
-        accounting.close_record(self.status, reason, message, self.now)
+        """End the current attempt."""
+        self.account.close_attempt(reason, message)
         if self.status.progress:
             self.status.progress.eta = None
         self.condition(ConditionType.RUNNING, "False", reason, message)
 
     def unschedule(self, reason: str, message: str) -> None:
-        """No pod has a node any more, if any had."""
+        """Set Scheduled to False, if it was ever set."""
         if find(self.status, ConditionType.SCHEDULED) is not None:
             self.condition(ConditionType.SCHEDULED, "False", reason, message)
 
-    def disband(self) -> None:
-        """The job's PodGroup reserves room in its queue, whether it has pods or not."""
-        if group := gang_scheduling.reference(self.job):
-            self.disbanded.append(group)
+    def delete_pod_group(self) -> None:
+        """Delete the job's PodGroup: it reserves room in its queue, with or without pods."""
+        if group := gang_scheduling.pod_group_ref(self.job):
+            self.disband.append(group)
 
     def remove(self, pod: PodFacts, grace_seconds: int | None = None) -> None:
-        """Delete a pod; where its node does not let go of it, delete it from the API."""
+        """Delete a pod. If its node does not confirm the deletion in time, delete it from the API."""
         if any(d.uid == pod.uid for d in self.delete):
             return
         if pod.deleted is None:
             self.delete.append(Deletion(name=pod.name, uid=pod.uid, grace_seconds=grace_seconds))
             return
         if pod.kueue_group:
-            # Kueue keeps the pods of a group that has not finished, for others to replace them. Its Workload may come to be
-            # just after it was looked for, hence again.
+            # Kueue keeps the pods of an unfinished group until others replace them. Kueue may create the Workload just
+            # after it was looked up, hence the repetition.
             self.release.add(pod.kueue_group)
-            self.wake(self.now + RELEASE_AGAIN)
+            self.wake(self.now + RELEASE_RETRY_INTERVAL)
         node = self.observed.nodes.get(pod.node) if self.observed.nodes else None
         end = pod.deleted + (FORCE_AFTER_READY if node is not None and node.ready else FORCE_AFTER)
         if self.now >= end:
@@ -203,14 +211,16 @@ class Draft:
             self.wake(end)
 
     def wake(self, moment: datetime) -> None:
-        """Make a plan again at that moment."""
+        """Plan again at this moment at the latest."""
         self.due = moment if self.due is None else min(self.due, moment)
 
     def condition(
         self, kind: ConditionType, value: Literal["True", "False", "Unknown"], reason: str, message: str
     ) -> bool:
-        """Set a condition; True where its status or reason is new."""
-        return set_condition(self.status, kind, value, reason, message, self.job.metadata.generation, self.now)
+        """Set a condition. Returns whether its status or reason has changed."""
+        generation = self.job.metadata.generation
+        update = ConditionUpdate(type=kind, status=value, reason=reason, message=message, generation=generation)
+        return set_condition(self.status, update, self.now)
 
     def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        self.events.append(Event(type=kind, reason=reason, message=message))
+        self.events.append(EventDraft(type=kind, reason=reason, message=message))

@@ -1,4 +1,4 @@
-"""Sets of worker indices in a few characters, as in the completedIndexes of a batch/v1 Job: "0,2-4". Pure."""
+"""Converts sets of worker indices to and from the compact text of a batch/v1 Job's completedIndexes: "0,2-4". Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def join(indexes: Iterable[int]) -> str:
-    """In order; three or more that follow each other are a range."""
+    """The indices in ascending order. Three or more consecutive indices are written as a range."""
     runs: list[list[int]] = []
     for index in sorted(set(indexes)):
         if runs and index == runs[-1][-1] + 1:
@@ -18,10 +18,10 @@ def join(indexes: Iterable[int]) -> str:
 
 
 def split(text: str, size: int) -> set[int]:
-    """Those below `size`; what cannot be read is none."""
-    found: set[int] = set()
+    """The indices below `size`. Parts that are not numbers or ranges are skipped."""
+    indexes: set[int] = set()
     for part in text.split(",") if text else ():
         first, _, last = part.partition("-")
         if first.isdecimal() and (last or first).isdecimal():
-            found.update(range(int(first), min(int(last or first), size - 1) + 1))
-    return found
+            indexes.update(range(int(first), min(int(last or first), size - 1) + 1))
+    return indexes

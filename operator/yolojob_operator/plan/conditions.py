@@ -1,14 +1,27 @@
-"""Conditions of a job's status: find one, ask for it, set it."""
+"""Finds, tests and sets the conditions of a job's status. Pure."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from yolojob.api.status import Condition, ConditionType, YoloTrainingJobStatus
 
-MOST_REASON, MOST_MESSAGE = 1024, 32768
-"""Characters of a metav1.Condition; the words in it may be a trainer's, and of any length."""
+MAX_REASON_CHARS, MAX_MESSAGE_CHARS = 1024, 32768
+"""Limits of a metav1.Condition. The message may come from a trainer and have any length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConditionUpdate:
+    """The new state of a condition."""
+
+    type: ConditionType
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    generation: int
+    """metadata.generation of the job that the condition describes."""
 
 
 def find(status: YoloTrainingJobStatus, kind: ConditionType) -> Condition | None:
@@ -20,30 +33,21 @@ def is_set(status: YoloTrainingJobStatus, kind: ConditionType, value: str) -> bo
     return condition is not None and condition.status == value
 
 
-def set_condition(
-    status: YoloTrainingJobStatus,
-    kind: ConditionType,
-    value: Literal["True", "False", "Unknown"],
-    reason: str,
-    message: str,
-    generation: int,
-    now: datetime,
-) -> bool:
-    """Set a condition; True where its status or reason is new."""
-    reason, message = reason[:MOST_REASON], message[:MOST_MESSAGE]
-    old = find(status, kind)
-    same = old is not None and old.status == value
+def set_condition(status: YoloTrainingJobStatus, update: ConditionUpdate, now: datetime) -> bool:
+    """Set a condition. Returns whether its status or reason has changed."""
+    old = find(status, update.type)
+    same_status = old is not None and old.status == update.status
     new = Condition(
-        type=kind,
-        status=value,
-        reason=reason,
-        message=message,
-        last_transition_time=old.last_transition_time if old is not None and same else now,
-        observed_generation=generation,
+        type=update.type,
+        status=update.status,
+        reason=update.reason[:MAX_REASON_CHARS],
+        message=update.message[:MAX_MESSAGE_CHARS],
+        last_transition_time=old.last_transition_time if old is not None and same_status else now,
+        observed_generation=update.generation,
     )
-    status.conditions = [*(c for c in status.conditions if c.type != kind), new]
+    status.conditions = [*(c for c in status.conditions if c.type != update.type), new]
     status.conditions.sort(key=lambda c: list(ConditionType).index(c.type))
-    return old is None or not same or old.reason != reason
+    return old is None or not same_status or old.reason != new.reason
 
 
 def is_finished(status: YoloTrainingJobStatus) -> bool:

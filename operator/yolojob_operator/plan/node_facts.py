@@ -1,4 +1,4 @@
-"""What the plan knows of a node: whether it has GPUs, of which type, and what machine it is. Pure."""
+"""Extracts from a node's API object the facts that the plan uses: GPUs, machine type, readiness. Pure."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _SPOT = {
     "eks.amazonaws.com/capacityType": "SPOT",
     "karpenter.sh/capacity-type": "spot",
 }
-"""Labels by which platforms mark a spot node."""
-_KEPT = {INSTANCE_TYPE, *_SPOT, *(name for names in gpu_labels.LABELS.values() for name in names)}
+"""Labels with which platforms mark spot nodes."""
+_KEPT_LABELS = {INSTANCE_TYPE, *_SPOT, *(name for names in gpu_labels.LABELS.values() for name in names)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """One node."""
+    """What the plan uses of one node."""
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Those that say what it is, and no others."""
+    """Only the labels that describe GPUs and the machine."""
     devices: Mapping[str, int] = field(default_factory=dict)
-    """Extended resources (nvidia.com/gpu) that it can give to pods."""
+    """Allocatable extended resources, such as nvidia.com/gpu."""
     ready: bool = False
-    """Its kubelet is heard of."""
+    """Whether its Ready condition is True."""
     since: datetime | None = None
-    """Since when it is, or is not."""
+    """The last transition of its Ready condition."""
     uid: str = ""
     version: int = 0
     """resourceVersion."""
@@ -47,7 +47,7 @@ class NodeFacts:
         return any(self.labels.get(label) == value for label, value in _SPOT.items())
 
     def offers(self, gpu: Gpu) -> bool:
-        """Whether a worker that asks for these GPUs could run here, if the node were empty."""
+        """Whether a worker that requests these GPUs could run here, if the node were empty."""
         if self.devices.get(gpu.resource, 0) < gpu.count:
             return False
         wanted = gpu_labels.labels(gpu.types)
@@ -55,7 +55,7 @@ class NodeFacts:
 
 
 def node_facts(body: Mapping[str, Any]) -> NodeFacts:
-    """The facts of a node."""
+    """The facts of a node's API object."""
     metadata, status = body["metadata"], body.get("status") or {}
     labels = metadata.get("labels") or {}
     allocatable = status.get("allocatable") or {}
@@ -66,7 +66,7 @@ def node_facts(body: Mapping[str, Any]) -> NodeFacts:
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         version=int(version) if version.isdigit() else 0,
-        labels={name: value for name, value in labels.items() if name in _KEPT},
+        labels={name: value for name, value in labels.items() if name in _KEPT_LABELS},
         devices={name: int(parse_quantity(n)) for name, n in allocatable.items() if "/" in name},
         ready=ready.get("status") == "True",
         since=datetime.fromisoformat(since) if since else None,
@@ -74,5 +74,5 @@ def node_facts(body: Mapping[str, Any]) -> NodeFacts:
 
 
 def any_offers(nodes: Iterable[NodeFacts], gpu: Gpu) -> bool:
-    """Whether any node has such GPUs, free or not."""
+    """Whether any node has such GPUs, free or in use."""
     return any(node.offers(gpu) for node in nodes)

@@ -1,9 +1,8 @@
-"""What the plan knows of a pod: the few facts that any rule asks for, taken from the API object. Pure."""
+"""Extracts from a pod's API object the facts that the plan uses. Pure."""
 
 from __future__ import annotations
 
 import enum
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,45 +10,29 @@ from typing import Any
 
 from yolojob.api import constants
 from yolojob.api.constants import ExitCode
+from yolojob_operator.kube.types import Body
 from yolojob_operator.objects import gang_scheduling
 
-Body = Mapping[str, Any]
-KILLED = 137
-"""128 + SIGKILL: what a container ends with whose grace period is over."""
-Key = tuple[str, str]
-"""(namespace, name) of a job."""
-SHARED_LEVELS = 32
-"""Nobody nests a job deeper, but to see what happens."""
-
-
-def lean(body: Body) -> dict[str, Any]:
-    """An API object as it is kept in memory: without managedFields, its keys the same strings in all objects (a third less)."""
-    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-    return dict(_shared({**body, "metadata": metadata}, levels=SHARED_LEVELS))
-
-
-def _shared(value: Any, levels: int) -> Any:
-    if isinstance(value, dict) and levels:
-        return {sys.intern(name): _shared(child, levels - 1) for name, child in value.items()}
-    return [_shared(child, levels - 1) for child in value] if isinstance(value, list) and levels else value
+SIGKILL_EXIT_CODE = 137
+"""128 + SIGKILL: the exit code of a container that is killed at the end of its grace period."""
 
 
 class Cause(enum.StrEnum):
-    """Why a pod ended badly, in the order of precedence."""
+    """Why a pod failed, in the order of precedence."""
 
     PERMANENT = "Permanent"
-    """Specification or data are wrong: no attempt will do better."""
+    """Specification or data are wrong: another attempt fails as well."""
     DISRUPTION = "Disruption"
-    """Preemption, eviction, drain, lost node: not the job's fault, not counted."""
+    """Preemption, eviction, drain, lost node: not the job's fault, and not counted."""
     FAILURE = "Failure"
     """Counted against backoffLimit."""
     SURVIVOR = "Survivor"
-    """It only lost a peer."""
+    """The pod exited because it lost a peer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodFacts:
-    """One worker pod."""
+    """What the plan uses of one worker pod."""
 
     name: str
     uid: str
@@ -59,7 +42,7 @@ class PodFacts:
     index: int
     attempt: int
     workers: int = 0
-    """Size of its gang; 0 where it does not say."""
+    """Number of workers in its attempt; 0 if the label is missing."""
     phase: str
     node: str = ""
     ip: str = ""
@@ -70,25 +53,25 @@ class PodFacts:
     """When the trainer container started."""
     finished: datetime | None = None
     deleted: datetime | None = None
-    """When the grace period of a deletion ends; none unless it is being deleted."""
+    """When the grace period of its deletion ends; None unless it is being deleted."""
     exit_code: int | None = None
     exit_reason: str = ""
     message: str = ""
     """Termination message of the trainer container."""
     memory_limit: str = ""
     disruption: str = ""
-    """Reason and words of a disruption, from the pod's conditions."""
+    """Reason and message of a disruption, from the pod's conditions."""
     kueue_group: str = ""
-    """Name of its group, while Kueue's finalizer keeps it."""
+    """Name of its Kueue pod group, while it has Kueue's finalizer."""
     gated: bool = False
-    """A queue holds it back by a scheduling gate."""
+    """A queue holds it with a scheduling gate."""
     waiting: str = ""
     """Why it does not start: "Unschedulable: 0/3 nodes are available…", "ImagePullBackOff: …"."""
 
     generation: int = 0
-    """Of the job, when the pod was made; 0 where it does not say."""
+    """metadata.generation of the job when the pod was created; 0 if the annotation is missing."""
     lingers: bool = False
-    """Its trainer has ended, and another container goes on: the pod's own phase is still Running."""
+    """Its trainer has ended while another container still runs: the pod's own phase is Running."""
 
     @property
     def terminal(self) -> bool:
@@ -96,14 +79,14 @@ class PodFacts:
 
     @property
     def cause(self) -> Cause | None:
-        """Why it ended badly; none while it runs, and when it succeeded."""
+        """Why it failed; None while it runs and when it succeeded."""
         if self.disruption and self.phase != "Succeeded":
             return Cause.DISRUPTION
         if self.phase != "Failed":
             return None
         if self.exit_code == ExitCode.BAD_INPUT:
             return Cause.PERMANENT
-        if self.exit_code == ExitCode.INTERRUPTED or (self.deleted and self.exit_code == KILLED):
+        if self.exit_code == ExitCode.INTERRUPTED or (self.deleted and self.exit_code == SIGKILL_EXIT_CODE):
             return Cause.DISRUPTION
         if self.exit_code == ExitCode.PEER_LOST:
             return Cause.SURVIVOR
@@ -122,10 +105,10 @@ _DISRUPTED_REASONS = (
     "TopologyAffinityError",
     "OutOf",
 )
-"""How `status.reason` begins of pods that the kubelet or the node life-cycle controller ended, or did not admit: OutOfcpu,
-OutOfmemory, OutOfnvidia.com/gpu (pkg/kubelet/lifecycle/predicate.go)."""
+"""Prefixes of `status.reason` of pods that the kubelet or the node lifecycle controller ended or did not admit. OutOf
+stands for OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu (pkg/kubelet/lifecycle/predicate.go)."""
 _UNKNOWN = "ContainerStatusUnknown"
-"""Reason of a container whose end no kubelet has seen: its node was started anew."""
+"""Reason of a container whose end no kubelet observed, because its node was restarted."""
 
 
 def _time(text: Any) -> datetime | None:
@@ -133,7 +116,7 @@ def _time(text: Any) -> datetime | None:
 
 
 def pod_facts(body: Body) -> PodFacts:
-    """The facts of a worker pod."""
+    """The facts of a worker pod's API object."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels = metadata.get("labels") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
@@ -146,13 +129,13 @@ def pod_facts(body: Body) -> PodFacts:
     limits: Body = (container.get("resources") or {}).get("limits") or {}
     owner: Body = next((o for o in metadata.get("ownerReferences") or () if o.get("controller")), {})
     phase = status.get("phase", "Pending")
-    # For a moment a kubelet says Running of a pod all of whose containers have ended: its own word is to come.
+    # When all containers have ended, the kubelet still reports Running for a moment; the final phase follows.
     lingers = phase == "Running" and bool(terminated) and any("running" in (c.get("state") or {}) for c in containers)
     if lingers:
         phase = "Failed" if terminated.get("exitCode") else "Succeeded"
     disruption = _disruption(conditions, status, terminated)
     if phase == "Failed" and terminated.get("exitCode") == 0 and not (disruption or status.get("reason")):
-        phase = "Succeeded"  # the training has; a sidecar has not
+        phase = "Succeeded"  # the trainer succeeded; a sidecar failed
     return PodFacts(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -184,8 +167,8 @@ def pod_facts(body: Body) -> PodFacts:
 
 
 def _kueue_group(metadata: Body) -> str:
-    kept = gang_scheduling.KUEUE_FINALIZER in (metadata.get("finalizers") or ())
-    return str((metadata.get("labels") or {}).get(gang_scheduling.KUEUE_GROUP, "")) if kept else ""
+    has_finalizer = gang_scheduling.KUEUE_FINALIZER in (metadata.get("finalizers") or ())
+    return str((metadata.get("labels") or {}).get(gang_scheduling.KUEUE_GROUP, "")) if has_finalizer else ""
 
 
 def _number(text: Any) -> int:
@@ -198,7 +181,7 @@ def _transition(conditions: Mapping[str, Body], kind: str) -> datetime | None:
 
 
 def _disruption(conditions: Mapping[str, Body], status: Body, terminated: Body) -> str:
-    for kind in ("DisruptionTarget", "TerminationTarget"):  # Kubernetes' own, and Kueue's
+    for kind in ("DisruptionTarget", "TerminationTarget"):  # the second one is Kueue's
         condition = conditions.get(kind, {})
         if condition.get("status") == "True":
             return f"{condition.get('reason', 'Disruption')}: {condition.get('message', '')}".strip(": ")
@@ -210,14 +193,14 @@ def _disruption(conditions: Mapping[str, Body], status: Body, terminated: Body) 
 
 
 def _failure(status: Body) -> str:
-    """Why a pod failed whose trainer never ran."""
+    """Why a pod failed before its trainer started."""
     if status.get("phase") != "Failed":
         return ""
     for container in status.get("initContainerStatuses") or ():
-        ended = (container.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode"):
-            said = f": {ended['message']}" if ended.get("message") else ""
-            return f"init container {container.get('name')} ended with exit code {ended['exitCode']}{said}"
+        terminated = (container.get("state") or {}).get("terminated") or {}
+        if terminated.get("exitCode"):
+            message = f": {terminated['message']}" if terminated.get("message") else ""
+            return f"init container {container.get('name')} exited with code {terminated['exitCode']}{message}"
     return f"{status.get('reason', '')}: {status.get('message', '')}".strip(": ")
 
 

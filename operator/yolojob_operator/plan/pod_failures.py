@@ -1,4 +1,4 @@
-"""How pods ended, in words for a condition."""
+"""Derives the reason and the message of a failed pod, for conditions and events. Pure."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from pydantic import ValidationError
 
 from yolojob.api.reasons import Reason
 from yolojob.api.trainer_report import Report
-from yolojob_operator.plan.pod_facts import KILLED, PodFacts
+from yolojob_operator.plan.pod_facts import SIGKILL_EXIT_CODE, PodFacts
+
+MAX_LOG_LINES = 3
+"""Lines of a termination message that are quoted if it is not a report."""
 
 
 def report_of(pod: PodFacts) -> Report | None:
-    """The report that a trainer left in its termination message."""
+    """The report in the trainer's termination message; None if the message is not a report."""
     try:
         return Report.model_validate_json(pod.message) if pod.message else None
     except ValidationError:
         return None
 
 
-def words_of(pod: PodFacts) -> tuple[str, str]:
-    """(reason, message) of a pod's end, in the first failing rank's own words where there are any."""
+def failure_of(pod: PodFacts) -> tuple[str, str]:
+    """(reason, message) of a pod's end. The message is the failing rank's own, if it left one."""
     if pod.disruption:
         reason, _, rest = pod.disruption.partition(": ")
         return reason, f"{pod.name}: {rest or reason}"
-    if pod.deleted and pod.exit_code == KILLED:
+    if pod.deleted and pod.exit_code == SIGKILL_EXIT_CODE:
         return Reason.POD_DELETED, f"{pod.name} was deleted"
     if pod.exit_reason == Reason.OOM_KILLED:
         limit = f" of {pod.memory_limit}" if pod.memory_limit else ""
@@ -35,11 +38,11 @@ def words_of(pod: PodFacts) -> tuple[str, str]:
         rank = "" if report.failure.rank is None else f" (rank {report.failure.rank})"
         return report.failure.reason, f"{pod.name}{rank}: {report.failure.message}"
     lines = [line for line in pod.message.strip().splitlines() if line.strip()]
-    tail = f": {' | '.join(lines[-3:])}" if lines else ""
-    how = "failed" if pod.exit_code is None else f"ended with exit code {pod.exit_code}"
-    return Reason.TRAINING_FAILED, f"{pod.name} {how}{tail}"
+    tail = f": {' | '.join(lines[-MAX_LOG_LINES:])}" if lines else ""
+    outcome = "failed" if pod.exit_code is None else f"exited with code {pod.exit_code}"
+    return Reason.TRAINING_FAILED, f"{pod.name} {outcome}{tail}"
 
 
-def first(pods_now: list[PodFacts]) -> PodFacts:
-    """The one that ended first: the cause, rather than a consequence."""
-    return min(pods_now, key=lambda p: (p.finished is None, p.finished or p.created or 0, p.index))
+def first_to_end(pods: list[PodFacts]) -> PodFacts:
+    """The pod that ended first: its end is the cause, the others are consequences."""
+    return min(pods, key=lambda p: (p.finished is None, p.finished or p.created or 0, p.index))

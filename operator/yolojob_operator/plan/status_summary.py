@@ -1,4 +1,4 @@
-"""What the status says of the current attempt: conditions, counts, progress, phase."""
+"""Fills in the status of the current attempt: conditions, counts, progress, phase. Pure."""
 
 from __future__ import annotations
 
@@ -6,92 +6,92 @@ from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType, JobPhase, Progress
 from yolojob.api.trainer_report import Report
-from yolojob_operator.plan import accounting, completed_indexes
-from yolojob_operator.plan.builder import Draft
+from yolojob_operator.plan import completed_indexes
+from yolojob_operator.plan.builder import PlanBuilder
 from yolojob_operator.plan.conditions import find, is_set
 from yolojob_operator.plan.pod_facts import PodFacts
 
 
-def follow(draft: Draft) -> None:
-    """Tell how far the current attempt is."""
-    gang = draft.current
+def describe_attempt(builder: PlanBuilder) -> None:
+    """Set the conditions and the progress of the current attempt."""
+    gang = builder.current
     if not gang:
         return
-    _say_scheduled(draft, gang)
-    if draft.all_running():
-        note_running(draft)
-        draft.condition(ConditionType.RUNNING, "True", Reason.RUNNING, f"attempt {draft.status.attempt} runs")
-        if draft.observed.report is not None:
-            take_over(draft, draft.observed.report)
-    elif not is_set(draft.status, ConditionType.RUNNING, "True"):
+    _set_scheduled(builder, gang)
+    if builder.all_running():
+        note_running(builder)
+        builder.condition(ConditionType.RUNNING, "True", Reason.RUNNING, f"attempt {builder.status.attempt} runs")
+        if builder.observed.report is not None:
+            apply_report(builder, builder.observed.report)
+    elif not is_set(builder.status, ConditionType.RUNNING, "True"):
         waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and p.node), "")
         if waiting:
-            draft.condition(ConditionType.RUNNING, "False", Reason.WAITING, waiting)
-        elif (told := find(draft.status, ConditionType.RUNNING)) is None or told.reason == Reason.WAITING:
-            draft.condition(ConditionType.RUNNING, "False", Reason.STARTING, "the workers are starting")
+            builder.condition(ConditionType.RUNNING, "False", Reason.WAITING, waiting)
+        elif (known := find(builder.status, ConditionType.RUNNING)) is None or known.reason == Reason.WAITING:
+            builder.condition(ConditionType.RUNNING, "False", Reason.STARTING, "the workers are starting")
 
 
-def _say_scheduled(draft: Draft, gang: list[PodFacts]) -> None:
-    if not draft.missing and all(p.node for p in gang):
-        draft.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED, "all workers have a node")
+def _set_scheduled(builder: PlanBuilder, gang: list[PodFacts]) -> None:
+    if not builder.missing and all(p.node for p in gang):
+        builder.condition(ConditionType.SCHEDULED, "True", Reason.SCHEDULED, "all workers have a node")
         return
     if gated := next((p for p in gang if p.gated), None):
-        queue = draft.job.spec.scheduling.queue
+        queue = builder.job.spec.scheduling.queue
         where = f" in queue {queue}" if queue else ""
-        draft.condition(ConditionType.SCHEDULED, "False", Reason.GATED, f"{gated.name} waits for admission{where}")
+        builder.condition(ConditionType.SCHEDULED, "False", Reason.GATED, f"{gated.name} waits for admission{where}")
         return
     waiting = next((f"{p.name}: {p.waiting}" for p in gang if p.waiting and not p.node), "")
     reason = Reason.UNSCHEDULABLE if waiting else Reason.SCHEDULING
-    draft.condition(ConditionType.SCHEDULED, "False", reason, waiting or "waiting for the scheduler")
+    builder.condition(ConditionType.SCHEDULED, "False", reason, waiting or "waiting for the scheduler")
 
 
-def note_running(draft: Draft) -> None:
-    """The attempt runs; once."""
-    record = draft.record
+def note_running(builder: PlanBuilder) -> None:
+    """Record that the attempt runs. Only the first call for an attempt has an effect."""
+    record = builder.record
     if record is None or record.running_time is not None:
         return
-    record.running_time = draft.now
-    if record.attempt > 1:  # of the first one, conditions and pods say it already
-        draft.event("Normal", Reason.RUNNING, f"attempt {record.attempt}: {record.workers} worker(s) run")
+    record.running_time = builder.now
+    if record.attempt > 1:  # for the first attempt, conditions and pods show it already
+        builder.event("Normal", Reason.RUNNING, f"attempt {record.attempt}: {record.workers} worker(s) run")
 
 
-def take_over(draft: Draft, report: Report) -> None:
-    """Enter what the trainer says."""
-    status, said_now = draft.status, report.progress
-    if said_now.epochs:
-        status.progress = said_now
-    elif said_now.staged_bytes is not None:
-        # An attempt that is only fetching its data takes nothing away from what those before it have reached.
-        staged = {name: getattr(said_now, name) for name in ("staged_bytes", "dataset_bytes", "updated_at")}
+def apply_report(builder: PlanBuilder, report: Report) -> None:
+    """Copy the progress and the times that the trainer reports."""
+    status, progress = builder.status, report.progress
+    if progress.epochs:
+        status.progress = progress
+    elif progress.staged_bytes is not None:
+        # An attempt that is still staging its data does not reset the progress of earlier attempts.
+        staged = {name: getattr(progress, name) for name in ("staged_bytes", "dataset_bytes", "updated_at")}
         status.progress = (status.progress or Progress()).model_copy(update=staged)
-    accounting.take_over(status, report)
+    builder.account.apply_report(report)
 
 
-def sum_up(draft: Draft) -> None:
-    """Counts, phase, and the words about the device."""
-    status, gang, spec = draft.status, draft.current, draft.job.spec
+def summarise(builder: PlanBuilder) -> None:
+    """Set the counts, the phase, and the message about a job that trains on CPUs instead of GPUs."""
+    status, gang, spec = builder.status, builder.current, builder.job.spec
     workers = status.workers
-    workers.desired = 0 if spec.run_policy.suspend or draft.finished else spec.workers.replicas
+    workers.desired = 0 if spec.run_policy.suspend or builder.finished else spec.workers.replicas
     workers.active = sum(not p.terminal and p.deleted is None for p in gang)
     workers.ready = sum(p.ready and not p.terminal and p.deleted is None for p in gang)
-    workers.succeeded, workers.completed_indexes = len(draft.completed), completed_indexes.join(draft.completed)
+    workers.succeeded, workers.completed_indexes = len(builder.completed), completed_indexes.join(builder.completed)
     workers.failed = sum(p.phase == "Failed" for p in gang)
-    workers.selector = f"{constants.LABEL_JOB}={draft.job.metadata.name}"
-    status.observed_generation = draft.job.metadata.generation
-    status.phase = _phase(draft)
-    record = draft.record
+    workers.selector = f"{constants.LABEL_JOB}={builder.job.metadata.name}"
+    status.observed_generation = builder.job.metadata.generation
+    status.phase = _phase(builder)
+    record = builder.record
     gpu = spec.workers.gpu
-    if gpu is not None and not gpu.required and record is not None and record.device == "CPU" and not draft.refused:
+    if gpu is not None and not gpu.required and record is not None and record.device == "CPU" and not builder.refused:
         types = f" of type {', '.join(gpu.types)}" if gpu.types else ""
-        wanted = f"{gpu.count} {gpu.resource}{types}"
-        words = f"trains on CPUs: no node has {wanted}, and spec.workers.gpu.required is false"
-        if draft.offers_gpus():
-            words = f"trains on CPUs: it began without {wanted}; the next attempt uses GPUs"
-        draft.condition(ConditionType.ACCEPTED, "True", Reason.NO_GPU, words)
+        requested = f"{gpu.count} {gpu.resource}{types}"
+        message = f"trains on CPUs: no node has {requested}, and spec.workers.gpu.required is false"
+        if builder.offers_gpus():
+            message = f"trains on CPUs: it started without {requested}; the next attempt uses GPUs"
+        builder.condition(ConditionType.ACCEPTED, "True", Reason.NO_GPU, message)
 
 
-def _phase(draft: Draft) -> JobPhase:
-    status = draft.status
+def _phase(builder: PlanBuilder) -> JobPhase:
+    status = builder.status
     for kind, phase in (
         (ConditionType.SUCCEEDED, JobPhase.SUCCEEDED),
         (ConditionType.FAILED, JobPhase.FAILED),
@@ -100,10 +100,10 @@ def _phase(draft: Draft) -> JobPhase:
     ):
         if is_set(status, kind, "True"):
             return phase
-    if any(p.gated for p in draft.current):
+    if any(p.gated for p in builder.current):
         return JobPhase.QUEUED
     if len(status.history) > 1 and status.history[-2].reason != Reason.SUSPENDED:
         return JobPhase.RESTARTING
-    if not draft.current:
+    if not builder.current:
         return JobPhase.PENDING
     return JobPhase.STARTING if is_set(status, ConditionType.SCHEDULED, "True") else JobPhase.QUEUED

@@ -33,7 +33,7 @@ def through(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         yield operator, faulty
         operator.stop()
         words = operator.log.read_text()
-        assert "no plan could be made" not in words, words
+        assert "could not be reconciled" not in words, words
 
 
 @pytest.fixture(autouse=True)

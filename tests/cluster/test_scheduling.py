@@ -107,7 +107,7 @@ def test_an_elastic_job_follows_the_room(kube: Kube, crowded: None) -> None:
     status = phase(kube, "tide", "Running", seconds=60)
     assert [r["workers"] for r in status["history"]] == [4, 2]
     assert status["history"][0]["reason"] == "ScaledDown"
-    assert "2 of 4 workers have a place" in status["history"][0]["message"]
+    assert "2 of 4 workers have a node" in status["history"][0]["message"]
     assert (status["restarts"], status["disruptions"]) == (0, 0)
     assert (status["workers"]["desired"], status["workers"]["ready"]) == (4, 2)
     spares = ("pods", "--selector", "yolojob.dev/job-name=tide,yolojob.dev/spare=true")

@@ -45,7 +45,7 @@ def test_failures_use_the_limit_up(kube: Kube) -> None:
     assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 1, 0)
     failed = kube.condition("bad", "Failed")
     assert failed["reason"] == "BackoffLimitExceeded"
-    assert "exit code 1" in failed["message"]
+    assert "exited with code 1" in failed["message"]
 
 
 def test_the_wait_between_attempts_grows(kube: Kube) -> None:

@@ -1,4 +1,4 @@
-"""What a pod template may not smuggle in."""
+"""The template policy: which fields of a pod template need a privilege."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from support.plans import NOW, conditions, job
-from yolojob_operator.objects.pods import Defaults
-from yolojob_operator.objects.template_policy import Privilege, trespasses
+from yolojob_operator.objects.defaults import Defaults
+from yolojob_operator.objects.template_policy import Privilege, disallowed_fields
 from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.lifecycle import plan
 
@@ -60,23 +60,25 @@ FORBIDDEN += [
 ]
 
 
-def of(template: dict[str, Any], **defaults: Any) -> tuple[str, str]:
-    """(status, reason) of the condition Accepted."""
-    made = plan(job(workers={"template": {"spec": template}}), Observed(), NOW, Defaults(image="x", **defaults))
-    assert bool(made.create) == (conditions(made)["Accepted"][0] == "True")
-    return conditions(made)["Accepted"]
+def accepted(template: dict[str, Any], **defaults: Any) -> tuple[str, str]:
+    """Status and reason of the condition Accepted."""
+    planned = plan(job(workers={"template": {"spec": template}}), Observed(), NOW, Defaults(image="x", **defaults))
+    assert bool(planned.create) == (conditions(planned)["Accepted"][0] == "True")
+    return conditions(planned)["Accepted"]
 
 
 @pytest.mark.parametrize(("template", "privilege", "path"), FORBIDDEN, ids=[path for _, _, path in FORBIDDEN])
-def test_what_is_beyond_an_ordinary_pod(template: dict[str, Any], privilege: Privilege, path: str) -> None:
-    assert [(p, where) for p, where, _ in trespasses({"spec": template})] == [(privilege, path)]
-    assert of(template) == ("False", "TemplateForbidden")
+def test_field_beyond_an_ordinary_pod_needs_its_privilege(
+    template: dict[str, Any], privilege: Privilege, path: str
+) -> None:
+    assert [(p, where) for p, where, _ in disallowed_fields({"spec": template})] == [(privilege, path)]
+    assert accepted(template) == ("False", "TemplateForbidden")
     others = frozenset(Privilege) - {privilege}
-    assert of(template, allowed=others) == ("False", "TemplateForbidden"), "one privilege is not another"
-    assert of(template, allowed=frozenset({privilege})) == ("True", "Accepted")
+    assert accepted(template, allowed=others) == ("False", "TemplateForbidden"), "no other privilege allows it"
+    assert accepted(template, allowed=frozenset({privilege})) == ("True", "Accepted")
 
 
-def test_what_people_need_is_no_privilege() -> None:
+def test_common_fields_need_no_privilege() -> None:
     template = {
         "nodeSelector": {"pool": "gpu"},
         "tolerations": [{"operator": "Exists"}],
@@ -97,26 +99,26 @@ def test_what_people_need_is_no_privilege() -> None:
             }
         ],
     }
-    assert of(template) == ("True", "Accepted")
+    assert accepted(template) == ("True", "Accepted")
 
 
-def test_the_installations_own_service_account_is_nobody_elses() -> None:
-    assert of({"serviceAccountName": "workers"}, service_account="workers") == ("True", "Accepted")
-    assert of({"serviceAccountName": "admin"}, service_account="workers") == ("False", "TemplateForbidden")
-
-
-@pytest.mark.parametrize(
-    "junk", [[], "x", 5, {"containers": "x"}, {"containers": [1]}, {"securityContext": []}, {"volumes": {}}]
-)
-def test_nonsense_is_no_crash(junk: Any) -> None:
-    assert list(trespasses({"spec": junk})) == []
+def test_service_account_of_the_installation_needs_no_privilege() -> None:
+    assert accepted({"serviceAccountName": "workers"}, service_account="workers") == ("True", "Accepted")
+    assert accepted({"serviceAccountName": "admin"}, service_account="workers") == ("False", "TemplateForbidden")
 
 
 @pytest.mark.parametrize(
-    ("profile", "trespass"), [("unconfined", True), ("", True), ("runtime/default", False), ("localhost/mine", False)]
+    "malformed", [[], "x", 5, {"containers": "x"}, {"containers": [1]}, {"securityContext": []}, {"volumes": {}}]
 )
-def test_apparmor_is_not_switched_off_by_an_annotation(profile: str, trespass: bool) -> None:
+def test_malformed_template_has_no_disallowed_fields(malformed: Any) -> None:
+    assert list(disallowed_fields({"spec": malformed})) == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "disallowed"), [("unconfined", True), ("", True), ("runtime/default", False), ("localhost/mine", False)]
+)
+def test_apparmor_annotation_needs_a_privilege_if_unconfined(profile: str, disallowed: bool) -> None:
     name = "container.apparmor.security.beta.kubernetes.io/trainer"
     template = {"metadata": {"annotations": {name: profile, "team": "vision"}}, "spec": {}}
-    found = [(p, where) for p, where, _ in trespasses(template)]
-    assert found == ([(Privilege.PRIVILEGED, f"metadata.annotations[{name}]")] if trespass else [])
+    found = [(p, where) for p, where, _ in disallowed_fields(template)]
+    assert found == ([(Privilege.PRIVILEGED, f"metadata.annotations[{name}]")] if disallowed else [])

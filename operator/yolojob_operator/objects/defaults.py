@@ -1,0 +1,26 @@
+"""Settings of the operator's installation that apply to the pods of all jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yolojob_operator.kube.types import Object
+from yolojob_operator.objects.template_policy import Privilege
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What the installation decides for all jobs."""
+
+    image: str
+    """Trainer image."""
+    image_pull_policy: str | None = None
+    service_account: str | None = None
+    """Service account of workers; the namespace's default unless set. Its token is never mounted."""
+    cache_volume: Object | None = None
+    """Source of the volume for staged datasets; emptyDir unless set. With a volume of the node (hostPath) all pods on a
+    node, also of later jobs, share what one of them has downloaded."""
+    allowed: frozenset[Privilege] = frozenset()
+    """What templates may request beyond an ordinary pod."""
+    coscheduling_scheduler: str = "scheduler-plugins-scheduler"
+    """Name of the scheduler that has the coscheduling plugin; the default is the name in the plugin's Helm chart."""

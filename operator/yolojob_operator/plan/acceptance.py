@@ -1,0 +1,92 @@
+"""Decides why a cluster refuses a job although its specification is well-formed. Pure."""
+
+from __future__ import annotations
+
+from yolojob.api.reasons import Reason
+from yolojob_operator.kube.types import Object
+from yolojob_operator.objects import gang_scheduling, pods, template_policy
+from yolojob_operator.objects.template_policy import Privilege
+from yolojob_operator.plan.builder import PlanBuilder
+
+Refusal = tuple[str, str]
+"""(reason, message) of a condition."""
+
+
+def refusal(builder: PlanBuilder) -> Refusal | None:
+    """Why no pods may be created for the job; None if it is accepted."""
+    return (
+        _local_uri(builder)
+        or _forbidden_template(builder)
+        or _restart_policy(builder.job.spec.workers.template)
+        or _unknown_nodes(builder)
+        or _malformed_template(builder)
+    )
+
+
+def _local_uri(builder: PlanBuilder) -> Refusal | None:
+    spec = builder.job.spec
+    for path, uri in (
+        ("dataset.uri", spec.dataset.uri),
+        ("storage.uri", spec.storage.uri if spec.storage else None),
+        ("model.weights.uri", spec.model.weights.uri if spec.model.weights else None),
+    ):
+        if uri and uri.scheme == "file":
+            return (
+                Reason.LAPTOP_ONLY,
+                f"spec.{path}: {uri}: file:// is the disk of the local machine; use pvc://CLAIM/PATH on a cluster",
+            )
+    return None
+
+
+def _forbidden_template(builder: PlanBuilder) -> Refusal | None:
+    defaults = builder.defaults
+    for privilege, path, value in template_policy.disallowed_fields(builder.job.spec.workers.template):
+        account = defaults.service_account
+        is_default = privilege is Privilege.SERVICE_ACCOUNT and account is not None and value == account
+        if privilege not in defaults.allowed and not is_default:
+            return Reason.TEMPLATE_FORBIDDEN, (
+                f"spec.workers.template.{path}: {value}: this installation does not allow it "
+                f"(workers.allow: [{privilege}] in its Helm values would); leave it out"
+            )
+    return None
+
+
+def _restart_policy(template: Object) -> Refusal | None:
+    pod_spec = template.get("spec")
+    policy = pod_spec.get("restartPolicy", "Never") if isinstance(pod_spec, dict) else "Never"
+    if policy == "Never":
+        return None
+    return Reason.TEMPLATE_FORBIDDEN, (
+        f"spec.workers.template.spec.restartPolicy: {policy}: the operator replaces all workers together, limited by "
+        "spec.runPolicy.backoffLimit; leave it out"
+    )
+
+
+def _unknown_nodes(builder: PlanBuilder) -> Refusal | None:
+    gpu = builder.job.spec.workers.gpu
+    if gpu is None or gpu.required or builder.observed.nodes is not None:
+        return None
+    return (
+        Reason.NODES_UNKNOWN,
+        "spec.workers.gpu.required: false: this operator watches single namespaces and may not list nodes, so it cannot "
+        "find out whether the cluster has GPUs; set it to true, or leave spec.workers.gpu out to train on CPUs",
+    )
+
+
+def _malformed_template(builder: PlanBuilder) -> Refusal | None:
+    """Why no pod can be built from the template, in which the API server stores any content.
+
+    It is checked only when pods are to be created.
+    """
+    job = builder.as_attempted()
+    grows = job.spec.elastic is not None and builder.job.spec.workers.replicas > builder.size
+    if not job.spec.workers.template or (len(builder.current) == builder.size and not grows):
+        return None
+    try:
+        gang_scheduling.pod_group(job, pods.worker(job, 0, 1, builder.defaults), {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return Reason.TEMPLATE_INVALID, (
+            f"spec.workers.template: no pod can be built from it ({type(error).__name__}: {error}); "
+            "`kubectl explain pod.spec` lists the fields"
+        )
+    return None
