@@ -58,8 +58,8 @@ def all_finished(kube: Kube, names: list[str], seconds: float) -> dict[str, dict
     """Wait until these jobs have finished; returns their statuses."""
 
     def look() -> dict[str, dict[str, Any]]:
-        found = statuses(kube, names)
-        return found if all(s.get("phase") in ("Succeeded", "Failed") for s in found.values()) else {}
+        current = statuses(kube, names)
+        return current if all(s.get("phase") in ("Succeeded", "Failed") for s in current.values()) else {}
 
     return eventually(look, f"{len(names)} jobs finish", seconds=seconds, every=1.0)
 
@@ -74,11 +74,13 @@ class TestFaultyApiServer:
         names = [f"refused-{i}" for i in range(8)]
         for i, name in enumerate(names):
             kube.create(job(name, i % 2, "2s", runPolicy={"backoffLimit": 1}))
-        found = all_finished(kube, names, 120)
+        finished = all_finished(kube, names, 120)
         assert all(faulty.faults.counts[code] for code in ("409", "429", "500")), faulty.faults.counts
         for i, name in enumerate(names):
             expected = ("Failed", 2, 1) if i % 2 else ("Succeeded", 1, 0)
-            assert (found[name]["phase"], found[name]["attempt"], found[name]["restarts"]) == expected, found[name]
+            assert (finished[name]["phase"], finished[name]["attempt"], finished[name]["restarts"]) == expected, (
+                finished[name]
+            )
 
     def test_slow_api_server_changes_no_outcome(self, kube: Kube, proxied: tuple[Operator, Proxy]) -> None:
         _, faulty = proxied
@@ -385,15 +387,15 @@ def test_fifty_jobs_with_a_randomly_killed_operator_have_the_right_outcomes(
         operator.start()
         killed += 1
     assert killed >= 10
-    found = all_finished(kube, names, 150)
-    assert len(found) == 50
+    finished = all_finished(kube, names, 150)
+    assert len(finished) == 50
     seen: dict[tuple[str, str], set[str]] = {}
     for line in all_pods.read_text().splitlines():
         pod, attempt, uid = line.split()
         seen.setdefault((pod, attempt), set()).add(uid)
     assert len(seen) >= 2 * 50
     assert [pod for pod, uids in seen.items() if len(uids) > 1] == [], "no pod was created twice"
-    for name, status in found.items():
+    for name, status in finished.items():
         _, *expected = ends[kinds[name]]
         assert [status["phase"], status["attempt"], status["restarts"]] == expected, (name, kinds[name], status)
         assert attempts(kube, name) <= {str(status["attempt"])}, "no pod of an earlier attempt is left"

@@ -108,7 +108,7 @@ def cluster() -> Iterator[Kube]:
         reason = f"no cluster: KUBECONFIG is not set, and the test cluster needs {lack}"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     locks = ClusterLocks(settings.KUBECONFIG)
-    with _started(locks):
+    with started(locks):
         kube = Kube(settings.KUBECONFIG)
         with locks.shared():  # a test that is alone may have replaced the CRD
             kube.run("apply", "--filename", str(ROOT / "manifests" / "crd.yaml"))
@@ -117,7 +117,7 @@ def cluster() -> Iterator[Kube]:
 
 
 @contextmanager
-def _started(locks: ClusterLocks) -> Iterator[None]:
+def started(locks: ClusterLocks) -> Iterator[None]:
     """Start the test cluster unless it is up; stop it at the end if no other test process uses it and tests started it."""
     starting, started_by_tests = locks.path("starting"), locks.path("started-by-tests")
     with locks.path("users").open("a") as users:

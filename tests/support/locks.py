@@ -1,7 +1,7 @@
 """Locks between test processes that share one cluster.
 
 They are flock(2) locks, which the kernel releases when a process ends, however it ends. A test holds the cluster with others
-(`shared`) or alone (`exclusive`); beside others it may hold a named resource alone. Nobody starves: who waits to be alone keeps
+(`shared`) or alone (`exclusive`); beside others it may hold a named resource alone. A test that waits for the whole cluster keeps
 later tests from starting.
 """
 
