@@ -1,4 +1,4 @@
-"""The chart renders, its manifest is the committed one, and the API server takes all of it."""
+"""The Helm chart: it renders, the committed manifests are current, and the API server accepts them."""
 
 from __future__ import annotations
 
@@ -26,24 +26,23 @@ MONITORING = ("podmonitors", "servicemonitors", "prometheusrules")
 
 
 @pytest.mark.parametrize("path", RENDERED, ids=lambda p: p.name)
-def test_what_is_committed_is_the_chart(path: Path) -> None:
+def test_committed_file_is_what_the_chart_renders(path: Path) -> None:
     assert path.read_text() == RENDERED[path](), "run `make generate`"
 
 
-def test_every_value_is_explained_by_the_schema() -> None:
-    """And every value of the schema is in values.yaml: neither is forgotten."""
+def test_schema_describes_exactly_the_values_of_the_chart() -> None:
 
     def paths(schema: dict[str, Any], prefix: str = "") -> set[str]:
-        found = set()
+        leaves: set[str] = set()
         for name, inner in schema.get("properties", {}).items():
-            found |= paths(inner, f"{prefix}{name}.") or {f"{prefix}{name}"}
-        return found
+            leaves |= paths(inner, f"{prefix}{name}.") or {f"{prefix}{name}"}
+        return leaves
 
     schema = paths(json.loads((CHART / "values.schema.json").read_text())) - {"global", "imagePullSecrets.name"}
     assert schema == {path for path, default, _ in chart_readme.values() if default is not None}
 
 
-def test_what_artifact_hub_shows_is_true() -> None:
+def test_artifact_hub_annotations_match_the_chart() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     notes = {k.partition("/")[2]: v for k, v in chart["annotations"].items()}
     crd = yaml.safe_load((CHART / "files" / "crd.yaml").read_text())
@@ -56,7 +55,7 @@ def test_what_artifact_hub_shows_is_true() -> None:
     assert images == {f"yolojob/{name}:{chart['appVersion']}" for name in ("operator", "trainer")}
 
 
-def test_lint() -> None:
+def test_helm_lint_of_defaults_and_presets_finds_no_fault() -> None:
     helm = shutil.which("helm") or str(settings.BIN / "helm")
     for preset in ([], *(["--values", str(p)] for p in PRESETS)):
         done = subprocess.run(
@@ -66,7 +65,7 @@ def test_lint() -> None:
 
 
 def schemas(kube: Kube, folder: Path) -> None:
-    """The API server's own schemas, as kubeconform reads them: one file for each kind, strict."""
+    """Write the API server's schemas for kubeconform: one strict file for each kind."""
     definitions = json.loads(kube.run("get", "--raw", "/openapi/v2").stdout)["definitions"]
     for name, definition in definitions.items():
         if definition.get("format") == "int-or-string":
@@ -84,7 +83,7 @@ def schemas(kube: Kube, folder: Path) -> None:
 
 
 def kubeconform(kube: Kube, folder: Path, manifests: str) -> subprocess.CompletedProcess[str]:
-    """Against the schemas of a real API server, strictly: a field that it does not know is a fault."""
+    """Validate manifests strictly against the schemas of a real API server: an unknown field is a fault."""
     schemas(kube, folder)
     tool = shutil.which("kubeconform") or str(settings.BIN / "kubeconform")
     location = f"{folder}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
@@ -93,7 +92,7 @@ def kubeconform(kube: Kube, folder: Path, manifests: str) -> subprocess.Complete
 
 
 @pytest.mark.parametrize("arguments", [(), *VARIANTS.values()], ids=["defaults", *VARIANTS])
-def test_kubeconform_finds_no_fault(
+def test_kubeconform_of_the_rendered_chart_finds_no_fault(
     kube: Kube, monitoring_kinds: None, arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     done = kubeconform(kube, tmp_path, render(*arguments))
@@ -101,14 +100,14 @@ def test_kubeconform_finds_no_fault(
     assert "Skipped: 0" in done.stdout
 
 
-def test_kubeconform_would_find_one(kube: Kube, tmp_path: Path) -> None:
+def test_kubeconform_of_a_misspelt_field_finds_a_fault(kube: Kube, tmp_path: Path) -> None:
     done = kubeconform(kube, tmp_path, render().replace("serviceAccountName:", "serviceAccountNames:"))
     assert done.returncode == 1
     assert "serviceAccountNames" in done.stdout
 
 
-def test_the_cache_is_the_volume_that_the_values_name() -> None:
-    """And nothing beside it: Helm lays values over the chart's own."""
+def test_cache_volume_is_exactly_the_value() -> None:
+    """Helm merges values into the chart's own, so nothing of the default may remain."""
     text = render("--set", "trainer.cacheVolume.hostPath.path=/var/cache/yolojob")
     deployment = next(d for d in yaml.safe_load_all(text) if d["kind"] == "Deployment")
     variables = {e["name"]: e.get("value") for e in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
@@ -116,22 +115,22 @@ def test_the_cache_is_the_volume_that_the_values_name() -> None:
     assert "YOLOJOB_CACHE_VOLUME" not in render()
 
 
-def test_the_api_server_takes_it(kube: Kube) -> None:
+def test_api_server_accepts_the_install_manifest(kube: Kube) -> None:
     kube.run("create", "namespace", "yolojob-system", check=False)
-    # As people apply it: without naming a namespace, for its objects belong into two.
+    # As users apply it: without a namespace, because its objects belong to two.
     done = kube.run("apply", "--namespace=", "--dry-run=server", "--filename", str(ROOT / "manifests" / "install.yaml"))
     assert "deployment.apps/yolojob-operator" in done.stdout
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=[p.stem for p in PRESETS])
-def test_presets_render(preset: Path) -> None:
+def test_preset_renders_one_deployment_and_the_crd(preset: Path) -> None:
     kinds = [d["kind"] for d in yaml.safe_load_all(render("--values", str(preset)))]
     assert kinds.count("Deployment") == 1
     assert "CustomResourceDefinition" in kinds
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "name"),
     [
         ("watchNamespace=x", "watchNamespace"),
         ("workers.allow={root}", "hostNamespaces"),
@@ -139,13 +138,13 @@ def test_presets_render(preset: Path) -> None:
         ("image.pullPolicy=Sometimes", "pullPolicy"),
     ],
 )
-def test_unknown_values_are_refused_by_name(value: str, words: str) -> None:
+def test_invalid_value_is_rejected_by_name(value: str, name: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         render("--set", value)
-    assert words in error.value.stderr
+    assert name in error.value.stderr
 
 
-def test_one_namespace_needs_no_right_beyond_it() -> None:
+def test_chart_for_one_namespace_has_no_cluster_roles() -> None:
     documents = list(yaml.safe_load_all(render("--set", "watchNamespaces={team}", "--set", "crds.install=false")))
     assert not [d["kind"] for d in documents if d["kind"].startswith(("Cluster", "CustomResource"))]
 
@@ -161,7 +160,7 @@ def monitoring(*values: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def monitoring_kinds(kube: Kube) -> Iterator[None]:
-    """A cluster that knows the Prometheus operator's kinds."""
+    """Installs the CRDs of the Prometheus operator."""
     for kind in MONITORING:
         kube.run("apply", "--server-side", "--filename", str(crds(f"monitoring.coreos.com_{kind}.yaml")))
         kube.run("wait", "--for=condition=Established", f"crd/{kind}.monitoring.coreos.com", "--timeout=30s")
@@ -170,19 +169,19 @@ def monitoring_kinds(kube: Kube) -> Iterator[None]:
         known = kube.run("get", "--raw", "/openapi/v2").stdout.lower()
         return all(f"com.coreos.monitoring.v1.{kind[:-1]}" in known for kind in MONITORING)
 
-    eventually(described, "the API server describes them", seconds=60)
+    eventually(described, "the API server publishes their schemas", seconds=60)
     yield
     kube.run("delete", "crd", *(f"{kind}.monitoring.coreos.com" for kind in MONITORING))
 
 
-def test_monitors_only_where_somebody_reads_them(kube: Kube, monitoring_kinds: None) -> None:
+def test_monitors_are_rendered_only_with_the_prometheus_operator(kube: Kube, monitoring_kinds: None) -> None:
     assert "monitoring.coreos.com" not in render()
-    found = monitoring("--set", "metrics.monitors.labels.release=stack")
-    assert sorted(d["kind"] for d in found) == ["NetworkPolicy", "PodMonitor", "PrometheusRule", "ServiceMonitor"]
-    assert next(d for d in found if d["kind"] == "PodMonitor")["metadata"]["labels"]["release"] == "stack"
+    documents = monitoring("--set", "metrics.monitors.labels.release=stack")
+    assert sorted(d["kind"] for d in documents) == ["NetworkPolicy", "PodMonitor", "PrometheusRule", "ServiceMonitor"]
+    assert next(d for d in documents if d["kind"] == "PodMonitor")["metadata"]["labels"]["release"] == "stack"
     kube.run("create", "namespace", "yolojob-system", check=False)
     Kube(kube.kubeconfig, "yolojob-system").run(
-        "apply", "--dry-run=server", "--filename", "-", input=yaml.safe_dump_all(found)
+        "apply", "--dry-run=server", "--filename", "-", input=yaml.safe_dump_all(documents)
     )
 
 
@@ -190,7 +189,7 @@ LABELS = 'namespace="team", job_name="digits", rank="0"'
 
 
 def alert(name: str, series: dict[str, str], at: str, fires: bool, **labels: str) -> dict[str, Any]:
-    """A unit test of a rule: with these series, does it fire at that moment?"""
+    """A unit test of an alerting rule: whether it fires at this time with these series."""
     return {
         "interval": "1m",
         "input_series": [{"series": series_name, "values": values} for series_name, values in series.items()],
@@ -215,8 +214,8 @@ def steps(values: str, epoch: str) -> dict[str, str]:
 
 def money(cost: float | None, estimate: float | None, budget: float | None) -> dict[str, str]:
     labels = 'namespace="team", job_name="digits", currency="USD"'
-    found = {"cost": cost, "cost_estimate": estimate, "budget": budget}
-    return {f"yolojob_job_{name}{{{labels}}}": f"{value}x60" for name, value in found.items() if value is not None}
+    values = {"cost": cost, "cost_estimate": estimate, "budget": budget}
+    return {f"yolojob_job_{name}{{{labels}}}": f"{value}x60" for name, value in values.items() if value is not None}
 
 
 JOB = {"namespace": "team", "job_name": "digits"}
@@ -251,11 +250,13 @@ ALERTS = {
         severity="info",
         **JOB,
     ),
-    "dear": alert("YolojobOverBudget", money(9.0, 12.0, 10.0), "20m", True, severity="warning", currency="USD", **JOB),
-    "spent": alert(
+    "over-estimate": alert(
+        "YolojobOverBudget", money(9.0, 12.0, 10.0), "20m", True, severity="warning", currency="USD", **JOB
+    ),
+    "over-budget": alert(
         "YolojobOverBudget", money(11.0, None, 10.0), "20m", True, severity="warning", currency="USD", **JOB
     ),
-    "cheap": alert("YolojobOverBudget", money(4.0, 9.0, 10.0), "20m", False),
+    "within-budget": alert("YolojobOverBudget", money(4.0, 9.0, 10.0), "20m", False),
     "no-budget": alert("YolojobOverBudget", money(4.0, 900.0, None), "20m", False),
     "in-step": alert(
         "YolojobStraggler", {**BOTH, **phases(0, "forward", "0+20x60"), **phases(1, "forward", "0+22x60")}, "40m", False
@@ -264,8 +265,8 @@ ALERTS = {
 
 
 @pytest.mark.parametrize("test", ALERTS.values(), ids=list(ALERTS))
-def test_alerts_fire_when_they_should(test: dict[str, Any], tmp_path: Path) -> None:
-    """By Prometheus' own tool; the words of an alert are left to people."""
+def test_alert_fires_only_under_its_condition(test: dict[str, Any], tmp_path: Path) -> None:
+    """promtool evaluates the rules. The texts of the alerts are not tested."""
     rules = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
     for rule in rules["groups"][0]["rules"]:
         assert rule.pop("annotations").keys() == {"summary", "description"}

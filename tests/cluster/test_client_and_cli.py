@@ -1,4 +1,4 @@
-"""The client and the command line's verbs, against a real API server and the operator."""
+"""The client and the commands of the CLI, against a real API server and the operator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def client(kube: Kube, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 
 def job(name: str, code: int | None = 0, after: str = "1s", **spec: Any) -> YoloTrainingJob:
-    """A job of two simulated workers that end with `code`, or do not end."""
+    """A job of two simulated workers that exit with `code`; they keep running if it is None."""
     annotations = {} if code is None else {"devcluster/exit": str(code), "devcluster/exit-after": after}
     template = {
         "metadata": {"annotations": annotations},
@@ -53,25 +53,26 @@ def command(kube: Kube, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_job_from_submission_to_its_end(client: Client) -> None:
-    made = client.submit(job("first"))
-    assert made.metadata.uid
+def test_client_submits_waits_for_and_deletes_a_job(client: Client) -> None:
+    submitted = client.submit(job("first"))
+    assert submitted.metadata.uid
     assert [j.metadata.name for j in client.list()] == ["first"]
     done = client.wait("first", 60)
     assert done.status is not None
     assert done.status.phase is JobPhase.SUCCEEDED
-    assert client.get("first").status is not None
-    assert client.get("first").status.phase is JobPhase.SUCCEEDED  # type: ignore[union-attr]
+    stored = client.get("first").status
+    assert stored is not None
+    assert stored.phase is JobPhase.SUCCEEDED
     assert any(e["reason"] == "Succeeded" for e in client.events("first")), client.events("first")
     client.delete("first")
     with pytest.raises(NotFound, match='"first" not found'):
         client.get("first")
 
 
-def test_waiting_outlives_an_api_server_that_goes_away(
+def test_wait_survives_an_outage_of_the_api_server(
     client: Client, kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hours of waiting see upgrades of the control plane: the watch is cut, refused for a while, expired, and goes on."""
+    """During hours of waiting the control plane may be upgraded: the watch is closed, refused, expired, and continues."""
     with proxy(kube.kubeconfig, tmp_path) as (faulty, kubeconfig):
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         distant = Client(namespace=kube.namespace)
@@ -79,18 +80,18 @@ def test_waiting_outlives_an_api_server_that_goes_away(
         ended: list[Any] = []
         waiting = threading.Thread(target=lambda: ended.append(distant.wait("patient", 90)))
         waiting.start()
-        eventually(lambda: faulty.watches, "it watches")
+        eventually(lambda: faulty.watches, "the client watches")
         faulty.faults.away = True
         faulty.cut()
-        eventually(lambda: faulty.faults.counts["away"] >= 2, "it tries to come back")
+        eventually(lambda: faulty.faults.counts["away"] >= 2, "the client reconnects")
         faulty.faults.away, faulty.faults.broken = False, 410
-        eventually(lambda: faulty.faults.counts["watch 410"], "it is told that it is too late")
+        eventually(lambda: faulty.faults.counts["watch 410"], "the watch is expired")
         faulty.faults.broken = 0
         waiting.join(90)
         assert [j.status.phase for j in ended] == [JobPhase.SUCCEEDED]
 
 
-def test_a_watch_tells_every_phase_in_order(client: Client) -> None:
+def test_watch_yields_every_phase_in_order(client: Client) -> None:
     phases: list[str] = []
 
     def look() -> None:
@@ -110,7 +111,7 @@ def test_a_watch_tells_every_phase_in_order(client: Client) -> None:
     assert phases.index("Running") < phases.index("Failed")
 
 
-def test_suspended_scaled_resumed(client: Client) -> None:
+def test_client_suspends_scales_and_resumes_a_job(client: Client) -> None:
     client.submit(job("slow", None, runPolicy={"suspend": True}, train={"batch": 12}))
     with pytest.raises(TimeoutError, match="slow has not ended within 2 s"):
         client.wait("slow", 2)
@@ -120,7 +121,7 @@ def test_suspended_scaled_resumed(client: Client) -> None:
         if seen.status and seen.status.workers.ready == 3:
             break
     else:
-        raise AssertionError("it never ran with 3 workers")
+        raise AssertionError("the job never ran with 3 workers")
     with pytest.raises(ClusterError, match=r"spec\.elastic"):
         client.scale("slow", 2)
     with pytest.raises(ClusterError, match="worker 0: no log: "):  # a simulated pod has none
@@ -128,7 +129,7 @@ def test_suspended_scaled_resumed(client: Client) -> None:
     assert client.suspend("slow").spec.run_policy.suspend is True
 
 
-def test_what_cannot_be_is_said_in_the_clusters_words(client: Client, kube: Kube, tmp_path: Path) -> None:
+def test_client_errors_have_the_message_of_the_api_server(client: Client, kube: Kube, tmp_path: Path) -> None:
     client.submit(job("twice"))
     with pytest.raises(ClusterError, match='"twice" already exists'):
         client.submit(job("twice"))
@@ -140,11 +141,11 @@ def test_what_cannot_be_is_said_in_the_clusters_words(client: Client, kube: Kube
         client.delete("nobody")
     config = yaml.safe_load(Path(kube.environment["KUBECONFIG"]).read_text())
     config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
-    away = tmp_path / "away"
-    away.write_text(yaml.safe_dump(config))
+    unreachable = tmp_path / "unreachable"
+    unreachable.write_text(yaml.safe_dump(config))
     done = subprocess.run(
         [sys.executable, "-m", "yolojob.cli", "get"],
-        env={**kube.environment, "KUBECONFIG": str(away)},
+        env={**kube.environment, "KUBECONFIG": str(unreachable)},
         capture_output=True,
         text=True,
         check=False,
@@ -154,25 +155,25 @@ def test_what_cannot_be_is_said_in_the_clusters_words(client: Client, kube: Kube
     assert "Traceback" not in done.stderr
 
 
-def test_the_verbs(kube: Kube, tmp_path: Path) -> None:
+def test_cli_submits_lists_describes_and_deletes_a_job(kube: Kube, tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(job("verbs").to_json()))
-    made = command(kube, "submit", str(path), "--watch")
-    assert made.returncode == 0, made.stderr
-    assert "verbs: submitted to namespace" in made.stdout
-    assert "verbs: succeeded" in made.stdout
+    path.write_text(yaml.safe_dump(job("commands").to_json()))
+    submitted = command(kube, "submit", str(path), "--watch")
+    assert submitted.returncode == 0, submitted.stderr
+    assert "commands: submitted to namespace" in submitted.stdout
+    assert "commands: succeeded" in submitted.stdout
     listed = command(kube, "get")
     assert "NAME" in listed.stdout
-    assert "verbs" in listed.stdout
-    assert json.loads(command(kube, "get", "-o", "json").stdout)["items"][0]["metadata"]["name"] == "verbs"
-    assert yaml.safe_load(command(kube, "get", "verbs", "-o", "yaml").stdout)["kind"] == "YoloTrainingJob"
-    story = command(kube, "describe", "verbs").stdout
-    assert "Conditions" in story
-    assert "Succeeded" in story
-    assert command(kube, "delete", "verbs").stdout == "verbs: deleted\n"
-    gone = command(kube, "get", "verbs")
+    assert "commands" in listed.stdout
+    assert json.loads(command(kube, "get", "-o", "json").stdout)["items"][0]["metadata"]["name"] == "commands"
+    assert yaml.safe_load(command(kube, "get", "commands", "-o", "yaml").stdout)["kind"] == "YoloTrainingJob"
+    description = command(kube, "describe", "commands").stdout
+    assert "Conditions" in description
+    assert "Succeeded" in description
+    assert command(kube, "delete", "commands").stdout == "commands: deleted\n"
+    gone = command(kube, "get", "commands")
     assert gone.returncode == 2
-    assert 'error: yolotrainingjobs.yolojob.dev "verbs" not found' in gone.stderr
+    assert 'error: yolotrainingjobs.yolojob.dev "commands" not found' in gone.stderr
 
     path.write_text(yaml.safe_dump(job("fails", 2).to_json()))
     command(kube, "submit", str(path))
@@ -183,19 +184,19 @@ def test_the_verbs(kube: Kube, tmp_path: Path) -> None:
     assert "error: " in refused.stderr
 
 
-def test_the_verbs_that_change_a_job_of_another_context(kube: Kube, tmp_path: Path) -> None:
-    """The current context is somebody's else; `--context` names ours, with its own namespace."""
+def test_cli_with_another_context_changes_jobs_in_its_namespace(kube: Kube, tmp_path: Path) -> None:
+    """The current context is another one; `--context` selects one with the namespace of this test."""
     config = yaml.safe_load(Path(kube.environment["KUBECONFIG"]).read_text())
-    there = config["contexts"][0]["context"]
+    context = config["contexts"][0]["context"]
     config["contexts"] = [
-        {"name": "ours", "context": {**there, "namespace": kube.namespace}},
-        {"name": "theirs", "context": {**there, "namespace": "kube-public"}},
+        {"name": "ours", "context": {**context, "namespace": kube.namespace}},
+        {"name": "theirs", "context": {**context, "namespace": "kube-public"}},
     ]
     config["current-context"] = "theirs"
     path = tmp_path / "config"
     path.write_text(yaml.safe_dump(config))
-    there_is = tmp_path / "job.yaml"
-    there_is.write_text(yaml.safe_dump(job("abroad", None, train={"batch": 12}).to_json()))
+    manifest_path = tmp_path / "job.yaml"
+    manifest_path.write_text(yaml.safe_dump(job("abroad", None, train={"batch": 12}).to_json()))
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -206,15 +207,15 @@ def test_the_verbs_that_change_a_job_of_another_context(kube: Kube, tmp_path: Pa
             check=False,
         )
 
-    assert f"namespace {kube.namespace}" in run("submit", str(there_is), "--context", "ours").stdout
-    assert run("suspend", "abroad").returncode == 2, "there is none in the current context"
+    assert f"namespace {kube.namespace}" in run("submit", str(manifest_path), "--context", "ours").stdout
+    assert run("suspend", "abroad").returncode == 2, "the current context has no such job"
     assert run("suspend", "abroad", "--context", "ours").stdout == "abroad: suspended\n"
     assert kube.get("ytj", "abroad")["spec"]["runPolicy"]["suspend"] is True
     assert run("scale", "abroad", "--replicas", "3", "--context", "ours").stdout == "abroad: scaled to 3\n"
     assert kube.get("ytj", "abroad")["spec"]["workers"]["replicas"] == 3
     assert run("resume", "abroad", "--context", "ours").stdout == "abroad: resumed\n"
     assert kube.get("ytj", "abroad")["spec"]["runPolicy"]["suspend"] is False
-    eventually(lambda: len(kube.pods("abroad")) == 3, "its pods are there")
+    eventually(lambda: len(kube.pods("abroad")) == 3, "its pods exist")
     log = run("logs", "abroad", "--worker", "1", "--context", "ours")
     assert (log.returncode, "error: worker 1: no log: " in log.stderr) == (2, True), "a simulated pod has none"
     bash = {"_TYPER_COMPLETE_ARGS": "yolojob get --context ours ab", "_YOLOJOB_COMPLETE": "complete_zsh"}
@@ -223,8 +224,8 @@ def test_the_verbs_that_change_a_job_of_another_context(kube: Kube, tmp_path: Pa
     assert "theirs" in run(**bash).stdout
 
 
-def test_the_operator_is_needed_for_none_of_it(operator: Operator, client: Client) -> None:
-    """Only the API server is asked: with the operator away, a job can be made, read and deleted."""
+def test_client_without_a_running_operator_creates_reads_and_deletes_jobs(operator: Operator, client: Client) -> None:
+    """The client needs only the API server."""
     operator.kill()
     try:
         client.submit(job("alone"))

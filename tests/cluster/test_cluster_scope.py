@@ -1,4 +1,4 @@
-"""An operator that is not bound to a namespace."""
+"""An operator that watches all namespaces."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from support.jobs import job, phase
 from support.kube import Kube
 from support.operator_process import Operator
 
+pytestmark = pytest.mark.exclusive
+"""This operator also reconciles the jobs of other tests."""
 
-def test_the_whole_cluster(kube: Kube, tmp_path: Path) -> None:
-    """Not bound to a namespace: it sees the nodes, and other namespaces' jobs."""
+
+def test_clusterwide_operator_reads_nodes_for_devices_and_prices(kube: Kube, tmp_path: Path) -> None:
     operator = Operator(kube, tmp_path / "log", clusterwide=True)
     try:
-        eventually(lambda: operator.leads, "it leads")
+        eventually(lambda: operator.leads, "the operator leads")
         kube.create(job("anywhere", 0, "1s"))
         phase(kube, "anywhere", "Succeeded")
         fallback = job("fallback", 0, "1s")
@@ -29,6 +31,8 @@ def test_the_whole_cluster(kube: Kube, tmp_path: Path) -> None:
         kube.create(wanted)
         status = phase(kube, "wanted", "Running")
         assert status["history"][0]["device"] == "GPU"
-        assert status["cost"]["perHour"] == pytest.approx(2 * 21.957642 / 8), "p4d.24xlarge, one of eight GPUs each"
+        assert status["cost"]["perHour"] == pytest.approx(2 * 21.957642 / 8), (
+            "each worker uses one of the eight GPUs of a p4d.24xlarge"
+        )
     finally:
         operator.stop()

@@ -1,4 +1,4 @@
-"""The API server and `yolojob validate` give the same verdict, at the same field path."""
+"""Validation by the CRD: the API server and `yolojob validate` give the same verdict, at the same field path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.kube import Kube
 
 from yolojob.api.manifest import InvalidManifest, parse
 
-REPLICAS = {"workers": {"replicas": 2}}
+REPLICAS: dict[str, Any] = {"workers": {"replicas": 2}}
 VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "minimal": ({}, None),
     "all kinds": (
@@ -37,15 +37,15 @@ VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
         None,
     ),
     "misspelt setting": ({"train": {"mosiac": 1.0}}, "spec.train.mosiac"),
-    "misspelt part": ({"worker": {}}, "spec.worker"),
+    "misspelt section": ({"worker": {}}, "spec.worker"),
     "replaced setting": ({"train": {"device": "0"}}, "spec.train.device"),
     "text for number": ({"train": {"epochs": "3"}}, "spec.train.epochs"),
     "number for text": ({"workers": {"gpu": {"types": [4]}}}, "spec.workers.gpu.types[0]"),
     "boolean for number": ({"train": {"lr0": True}}, "spec.train.lr0"),
     "out of range": ({"train": {"mosaic": 1.5}}, "spec.train.mosaic"),
     "zero": ({"train": {"epochs": 0}}, "spec.train.epochs"),
-    "no such word": ({"train": {"optimizer": "adam"}}, "spec.train.optimizer"),
-    "no such precision": ({"train": {"amp": "fp8"}}, "spec.train.amp"),
+    "unknown choice": ({"train": {"optimizer": "adam"}}, "spec.train.optimizer"),
+    "unknown precision": ({"train": {"amp": "fp8"}}, "spec.train.amp"),
     "precision true": ({"train": {"amp": True}}, "spec.train.amp"),
     "freeze text": ({"train": {"freeze": "10"}}, "spec.train.freeze"),
     "freeze negative": ({"train": {"freeze": -1}}, "spec.train.freeze"),
@@ -57,14 +57,14 @@ VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "uneven batch of gpus": ({"train": {"batch": 12}, "workers": {"gpu": {"count": 8}}}, "spec.train.batch"),
     "uneven batch of processes": ({"train": {"batch": 9}, "workers": {"processesPerWorker": 2}}, "spec.train.batch"),
     "processes": ({"workers": {"processesPerWorker": "many"}}, "spec.workers.processesPerWorker"),
-    "no data": ({"dataset": {}}, "spec.dataset.uri"),
-    "no such data": ({"dataset": {"uri": "builtin://mnist"}}, "spec.dataset.uri"),
-    "way out": ({"dataset": {"uri": "pvc://data/../x"}}, "spec.dataset.uri"),
+    "missing dataset": ({"dataset": {}}, "spec.dataset.uri"),
+    "unknown dataset": ({"dataset": {"uri": "builtin://mnist"}}, "spec.dataset.uri"),
+    "path outside of the volume": ({"dataset": {"uri": "pvc://data/../x"}}, "spec.dataset.uri"),
     "absolute model": ({"model": {"name": "/etc/passwd"}}, "spec.model.name"),
     "quantity": ({"workers": {"resources": {"limits": {"memory": "4 GB"}}}}, "spec.workers.resources.limits.memory"),
     "gpu as resource": ({"workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "spec.workers.resources"),
     "queue without gang": ({"scheduling": {"queue": "q"}}, "spec.scheduling.queue"),
-    "elastic upside down": (
+    "maximum below minimum": (
         {"elastic": {"minReplicas": 3, "maxReplicas": 2}, "workers": {"replicas": 2}},
         "spec.elastic.maxReplicas",
     ),
@@ -83,12 +83,13 @@ NAMES = {
 
 
 def server_side(kube: Kube, document: dict[str, Any]) -> str | None:
-    """The API server's words; none if it takes the manifest."""
+    """The error message of the API server; None if it accepts the manifest."""
     done = kube.run("create", "--dry-run=server", "--filename", "-", input=json.dumps(document), check=False)
     return None if done.returncode == 0 else done.stderr
 
 
-def here(document: dict[str, Any]) -> str | None:
+def client_side(document: dict[str, Any]) -> str | None:
+    """The error message of the models; None if they accept the manifest."""
     try:
         parse(document)
     except InvalidManifest as invalid:
@@ -96,32 +97,33 @@ def here(document: dict[str, Any]) -> str | None:
     return None
 
 
-def names(words: str, path: str) -> bool:
-    return re.search(rf"(^|[\s\"*]){re.escape(path)}([\":\s]|$)", words) is not None
+def mentions(message: str, path: str) -> bool:
+    """Whether a message contains this field path, and not only a longer one."""
+    return re.search(rf"(^|[\s\"*]){re.escape(path)}([\":\s]|$)", message) is not None
 
 
-@pytest.mark.parametrize("what", VERDICTS)
-def test_same_verdict_same_path(kube: Kube, what: str) -> None:
-    spec, path = VERDICTS[what]
+@pytest.mark.parametrize("case", VERDICTS)
+def test_verdict_on_a_spec_has_the_same_path_on_both_sides(kube: Kube, case: str) -> None:
+    spec, path = VERDICTS[case]
     document = minimal(**spec)
-    theirs, ours = server_side(kube, document), here(document)
+    by_server, by_client = server_side(kube, document), client_side(document)
     if path is None:
-        assert theirs is None
-        assert ours is None
+        assert by_server is None
+        assert by_client is None
         return
-    assert theirs is not None, "the API server takes it"
-    assert ours is not None, "the models take it"
-    assert names(theirs, path), theirs
-    assert names(ours, path), ours
+    assert by_server is not None, "the API server accepts it"
+    assert by_client is not None, "the models accept it"
+    assert mentions(by_server, path), by_server
+    assert mentions(by_client, path), by_client
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names(kube: Kube, name: str) -> None:
-    theirs, ours = server_side(kube, minimal(name)), here(minimal(name))
-    assert (theirs is None, ours is None) == (NAMES[name], NAMES[name])
-    if theirs and ours:
-        assert "metadata.name" in theirs
-        assert "metadata.name" in ours
+def test_verdict_on_a_name_is_the_same_on_both_sides(kube: Kube, name: str) -> None:
+    by_server, by_client = server_side(kube, minimal(name)), client_side(minimal(name))
+    assert (by_server is None, by_client is None) == (NAMES[name], NAMES[name])
+    if by_server and by_client:
+        assert "metadata.name" in by_server
+        assert "metadata.name" in by_client
 
 
 @pytest.mark.parametrize(
@@ -138,15 +140,15 @@ def test_names(kube: Kube, name: str) -> None:
         ({"scheduling": {"gang": "kueue"}}, "spec.scheduling.gang"),
     ],
 )
-def test_what_a_job_is_cannot_be_edited(kube: Kube, patch: dict[str, Any], path: str) -> None:
+def test_immutable_field_cannot_be_edited(kube: Kube, patch: dict[str, Any], path: str) -> None:
     kube.create(minimal(**REPLICAS))
     arguments = ("patch", "yolotrainingjob", "digits", "--type=merge", "--patch", json.dumps({"spec": patch}))
     done = kube.run(*arguments, check=False)
     assert done.returncode != 0
-    assert names(done.stderr, path), done.stderr
+    assert mentions(done.stderr, path), done.stderr
 
 
-def test_what_may_be_edited(kube: Kube) -> None:
+def test_mutable_fields_of_a_suspended_job_can_be_edited(kube: Kube) -> None:
     kube.create(minimal(runPolicy={"suspend": True}))
     for patch in (
         {"workers": {"replicas": 4}},
@@ -158,7 +160,7 @@ def test_what_may_be_edited(kube: Kube) -> None:
     assert kube.get("yolotrainingjob", "digits")["spec"]["workers"]["replicas"] == 4
 
 
-def test_defaults_are_stored(kube: Kube) -> None:
+def test_defaults_are_stored_in_the_spec(kube: Kube) -> None:
     kube.create(minimal())
     spec = kube.get("yolotrainingjob", "digits")["spec"]
     assert spec["train"] == {"amp": "auto", "batch": 16, "epochs": 100, "imgsz": 640}

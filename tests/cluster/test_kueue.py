@@ -1,4 +1,4 @@
-"""Jobs in a queue of a real Kueue: held, admitted, preempted, and nothing left behind."""
+"""Jobs in a queue of a real Kueue: gated, admitted, preempted, and cleaned up."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from support.jobs import attempts, job, phase, suspend
 from support.kube import Kube, devcluster
 from support.operator_process import Operator
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.exclusive]
+"""Kueue's webhooks and finalizers apply to pods of the whole cluster."""
 GPUS = 8
 KUEUE = "kueue.x-k8s.io/v1beta1"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def queue(kube: Kube, operator: Operator) -> Iterator[str]:
-    """A queue of eight GPUs, in which the more important goes first."""
+    """A queue of eight GPUs with preemption of lower priorities."""
     if kube.is_devcluster:
         devcluster("kueue", "start")
     elif kube.run("get", "crd", "workloads.kueue.x-k8s.io", check=False).returncode:
@@ -27,10 +28,10 @@ def queue(kube: Kube, operator: Operator) -> Iterator[str]:
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     name = kube.namespace
     quota = {"name": "nvidia.com/gpu", "nominalQuota": GPUS}
-    others = [{"name": resource, "nominalQuota": 1000} for resource in ("cpu", "memory")]
+    other_quotas = [{"name": resource, "nominalQuota": 1000} for resource in ("cpu", "memory")]
     group = {
         "coveredResources": ["nvidia.com/gpu", "cpu", "memory"],
-        "flavors": [{"name": name, "resources": [quota, *others]}],
+        "flavors": [{"name": name, "resources": [quota, *other_quotas]}],
     }
     kube.apply(
         {"apiVersion": KUEUE, "kind": "ResourceFlavor", "metadata": {"name": name}},
@@ -67,18 +68,18 @@ def queue(kube: Kube, operator: Operator) -> Iterator[str]:
 
 
 def queued(kube: Kube, name: str, code: int | None = None, after: str = "1s", level: str = "low", **spec: Any) -> Any:
-    """A job that takes the whole queue."""
+    """A job that uses all GPUs of the queue."""
     scheduling = {"gang": "kueue", "queue": "team", "priorityClassName": f"{kube.namespace}-{level}"}
-    made = job(name, code, after, scheduling=scheduling, **spec)
-    made["spec"]["workers"]["gpu"] = {"count": GPUS // 2}
-    return made
+    document = job(name, code, after, scheduling=scheduling, **spec)
+    document["spec"]["workers"]["gpu"] = {"count": GPUS // 2}
+    return document
 
 
 def workloads(kube: Kube) -> list[str]:
     return [w["metadata"]["name"] for w in kube.get("workloads.kueue.x-k8s.io")["items"]]
 
 
-def test_held_and_admitted_together(kube: Kube) -> None:
+def test_job_in_a_full_queue_is_gated_until_admitted(kube: Kube) -> None:
     kube.create(queued(kube, "first", 0, "8s"))
     phase(kube, "first", "Running")
     kube.create(queued(kube, "second", 0, "2s"))
@@ -89,18 +90,18 @@ def test_held_and_admitted_together(kube: Kube) -> None:
     phase(kube, "first", "Succeeded")
     status = phase(kube, "second", "Succeeded")
     assert (status["attempt"], status["disruptions"]) == (1, 0)
-    assert status["timing"]["queuedSeconds"] >= 4, "the wait for the first"
+    assert status["timing"]["queuedSeconds"] >= 4, "it waited for the first job"
     assert status["timing"].get("schedulingSeconds", 0) <= 3
 
 
-def test_a_failed_attempt_gets_back_into_the_queue(kube: Kube) -> None:
+def test_failed_attempt_is_queued_again(kube: Kube) -> None:
     kube.create(queued(kube, "again", 1, "1s", runPolicy={"backoffLimit": 1}))
     status = phase(kube, "again", "Failed", seconds=60)
     assert (status["attempt"], status["restarts"]) == (2, 1)
     assert kube.condition("again", "Failed")["reason"] == "BackoffLimitExceeded"
 
 
-def test_the_more_important_goes_first_and_the_other_comes_back(kube: Kube) -> None:
+def test_job_preempted_by_a_higher_priority_is_queued_and_runs_later(kube: Kube) -> None:
     kube.create(queued(kube, "humble", 0, "15s"))
     phase(kube, "humble", "Running")
     kube.create(queued(kube, "urgent", 0, "5s", level="high"))
@@ -114,7 +115,7 @@ def test_the_more_important_goes_first_and_the_other_comes_back(kube: Kube) -> N
     phase(kube, "humble", "Succeeded", seconds=40)
 
 
-def test_a_suspended_job_gives_its_place_to_others(kube: Kube) -> None:
+def test_suspended_job_frees_its_quota(kube: Kube) -> None:
     kube.create(queued(kube, "paused"))
     phase(kube, "paused", "Running")
     kube.create(queued(kube, "next", 0, "2s"))
@@ -125,8 +126,8 @@ def test_a_suspended_job_gives_its_place_to_others(kube: Kube) -> None:
     phase(kube, "paused", "Running", seconds=40)
 
 
-def test_deadlines_and_suspension_while_it_is_held(kube: Kube) -> None:
-    """Held, a job is not active; how long it may be held is for preRunningDeadlineSeconds to say, and that says why."""
+def test_gated_job_respects_its_deadlines_and_suspension(kube: Kube) -> None:
+    """A gated job is not active. preRunningDeadlineSeconds limits how long it may be gated, and reports the reason."""
     kube.create(queued(kube, "holder"))
     phase(kube, "holder", "Running")
     kube.create(queued(kube, "patient", 0, "2s", runPolicy={"activeDeadlineSeconds": 4}))
@@ -140,7 +141,7 @@ def test_deadlines_and_suspension_while_it_is_held(kube: Kube) -> None:
     assert "startTime" not in status
     suspend(kube, "patient", True)
     phase(kube, "patient", "Suspended")
-    eventually(lambda: not kube.pods("patient"), "its pods are gone, though Kueue would keep them")
+    eventually(lambda: not kube.pods("patient"), "its pods are gone, although Kueue's finalizer would keep them")
     suspend(kube, "patient", False)
     phase(kube, "patient", "Queued")
     kube.run("delete", "yolotrainingjob", "holder")
@@ -148,8 +149,8 @@ def test_deadlines_and_suspension_while_it_is_held(kube: Kube) -> None:
     assert (status["attempt"], status["restarts"], status["disruptions"]) == (2, 0, 0)
 
 
-def test_a_deleted_job_leaves_the_queue(kube: Kube) -> None:
-    """Running, and while it waits: Kueue would keep the pods of a group that has not finished."""
+def test_deleted_job_leaves_the_queue_when_running_or_gated(kube: Kube) -> None:
+    """Kueue's finalizer would keep the pods of an unfinished group."""
     kube.create(queued(kube, "runs"))
     phase(kube, "runs", "Running")
     kube.create(queued(kube, "waits"))

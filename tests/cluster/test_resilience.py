@@ -1,4 +1,4 @@
-"""What goes wrong around the operator: it is killed, the API server is slow, refuses, or is away, others interfere."""
+"""Resilience: the operator is killed, the API server is slow, refuses requests or is down, other clients interfere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import yaml
 from support import ROOT, eventually
 from support.api_faults import Proxy, proxy
-from support.jobs import attempts, job, phase
+from support.jobs import attempts, job, let_pass, phase
 from support.kube import Kube
 from support.operator_process import Operator
 
@@ -25,65 +25,72 @@ pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="class")
-def through(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Operator, Proxy]]:
-    """An operator that sees the API server through a proxy."""
+def proxied(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Operator, Proxy]]:
+    """An operator that reaches the API server through a proxy."""
     folder = tmp_path_factory.mktemp("faults")
     with proxy(kube.kubeconfig, folder) as (faulty, kubeconfig):
         operator = Operator(kube, folder / "log", kubeconfig=kubeconfig)
         yield operator, faulty
         operator.stop()
-        words = operator.log.read_text()
-        assert "could not be reconciled" not in words, words
+        output = operator.log.read_text()
+        assert "could not be reconciled" not in output, output
 
 
 @pytest.fixture(autouse=True)
-def well(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test begins and ends with an API server that is well."""
-    if "through" not in request.fixturenames:
+def healthy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test begins and ends with a healthy API server."""
+    if "proxied" not in request.fixturenames:
         yield
         return
-    operator, faulty = request.getfixturevalue("through")
-    eventually(lambda: operator.leads, "it leads")
+    operator, faulty = request.getfixturevalue("proxied")
+    eventually(lambda: operator.leads, "the operator leads")
     yield
     faulty.faults = type(faulty.faults)()
 
 
-def gangs(kube: Kube, names: list[str]) -> dict[str, dict[str, Any]]:
+def statuses(kube: Kube, names: list[str]) -> dict[str, dict[str, Any]]:
+    """The statuses of these jobs by name."""
     items = kube.get("yolotrainingjobs")["items"]
     return {i["metadata"]["name"]: i.get("status", {}) for i in items if i["metadata"]["name"] in names}
 
 
 def all_finished(kube: Kube, names: list[str], seconds: float) -> dict[str, dict[str, Any]]:
-    def look() -> dict[str, dict[str, Any]] | None:
-        found = gangs(kube, names)
-        return found if all(s.get("phase") in ("Succeeded", "Failed") for s in found.values()) else None
+    """Wait until these jobs have finished; returns their statuses."""
 
-    return eventually(look, f"{len(names)} jobs end", seconds=seconds, every=1.0)  # type: ignore[return-value]
+    def look() -> dict[str, dict[str, Any]]:
+        current = statuses(kube, names)
+        return current if all(s.get("phase") in ("Succeeded", "Failed") for s in current.values()) else {}
+
+    return eventually(look, f"{len(names)} jobs finish", seconds=seconds, every=1.0)
 
 
-class TestRefusals:
-    def test_conflicts_throttling_and_errors(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
-        """A third of all changes is refused, at random."""
-        _, faulty = through
+class TestFaultyApiServer:
+    def test_random_conflicts_throttling_and_errors_change_no_outcome(
+        self, kube: Kube, proxied: tuple[Operator, Proxy]
+    ) -> None:
+        """A third of all writing requests is refused at random."""
+        _, faulty = proxied
         faulty.faults.refusals, faulty.faults.share = (409, 429, 500), 0.33
         names = [f"refused-{i}" for i in range(8)]
         for i, name in enumerate(names):
             kube.create(job(name, i % 2, "2s", runPolicy={"backoffLimit": 1}))
-        found = all_finished(kube, names, 120)
+        finished = all_finished(kube, names, 120)
         assert all(faulty.faults.counts[code] for code in ("409", "429", "500")), faulty.faults.counts
         for i, name in enumerate(names):
-            wanted = ("Failed", 2, 1) if i % 2 else ("Succeeded", 1, 0)
-            assert (found[name]["phase"], found[name]["attempt"], found[name]["restarts"]) == wanted, found[name]
+            expected = ("Failed", 2, 1) if i % 2 else ("Succeeded", 1, 0)
+            assert (finished[name]["phase"], finished[name]["attempt"], finished[name]["restarts"]) == expected, (
+                finished[name]
+            )
 
-    def test_a_slow_api_server(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
-        _, faulty = through
+    def test_slow_api_server_changes_no_outcome(self, kube: Kube, proxied: tuple[Operator, Proxy]) -> None:
+        _, faulty = proxied
         faulty.faults.delay = 1.0
         kube.create(job("slow", 0, "3s"))
         assert phase(kube, "slow", "Succeeded", seconds=60)["attempt"] == 1
 
-    def test_an_expired_watch(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
-        """Every watch is refused with 410 for a while, so what happens meanwhile is only seen by listing anew."""
-        _, faulty = through
+    def test_expired_watches_are_replaced_by_lists(self, kube: Kube, proxied: tuple[Operator, Proxy]) -> None:
+        """Every watch gets a 410 for a while, so changes in this time are seen only by listing again."""
+        _, faulty = proxied
         faulty.faults.broken = 410
         faulty.cut()
         kube.create(job("expired", 0, "2s"))
@@ -92,9 +99,11 @@ class TestRefusals:
         assert phase(kube, "expired", "Succeeded", seconds=60)["attempt"] == 1
 
     @pytest.mark.parametrize("fault", ["watch", "login"])
-    def test_what_kopf_would_end_for(self, kube: Kube, through: tuple[Operator, Proxy], fault: str) -> None:
-        """An error within a watch that is not 410, and a 401 that passes: the same process goes on."""
-        operator, faulty = through
+    def test_error_that_ends_kopf_does_not_end_the_process(
+        self, kube: Kube, proxied: tuple[Operator, Proxy], fault: str
+    ) -> None:
+        """A watch error other than 410, and a temporary 401: the same process continues."""
+        operator, faulty = proxied
         name = f"beyond-{fault}"
         kube.create(job(name, 0, "6s"))
         phase(kube, name, "Running")
@@ -102,21 +111,24 @@ class TestRefusals:
         if fault == "watch":
             faulty.faults.broken = 500
             faulty.cut()
-            eventually(lambda: faulty.faults.counts["watch 500"] >= 2, "watches were told of an error")
+            eventually(lambda: faulty.faults.counts["watch 500"] >= 2, "watches got the error")
         else:
             faulty.faults.refusals, faulty.faults.share, faulty.faults.reads = (401,), 1.0, True
             faulty.cut()
-            eventually(lambda: faulty.faults.counts["401"] >= 4, "nobody knew us")
+            eventually(lambda: faulty.faults.counts["401"] >= 4, "requests were unauthorized")
         faulty.faults.broken, faulty.faults.refusals, faulty.faults.reads = 0, (), False
         status = phase(kube, name, "Succeeded", seconds=60)
         assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
         assert operator.alive
         assert operator.pid == process
-        eventually(lambda: operator.leads, "it works", seconds=30)
+        eventually(lambda: operator.leads, "the operator leads again", seconds=30)
 
-    def test_an_aggregated_api_that_is_away(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
-        """A metrics server that is down is no reason not to begin."""
-        operator, _ = through
+    @pytest.mark.exclusive
+    def test_unavailable_aggregated_api_does_not_prevent_the_start(
+        self, kube: Kube, proxied: tuple[Operator, Proxy]
+    ) -> None:
+        """A metrics server may be down, for example. Discovery of the API then fails for all clients."""
+        operator, _ = proxied
         group = "metrics.away.example.com"
         service = {"name": "nobody", "namespace": kube.namespace}
         spec = {
@@ -138,9 +150,11 @@ class TestRefusals:
         finally:
             kube.run("delete", "apiservice", f"v1.{group}")
 
-    def test_what_went_while_watches_were_expired(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
-        """A pod and a job are deleted while nobody can watch; a list has no word for what is not there."""
-        operator, faulty = through
+    def test_objects_deleted_while_watches_were_expired_are_noticed(
+        self, kube: Kube, proxied: tuple[Operator, Proxy]
+    ) -> None:
+        """A pod and a job are deleted while no watch works. A later list does not mention deleted objects."""
+        operator, faulty = proxied
         kube.create(job("bereft"))
         kube.create(job("forgotten"))
         for name in ("bereft", "forgotten"):
@@ -154,24 +168,24 @@ class TestRefusals:
         faulty.faults.broken = 0
         eventually(lambda: kube.status("bereft").get("attempt") == 2, "the gang is replaced", seconds=90)
         assert phase(kube, "bereft", "Running")["disruptions"] == 1
-        eventually(lambda: "forgotten" not in operator.ask("/metrics")[1], "it is forgotten")
+        eventually(lambda: "forgotten" not in operator.ask("/metrics")[1], "its series are gone")
 
-    def test_a_deaf_watch_is_noticed(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
-        """Requests work, watches are open, and nothing comes: what was created before goes on by timers and is measured."""
-        operator, faulty = through
-        kube.create(job("deaf", runPolicy={"activeDeadlineSeconds": 6}))
-        phase(kube, "deaf", "Running")
-        eventually(lambda: operator.value("yolojob_watch_lag_seconds") == 0, "all was seen")
+    def test_silent_watch_is_measured_and_timers_continue(self, kube: Kube, proxied: tuple[Operator, Proxy]) -> None:
+        """Requests succeed and watches are open, but deliver no events. Deadlines are kept by timers, and the lag is measured."""
+        operator, faulty = proxied
+        kube.create(job("unheard-of", runPolicy={"activeDeadlineSeconds": 6}))
+        phase(kube, "unheard-of", "Running")
+        eventually(lambda: operator.value("yolojob_watch_lag_seconds") == 0, "the watches have shown all changes")
         faulty.faults.deaf = True
-        assert phase(kube, "deaf", "Failed")["completionTime"]
+        assert phase(kube, "unheard-of", "Failed")["completionTime"]
         eventually(lambda: operator.value("yolojob_watch_lag_seconds") > 2, "the lag grows")
-        assert operator.ask("/healthz") == (200, "ok\n"), "a few seconds are nothing to be killed for"
+        assert operator.ask("/healthz") == (200, "ok\n"), "a lag of a few seconds is not unhealthy"
         faulty.cut()
         faulty.faults.deaf = False
-        eventually(lambda: operator.value("yolojob_watch_lag_seconds") == 0, "the new watch shows it")
+        eventually(lambda: operator.value("yolojob_watch_lag_seconds") == 0, "the new watches show all changes")
 
-    def test_a_minute_without_an_api_server(self, kube: Kube, through: tuple[Operator, Proxy]) -> None:
-        operator, faulty = through
+    def test_api_server_down_for_a_minute_changes_no_outcome(self, kube: Kube, proxied: tuple[Operator, Proxy]) -> None:
+        operator, faulty = proxied
         kube.create(job("through", 0, "20s"))
         kube.create(job("late", runPolicy={"activeDeadlineSeconds": 10}))
         phase(kube, "through", "Running")
@@ -179,27 +193,25 @@ class TestRefusals:
         faulty.faults.away = True
         faulty.cut()
         kube.create(job("meanwhile", 0, "1s"))
-        began = time.monotonic()
-        eventually(lambda: time.monotonic() - began > 60, "a minute has passed", seconds=70, every=1.0)
+        let_pass(60)
         assert operator.alive
-        assert not operator.leads, "whoever cannot renew its lease rests"
+        assert not operator.leads, "it could not renew its lease"
         faulty.faults.away = False
-        for name, wanted in (("through", "Succeeded"), ("late", "Failed"), ("meanwhile", "Succeeded")):
-            status = phase(kube, name, wanted, seconds=40)
+        for name, expected in (("through", "Succeeded"), ("late", "Failed"), ("meanwhile", "Succeeded")):
+            status = phase(kube, name, expected, seconds=40)
             assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
 
-    def test_a_minute_of_an_api_server_that_answers_nothing_but_errors(
-        self, kube: Kube, through: tuple[Operator, Proxy]
+    def test_api_server_that_returns_errors_for_a_minute_changes_no_outcome(
+        self, kube: Kube, proxied: tuple[Operator, Proxy]
     ) -> None:
-        """Lists, watches and the lease are refused, too; longer than kopf's own patience."""
-        operator, faulty = through
+        """Lists, watches and the lease are refused, too, for longer than kopf's own retries last."""
+        operator, faulty = proxied
         kube.create(job("refused", 0, "20s"))
         phase(kube, "refused", "Running")
         faulty.faults.refusals, faulty.faults.share, faulty.faults.reads = (500,), 1.0, True
         faulty.cut()
         kube.create(job("unheard", 0, "1s"))
-        began = time.monotonic()
-        eventually(lambda: time.monotonic() - began > 70, "longer than that", seconds=80, every=1.0)
+        let_pass(70)
         assert operator.alive
         assert not operator.leads
         faulty.faults.refusals, faulty.faults.reads = (), False
@@ -208,19 +220,19 @@ class TestRefusals:
             assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
 
 
-class TestOthers:
-    def test_of_two_operators_one_works(self, kube: Kube, tmp_path: Path) -> None:
+class TestOtherClients:
+    def test_two_operators_have_one_leader_at_a_time(self, kube: Kube, tmp_path: Path) -> None:
         first = Operator(kube, tmp_path / "first")
-        eventually(lambda: first.leads, "the first leads")
+        eventually(lambda: first.leads, "the first operator leads")
         second = Operator(kube, tmp_path / "second")
         try:
-            eventually(lambda: "this one waits" in second.log.read_text(), "the second waits")
+            eventually(lambda: "this one waits" in second.log.read_text(), "the second operator waits")
             kube.create(job("mine", 0, "1s"))
             phase(kube, "mine", "Succeeded")
             assert second.value("yolojob_leader") == 0
             assert second.value("yolojob_api_requests_total", resource="pods") == 0
             first.stop()
-            eventually(lambda: second.leads, "the second takes over, since the first has let go", seconds=10)
+            eventually(lambda: second.leads, "the second takes over, as the first released the lease", seconds=10)
             kube.create(job("yours", 0, "1s"))
             phase(kube, "yours", "Succeeded")
         finally:
@@ -228,25 +240,26 @@ class TestOthers:
                 if operator.alive:
                     operator.stop()
 
-    def test_the_lease_of_a_dead_process_is_free_and_that_of_a_stranger_is_not(
+    def test_lease_of_a_dead_process_is_taken_immediately_and_that_of_another_host_after_its_expiry(
         self, kube: Kube, tmp_path: Path
     ) -> None:
         operator = Operator(kube, tmp_path / "log")
-        eventually(lambda: operator.leads, "it leads")
+        eventually(lambda: operator.leads, "the operator leads")
         operator.kill()
         operator.start()
-        eventually(lambda: operator.leads, "its own dead self does not hold it up", seconds=8)
+        eventually(lambda: operator.leads, "the lease of the dead process is free", seconds=14)
         operator.stop()
         taken = {"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 15}}
         kube.run("patch", "lease", "yolojob-operator", "--type=merge", "--patch", json.dumps(taken))
         operator.start()
         began = time.monotonic()
-        eventually(lambda: operator.leads, "a lease that nobody renews runs out", seconds=40)
-        assert time.monotonic() - began > 13
+        eventually(lambda: operator.leads, "a lease that is not renewed expires", seconds=60)
+        assert time.monotonic() - began > 13, "not before it has expired"
         operator.stop()
 
-    def test_a_broken_job_harms_no_other(self, kube: Kube, operator: Operator) -> None:
-        """Stored while the CRD had no rules: it is told so, and the others go on."""
+    @pytest.mark.exclusive
+    def test_invalid_stored_job_is_reported_and_stops_no_other_job(self, kube: Kube, operator: Operator) -> None:
+        """It is stored while the CRD has no validation rules."""
         crd = yaml.safe_load((ROOT / "manifests" / "crd.yaml").read_text())
         loose = json.loads(json.dumps(crd))
         schema = loose["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -254,27 +267,27 @@ class TestOthers:
         try:
             kube.run("replace", "--filename", "-", input=json.dumps(loose))
             broken = job("broken", train={"epochs": 0})
-            eventually(lambda: kube.create(broken, check=False).returncode == 0, "the loose schema is in force")
+            eventually(lambda: kube.create(broken, check=False).returncode == 0, "the API server uses the loose schema")
             kube.create(job("hopeless", train={"epochs": "many"}))
         finally:
             kube.run("replace", "--filename", "-", input=json.dumps(crd))
-        eventually(lambda: kube.condition("broken", "Accepted").get("status") == "False", "it is told")
+        eventually(lambda: kube.condition("broken", "Accepted").get("status") == "False", "the condition reports it")
         condition = kube.condition("broken", "Accepted")
         assert condition["reason"] == "InvalidSpec"
         assert "spec.train.epochs" in condition["message"]
 
         def events() -> list[str]:
-            found = kube.get("events", "--field-selector=involvedObject.name=hopeless,reason=InvalidSpec")
-            return [e["message"] for e in found["items"]]
+            listed = kube.get("events", "--field-selector=involvedObject.name=hopeless,reason=InvalidSpec")
+            return [e["message"] for e in listed["items"]]
 
-        eventually(events, "the API server takes no status for it, so there is an event")
+        eventually(events, "the API server rejects its status, so there is an event")
         assert "spec.train.epochs" in events()[0]
         kube.create(job("sound", 0, "1s"))
         phase(kube, "sound", "Succeeded")
         assert kube.pods("broken") == kube.pods("hopeless") == []
-        assert len(events()) == 1, "once"
+        assert len(events()) == 1, "reported once"
 
-    def test_a_quota_is_named_and_the_deadline_frees_what_was_held(self, kube: Kube, operator: Operator) -> None:
+    def test_exceeded_quota_is_reported_and_pods_deleted_at_the_deadline(self, kube: Kube, operator: Operator) -> None:
         quota = {
             "apiVersion": "v1",
             "kind": "ResourceQuota",
@@ -283,28 +296,36 @@ class TestOthers:
         }
         kube.create(quota)
         try:
-            eventually(lambda: kube.get("resourcequota", "tight").get("status", {}).get("hard"), "the quota counts")
+            eventually(
+                lambda: kube.get("resourcequota", "tight").get("status", {}).get("hard"), "the quota is in force"
+            )
             kube.create(job("crowded", runPolicy={"preRunningDeadlineSeconds": 6}))
-            eventually(lambda: kube.condition("crowded", "Scheduled").get("reason") == "QuotaExceeded", "it is said")
+            eventually(
+                lambda: kube.condition("crowded", "Scheduled").get("reason") == "QuotaExceeded",
+                "the condition reports it",
+            )
             assert "tight" in kube.condition("crowded", "Scheduled")["message"]
             assert len(kube.pods("crowded")) == 1
             phase(kube, "crowded", "Failed")
             failed = kube.condition("crowded", "Failed")
             assert failed["reason"] == "QuotaExceeded"
             assert "preRunningDeadlineSeconds" in failed["message"]
-            eventually(lambda: not kube.pods("crowded"), "it frees what it held")
+            eventually(lambda: not kube.pods("crowded"), "its pods are deleted")
         finally:
             kube.run("delete", "resourcequota", "tight")
 
-    def test_a_missing_gang_scheduler_is_named(self, kube: Kube, operator: Operator) -> None:
+    @pytest.mark.exclusive("pod-group-crds")
+    def test_missing_gang_scheduler_is_reported(self, kube: Kube, operator: Operator) -> None:
         if kube.run("get", "crd", "podgroups.scheduling.x-k8s.io", check=False).returncode == 0:
             kube.run("delete", "crd", "podgroups.scheduling.x-k8s.io")
         kube.create(job("ganged", scheduling={"gang": "coscheduling"}))
-        eventually(lambda: kube.condition("ganged", "Scheduled").get("reason") == "NoGangScheduler", "it is said")
+        eventually(
+            lambda: kube.condition("ganged", "Scheduled").get("reason") == "NoGangScheduler", "the condition reports it"
+        )
         assert "scheduling.x-k8s.io" in kube.condition("ganged", "Scheduled")["message"]
         assert kube.pods("ganged") == []
 
-    def test_a_deleted_job_leaves_no_series(self, kube: Kube, operator: Operator) -> None:
+    def test_deleted_job_leaves_no_series(self, kube: Kube, operator: Operator) -> None:
         kube.create(job("counted", 0, "1s", pricing={"perWorkerHour": 1.5}))
         phase(kube, "counted", "Succeeded")
         assert operator.value("yolojob_job_time_seconds", job_name="counted") > 0
@@ -317,7 +338,7 @@ class TestOthers:
 
 @pytest.fixture
 def all_pods(kube: Kube, tmp_path: Path) -> Iterator[Path]:
-    """A file to which every change of a pod is written: name, attempt, uid."""
+    """A file with a line for every change of a pod: name, attempt, uid."""
     path = tmp_path / "pods"
     line = r'{.metadata.name} {.metadata.labels.yolojob\.dev/attempt} {.metadata.uid}{"\n"}'
     kubectl = shutil.which("kubectl", path=kube.environment["PATH"]) or "kubectl"
@@ -326,7 +347,7 @@ def all_pods(kube: Kube, tmp_path: Path) -> Iterator[Path]:
 
     def follow() -> None:
         with path.open("a") as out:
-            while not stopped.is_set():  # the API server ends the watch of a reader that is too slow for it
+            while not stopped.is_set():  # the API server ends the watch of a reader that is too slow
                 watches.append(subprocess.Popen(command, env=kube.environment, stdout=out))
                 watches[-1].wait()
 
@@ -339,8 +360,11 @@ def all_pods(kube: Kube, tmp_path: Path) -> Iterator[Path]:
         following.join(0.2)
 
 
-def test_fifty_jobs_and_an_operator_that_is_killed_at_random(kube: Kube, operator: Operator, all_pods: Path) -> None:
-    """No pod twice, no job lost, no restart uncounted, no deadline missed."""
+@pytest.mark.exclusive  # it uses the whole machine
+def test_fifty_jobs_with_a_randomly_killed_operator_have_the_right_outcomes(
+    kube: Kube, operator: Operator, all_pods: Path
+) -> None:
+    """No pod is created twice, no job is lost, every restart is counted, and deadlines are kept."""
     chance = random.Random(50)
     names, killed = [f"fifty-{i}" for i in range(50)], 0
     ends = {
@@ -358,26 +382,23 @@ def test_fifty_jobs_and_an_operator_that_is_killed_at_random(kube: Kube, operato
             operator.start()
             killed += 1
     for _ in range(5):
-        moment = time.monotonic() + chance.uniform(0.5, 3.0)
-        eventually(lambda moment=moment: time.monotonic() > moment, "a while", every=0.05)  # type: ignore[misc]
+        let_pass(chance.uniform(0.5, 3.0))
         operator.kill()
         operator.start()
         killed += 1
     assert killed >= 10
-    found = all_finished(kube, names, 150)
-    assert len(found) == 50
+    finished = all_finished(kube, names, 150)
+    assert len(finished) == 50
     seen: dict[tuple[str, str], set[str]] = {}
     for line in all_pods.read_text().splitlines():
         pod, attempt, uid = line.split()
         seen.setdefault((pod, attempt), set()).add(uid)
     assert len(seen) >= 2 * 50
-    assert [pod for pod, uids in seen.items() if len(uids) > 1] == [], "no pod twice"
-    for name, status in found.items():
-        _, *wanted = ends[kinds[name]]
-        assert [status["phase"], status["attempt"], status["restarts"]] == wanted, (name, kinds[name], status)
-        assert attempts(kube, name) <= {str(status["attempt"])}, "no pod of an attempt that is over"
+    assert [pod for pod, uids in seen.items() if len(uids) > 1] == [], "no pod was created twice"
+    for name, status in finished.items():
+        _, *expected = ends[kinds[name]]
+        assert [status["phase"], status["attempt"], status["restarts"]] == expected, (name, kinds[name], status)
+        assert attempts(kube, name) <= {str(status["attempt"])}, "no pod of an earlier attempt is left"
         if kinds[name] == "late":
             took = datetime.fromisoformat(status["completionTime"]) - datetime.fromisoformat(status["startTime"])
-            assert 20 <= took.total_seconds() <= 26, (
-                "the operator may have been away at that moment, for as long as it starts"
-            )
+            assert 20 <= took.total_seconds() < 60, "late only by the time that a killed operator needs to start"

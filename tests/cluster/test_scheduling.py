@@ -1,4 +1,4 @@
-"""Where workers go: sizes that follow the room, GPU types by any platform's labels, PodGroups that their owners accept."""
+"""Scheduling: elastic sizes, GPU types by the labels of every platform, PodGroups that match their schemas."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(300)]
 
 
 def nodes_of(kube: Kube, name: str) -> set[str]:
+    """The nodes to which a job's pods are scheduled."""
     return {p["spec"]["nodeName"] for p in kube.pods(name) if p["spec"].get("nodeName")}
 
 
@@ -62,26 +63,28 @@ def platforms(kube: Kube) -> Iterator[None]:
         (["T4", "L4"], {"gke-t4", "eks-t4", "auto-l4", "karpenter-l4"}),
     ],
 )
-def test_gpu_types_by_any_platforms_labels(kube: Kube, platforms: None, types: list[str], nodes: set[str]) -> None:
-    """As many workers as there are such GPUs: they take all of them, and no other."""
+def test_gpu_types_match_the_labels_of_every_platform(
+    kube: Kube, platforms: None, types: list[str], nodes: set[str]
+) -> None:
+    """There are as many workers as GPUs of these types: they use all of these, and no other."""
     name = f"typed-{'-'.join(types).lower()}"
-    made = job(name, replicas=len(nodes), train={"batch": 12})
-    made["spec"]["workers"]["template"]["spec"] = {}
-    made["spec"]["workers"]["gpu"] = {"types": types}
-    kube.create(made)
+    document = job(name, replicas=len(nodes), train={"batch": 12})
+    document["spec"]["workers"]["template"]["spec"] = {}
+    document["spec"]["workers"]["gpu"] = {"types": types}
+    kube.create(document)
     phase(kube, name, "Running")
     assert nodes_of(kube, name) == nodes
 
 
 def elastic(name: str, replicas: int = 4, **spec: Any) -> dict[str, Any]:
-    """A job whose workers take a whole simulated node each; there are four of these."""
-    made = job(name, replicas=replicas, elastic={"minReplicas": 1, "maxReplicas": 4}, train={"batch": 64}, **spec)
-    made["spec"]["workers"]["gpu"] = {"count": 8, "types": ["A100"]}
-    return made
+    """A job whose workers use a whole simulated node each; there are four of these."""
+    document = job(name, replicas=replicas, elastic={"minReplicas": 1, "maxReplicas": 4}, train={"batch": 64}, **spec)
+    document["spec"]["workers"]["gpu"] = {"count": 8, "types": ["A100"]}
+    return document
 
 
 def blocker(name: str) -> dict[str, Any]:
-    """Somebody else's pod, on a whole node."""
+    """A pod of another user that occupies a whole node."""
     container = {"name": "c", "image": "x", "resources": {"limits": {"nvidia.com/gpu": "8"}}}
     spec = {"containers": [container], "tolerations": [{"operator": "Exists"}], "terminationGracePeriodSeconds": 0}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
@@ -89,20 +92,21 @@ def blocker(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def crowded(kube: Kube) -> Iterator[None]:
-    """Two of the four nodes are taken."""
+    """Two of the four nodes are occupied."""
     if len(kube.get("nodes", "--selector=type=kwok")["items"]) != 4:
         pytest.skip("needs a cluster with four simulated nodes")
     for i in range(2):
         kube.create(blocker(f"blocker-{i}"))
     eventually(
-        lambda: all(kube.get("pod", f"blocker-{i}")["spec"].get("nodeName") for i in range(2)), "they are placed"
+        lambda: all(kube.get("pod", f"blocker-{i}")["spec"].get("nodeName") for i in range(2)), "both are scheduled"
     )
     yield
     kube.run("delete", "pod", "blocker-0", "blocker-1", "--ignore-not-found")
 
 
-def test_an_elastic_job_follows_the_room(kube: Kube, crowded: None) -> None:
-    """Four are asked for, two find a place; room comes back, and it grows."""
+@pytest.mark.exclusive("gpu-nodes")
+def test_elastic_job_shrinks_and_grows_with_the_capacity(kube: Kube, crowded: None) -> None:
+    """Four workers are requested and two are schedulable; the job grows when capacity is free again."""
     kube.create(elastic("tide"))
     status = phase(kube, "tide", "Running", seconds=60)
     assert [r["workers"] for r in status["history"]] == [4, 2]
@@ -111,10 +115,10 @@ def test_an_elastic_job_follows_the_room(kube: Kube, crowded: None) -> None:
     assert (status["restarts"], status["disruptions"]) == (0, 0)
     assert (status["workers"]["desired"], status["workers"]["ready"]) == (4, 2)
     spares = ("pods", "--selector", "yolojob.dev/job-name=tide,yolojob.dev/spare=true")
-    eventually(lambda: len(kube.get(*spares)["items"]) == 2, "it looks for room", seconds=60)
-    assert kube.status("tide")["phase"] == "Running", "and trains meanwhile"
+    eventually(lambda: len(kube.get(*spares)["items"]) == 2, "it requests capacity", seconds=60)
+    assert kube.status("tide")["phase"] == "Running", "it trains while the spare pods wait"
     kube.run("delete", "pod", "blocker-0", "blocker-1")
-    eventually(lambda: kube.status("tide")["attempt"] == 3, "it grows", seconds=60)
+    eventually(lambda: kube.status("tide")["attempt"] == 3, "the job grows", seconds=60)
     status = phase(kube, "tide", "Running", seconds=30)
     assert [r["workers"] for r in status["history"]] == [4, 2, 4]
     assert status["history"][1]["reason"] == "ScaledUp"
@@ -122,68 +126,71 @@ def test_an_elastic_job_follows_the_room(kube: Kube, crowded: None) -> None:
     assert not kube.get(*spares)["items"]
 
 
-def test_fewer_places_than_it_can_do_with(kube: Kube, crowded: None) -> None:
-    """Two find a place, four are the least: it waits, says so, and past its deadline gives back what it held."""
+@pytest.mark.exclusive("gpu-nodes")
+def test_elastic_job_below_its_minimum_fails_at_its_deadline(kube: Kube, crowded: None) -> None:
+    """Two workers are schedulable and four are the minimum: it waits, reports why, and deletes its pods at the deadline."""
     scarce = elastic("scarce")
     scarce["spec"]["elastic"]["minReplicas"] = 4
     scarce["spec"]["runPolicy"] = {"preRunningDeadlineSeconds": 25}
     kube.create(scarce)
-    eventually(lambda: len(nodes_of(kube, "scarce")) == 2, "two have a place")
+    eventually(lambda: len(nodes_of(kube, "scarce")) == 2, "two workers are scheduled")
     status = phase(kube, "scarce", "Failed", seconds=60)
     assert [r["workers"] for r in status["history"]] == [4]
     failed = kube.condition("scarce", "Failed")
     assert failed["reason"] == "Unschedulable"
-    assert "nodes are available" in failed["message"], "the scheduler's own words"
-    eventually(lambda: not kube.pods("scarce"), "the places are free")
+    assert "nodes are available" in failed["message"], "the message is the scheduler's"
+    eventually(lambda: not kube.pods("scarce"), "the nodes are free")
 
 
-def test_kubectl_scale(kube: Kube) -> None:
+@pytest.mark.exclusive("gpu-nodes")
+def test_kubectl_scale_changes_the_size_within_its_limits(kube: Kube) -> None:
     kube.create(elastic("scaled"))
     phase(kube, "scaled", "Running")
     kube.run("scale", "ytj", "scaled", "--replicas=2")
-    eventually(lambda: kube.status("scaled")["attempt"] == 2, "it shrinks at once", seconds=5)
+    eventually(lambda: kube.status("scaled")["attempt"] == 2, "it shrinks immediately", seconds=20)
     phase(kube, "scaled", "Running")
     refused = kube.run("scale", "ytj", "scaled", "--replicas=3", check=False)
     assert "multiple of the worker processes" in refused.stderr
     refused = kube.run("scale", "ytj", "scaled", "--replicas=8", check=False)
     assert "spec.elastic.maxReplicas" in refused.stderr
     kube.run("scale", "ytj", "scaled", "--replicas=4")
-    eventually(lambda: kube.status("scaled")["attempt"] == 3, "it grows when it has lived a while", seconds=60)
+    eventually(lambda: kube.status("scaled")["attempt"] == 3, "it grows after its minimum age", seconds=60)
     status = phase(kube, "scaled", "Running")
     assert [r["workers"] for r in status["history"]] == [4, 2, 4]
 
 
-def test_an_evicted_worker_is_a_disruption(kube: Kube) -> None:
+def test_evicted_worker_is_a_disruption(kube: Kube) -> None:
     kube.create(job("evicted"))
     phase(kube, "evicted", "Running")
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "evicted-worker-1"}}
     path = f"/api/v1/namespaces/{kube.namespace}/pods/evicted-worker-1/eviction"
     kube.run("create", "--raw", path, "--filename", "-", input=json.dumps(eviction))
-    eventually(lambda: kube.status("evicted")["attempt"] == 2, "a new gang")
+    eventually(lambda: kube.status("evicted")["attempt"] == 2, "there is a new gang")
     status = phase(kube, "evicted", "Running")
     assert [r.get("reason") for r in status["history"]] == ["EvictionByEvictionAPI", None], status["history"]
     assert (status["restarts"], status["disruptions"]) == (0, 1)
 
 
-def test_preempted_by_the_scheduler(kube: Kube) -> None:
-    """Somebody more important takes a node: not counted, and the gang waits until all of it has a place again."""
+@pytest.mark.exclusive("gpu-nodes")
+def test_worker_preempted_by_the_scheduler_is_a_disruption(kube: Kube) -> None:
+    """A pod of higher priority takes a node. The gang waits until all of it is schedulable again."""
     urgent = f"urgent-{kube.namespace}"
     kube.apply(
         {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": urgent}, "value": 1000}
     )
     try:
-        made = job("modest", replicas=4, train={"batch": 64})
-        made["spec"]["workers"]["gpu"] = {"count": 8, "types": ["A100"]}
-        kube.create(made)
+        document = job("modest", replicas=4, train={"batch": 64})
+        document["spec"]["workers"]["gpu"] = {"count": 8, "types": ["A100"]}
+        kube.create(document)
         phase(kube, "modest", "Running")
         taker = blocker("taker")
         taker["spec"]["priorityClassName"] = urgent
         kube.create(taker)
-        eventually(lambda: kube.status("modest")["attempt"] == 2, "another attempt")
+        eventually(lambda: kube.status("modest")["attempt"] == 2, "the job starts another attempt")
         status = kube.status("modest")
         assert status["history"][0]["reason"] == "PreemptionByScheduler"
         assert (status["restarts"], status["disruptions"]) == (0, 1)
-        eventually(lambda: kube.condition("modest", "Scheduled").get("reason") == "Unschedulable", "it waits")
+        eventually(lambda: kube.condition("modest", "Scheduled").get("reason") == "Unschedulable", "the job waits")
         kube.run("delete", "pod", "taker")
         phase(kube, "modest", "Running", seconds=60)
     finally:
@@ -191,6 +198,7 @@ def test_preempted_by_the_scheduler(kube: Kube) -> None:
         kube.run("delete", "priorityclass", urgent)
 
 
+@pytest.mark.exclusive("pod-group-crds")
 @pytest.mark.parametrize(
     ("scheduler", "group", "crd"),
     [
@@ -198,30 +206,32 @@ def test_preempted_by_the_scheduler(kube: Kube) -> None:
         ("coscheduling", "scheduling.x-k8s.io", "scheduling.x-k8s.io_podgroups.yaml"),
     ],
 )
-def test_a_pod_group_is_what_its_schema_wants(kube: Kube, scheduler: str, group: str, crd: str) -> None:
+def test_pod_group_matches_its_schema_and_follows_the_job(kube: Kube, scheduler: str, group: str, crd: str) -> None:
     kube.run("apply", "--server-side", "--filename", str(crds(crd)))
     kube.run("wait", "--for=condition=Established", f"crd/podgroups.{group}", "--timeout=30s")
     try:
         queue = {"queue": "team"} if scheduler == "volcano" else {}
-        made = job("gang", scheduling={"gang": scheduler, **queue}, runPolicy={"preRunningDeadlineSeconds": 600})
-        made["spec"]["workers"]["resources"] = {"requests": {"cpu": "1500m", "memory": "2Gi"}}
-        kube.create(made)
-        eventually(lambda: len(kube.pods("gang")) == 2, "its pods")
-        found = kube.get(f"podgroups.{group}", "gang")
-        assert found["spec"]["minMember"] == 2
-        assert found["spec"]["minResources"] == {"cpu": "3", "memory": str(4 << 30)}
-        assert found["spec"].get("queue") == queue.get("queue")
-        assert found["spec"].get("scheduleTimeoutSeconds") == (600 if scheduler == "coscheduling" else None)
-        assert found["metadata"]["ownerReferences"][0]["kind"] == "YoloTrainingJob"
+        document = job("gang", scheduling={"gang": scheduler, **queue}, runPolicy={"preRunningDeadlineSeconds": 600})
+        document["spec"]["workers"]["resources"] = {"requests": {"cpu": "1500m", "memory": "2Gi"}}
+        kube.create(document)
+        eventually(lambda: len(kube.pods("gang")) == 2, "its pods exist")
+        pod_group = kube.get(f"podgroups.{group}", "gang")
+        assert pod_group["spec"]["minMember"] == 2
+        assert pod_group["spec"]["minResources"] == {"cpu": "3", "memory": str(4 << 30)}
+        assert pod_group["spec"].get("queue") == queue.get("queue")
+        assert pod_group["spec"].get("scheduleTimeoutSeconds") == (600 if scheduler == "coscheduling" else None)
+        assert pod_group["metadata"]["ownerReferences"][0]["kind"] == "YoloTrainingJob"
         assert {p["spec"]["schedulerName"] for p in kube.pods("gang")} <= {"volcano", "scheduler-plugins-scheduler"}
-        eventually(lambda: kube.condition("gang", "Scheduled").get("status") == "False", "that scheduler is not here")
+        eventually(
+            lambda: kube.condition("gang", "Scheduled").get("status") == "False", "that scheduler is not installed"
+        )
         suspend(kube, "gang", True)
-        eventually(lambda: not kube.get(f"podgroups.{group}", "gang"), "nothing keeps room in the queue")
+        eventually(lambda: not kube.get(f"podgroups.{group}", "gang"), "the group is deleted")
         suspend(kube, "gang", False)
-        eventually(lambda: kube.get(f"podgroups.{group}", "gang"), "it is there again")
+        eventually(lambda: kube.get(f"podgroups.{group}", "gang"), "the group exists again")
         edit(kube, "gang", runPolicy={"activeDeadlineSeconds": 1})
         phase(kube, "gang", "Failed")
-        eventually(lambda: not kube.get(f"podgroups.{group}", "gang"), "nor does one that has failed")
+        eventually(lambda: not kube.get(f"podgroups.{group}", "gang"), "the group of a failed job is deleted")
     finally:
         kube.run("delete", "yolotrainingjob", "gang")
         kube.run("delete", "crd", f"podgroups.{group}")

@@ -1,4 +1,4 @@
-"""A proxy before the API server that misbehaves as asked: slow, refusing, deaf, forgetful, or away.
+"""A proxy in front of the API server that injects faults: delays, errors, silent or expired watches, outages.
 
 It speaks plain HTTP to the operator and the cluster's TLS to the API server, with the credentials of KUBECONFIG.
 """
@@ -14,42 +14,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import yaml
 from aiohttp import web
 from kubernetes.aio import client, config
 
-WORDS = {401: "Unauthorized", 409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError"}
+REASONS = {401: "Unauthorized", 409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError"}
 _PASSED_ON = ("Accept", "Content-Type", "User-Agent")
 
 
 @dataclass
 class Faults:
-    """What is wrong at this moment. Set from the test's thread."""
+    """The current faults. The test's thread sets them."""
 
     away: bool = False
-    """No connection is answered, and those that are open are cut."""
+    """Every connection is closed without an answer."""
     refusals: tuple[int, ...] = ()
-    """Status codes with which a share of all requests that change something is refused."""
+    """Status codes with which a share of all writing requests is refused."""
     share: float = 0.0
     reads: bool = False
-    """Also of those that only read."""
+    """Whether reading requests are refused, too."""
     delay: float = 0.0
     """Seconds before each request."""
     deaf: bool = False
-    """Watches stay open, but nothing comes through them."""
+    """Watches stay open, but deliver no events."""
     broken: int = 0
-    """Every watch is told of this error: 410 is that its version is too old."""
+    """Every watch gets this error event if not 0; 410 means that its resourceVersion is too old."""
     counts: Counter[str] = field(default_factory=Counter)
-    """What was done, by kind of fault."""
+    """Number of injected faults by kind."""
 
 
 class Proxy:
+    """The proxy, in a thread of its own."""
+
     def __init__(self, kubeconfig: Path) -> None:
         self.faults = Faults()
         self._kubeconfig = kubeconfig
-        self._streams: set[web.StreamResponse] = set()
+        self._watches: dict[web.StreamResponse, web.Request] = {}
         self._random = random.Random(7)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -76,7 +79,7 @@ class Proxy:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        self.port = int(self._runner.addresses[0][1])
 
     async def _stop(self) -> None:
         await self._runner.cleanup()
@@ -85,14 +88,14 @@ class Proxy:
 
     @property
     def watches(self) -> int:
-        """Watches that are open."""
-        return len(self._streams)
+        """Number of open watches."""
+        return len(self._watches)
 
     def cut(self) -> None:
-        """End all watches that are open."""
-        for stream in list(self._streams):
-            if stream._req is not None and stream._req.transport is not None:
-                self._loop.call_soon_threadsafe(stream._req.transport.abort)
+        """Close all open watches."""
+        for request in list(self._watches.values()):
+            if request.transport is not None:
+                self._loop.call_soon_threadsafe(request.transport.abort)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         faults = self.faults
@@ -108,12 +111,10 @@ class Proxy:
         if changes and faults.refusals and self._random.random() < faults.share:
             code = self._random.choice(faults.refusals)
             faults.counts[str(code)] += 1
-            body = {"kind": "Status", "code": code, "reason": WORDS[code], "message": "as the test wants it"}
-            return web.json_response(body, status=code, headers={"Retry-After": "1"} if code == 429 else {})
+            return web.json_response(_status(code), status=code, headers={"Retry-After": "1"} if code == 429 else {})
         if "watch" in request.query and faults.broken:
             faults.counts[f"watch {faults.broken}"] += 1
-            status = {"kind": "Status", "code": faults.broken, "reason": WORDS[faults.broken], "message": "as it is"}
-            return web.Response(text=json.dumps({"type": "ERROR", "object": status}) + "\n")
+            return web.Response(text=json.dumps({"type": "ERROR", "object": _status(faults.broken)}) + "\n")
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         url = self._api.configuration.host + request.path_qs
         data = await request.read() or None
@@ -124,16 +125,16 @@ class Proxy:
             try:
                 await response.prepare(request)
                 if watches:
-                    self._streams.add(response)
+                    self._watches[response] = request
                 async for line in answer.content:
                     if watches and self.faults.deaf:
                         self.faults.counts["unheard"] += 1
                         continue
                     await response.write(line)
             except (ConnectionError, aiohttp.ClientConnectionError):
-                self.faults.counts["cut"] += 1  # by us, or by the operator
+                self.faults.counts["cut"] += 1  # by the test or by the operator
             finally:
-                self._streams.discard(response)
+                self._watches.pop(response, None)
             return response
 
     def start(self) -> None:
@@ -146,9 +147,13 @@ class Proxy:
         self._thread.join(20)
 
 
+def _status(code: int) -> dict[str, Any]:
+    return {"kind": "Status", "code": code, "reason": REASONS[code], "message": "injected by the test"}
+
+
 @contextmanager
 def proxy(kubeconfig: Path, folder: Path) -> Iterator[tuple[Proxy, Path]]:
-    """A proxy, and a kubeconfig that leads through it."""
+    """A running proxy, and a kubeconfig that leads through it."""
     running = Proxy(kubeconfig)
     running.start()
     path = folder / "kubeconfig"

@@ -49,7 +49,11 @@ RULES = [
         how="covered",
         why="tests/unit/test_tuning.py::test_bench_prints_the_table_and_leaves_nothing",
     ),
-    Rule(pattern=r"yolojob scale ", how="covered", why="tests/cluster/test_client_and_cli.py::test_suspended_scaled_resumed"),
+    Rule(
+        pattern=r"yolojob scale ",
+        how="covered",
+        why="tests/cluster/test_client_and_cli.py::test_client_suspends_scales_and_resumes_a_job",
+    ),
     Rule(pattern=r"yolojob (validate|run|bench|estimate|report|compare) ", how="here"),
     Rule(pattern=r"(kubectl|yolojob) ", how="cluster"),
 ]

@@ -23,10 +23,13 @@ EPOCH_SECONDS = 1_767_268_800.0
 
 
 class FakeClock:
-    """A monotonic clock that moves only when it is told to."""
+    """A monotonic clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = START_SECONDS
+
+    def read(self) -> float:
+        return self.now
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -64,7 +67,7 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 def frozen_monotonic() -> Iterator[FakeClock]:
     """Replace `time.monotonic` by a fake clock, which the test advances."""
     clock = FakeClock()
-    with mock.patch.object(time, "monotonic", lambda: clock.now):
+    with mock.patch.object(time, "monotonic", clock.read):
         yield clock
 
 

@@ -1,7 +1,8 @@
-"""kubectl for tests, and the cluster that they run against."""
+"""kubectl for tests, and the cluster against which they run."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -11,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
 from devcluster import processes, settings
 
 from support import ROOT
+from support.locks import ClusterLocks, locked
 
 Object = dict[str, Any]
 
@@ -35,20 +37,21 @@ class Kube:
 
     @property
     def environment(self) -> dict[str, str]:
+        """Environment variables for processes that use this cluster."""
         path = f"{settings.BIN}:{os.environ['PATH']}" if self.is_devcluster else os.environ["PATH"]
         return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
 
     def run(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        """kubectl, in this namespace."""
+        """Run kubectl in this namespace."""
         kubectl = shutil.which("kubectl", path=self.environment["PATH"])
-        assert kubectl, "there is no kubectl"
+        assert kubectl, "kubectl is not installed"
         command = [kubectl, "--namespace", self.namespace, *arguments]
         done = subprocess.run(command, env=self.environment, text=True, capture_output=True, check=False, **options)
         assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}{done.stdout}"
         return done
 
     def get(self, *what: str) -> Object:
-        """An object, or a list of them; empty where it is not there."""
+        """An object, or a list of them; empty if it does not exist."""
         done = self.run("get", *what, "--output", "json", check=False)
         return dict(json.loads(done.stdout)) if done.returncode == 0 and done.stdout else {}
 
@@ -69,7 +72,7 @@ class Kube:
 
 
 def devcluster(*arguments: str, capture: bool = False) -> str:
-    """The test cluster's own command."""
+    """Run a command of the test cluster; its output if it is captured."""
     done = subprocess.run(
         [sys.executable, "-m", "devcluster", *arguments],
         cwd=ROOT / "tests",
@@ -81,7 +84,7 @@ def devcluster(*arguments: str, capture: bool = False) -> str:
 
 
 def missing() -> str | None:
-    """What this machine lacks for the test cluster; nothing where it can be had."""
+    """What this machine lacks for the test cluster; None if nothing."""
     if os.geteuid() != 0:
         return "root"
     if not shutil.which("apt-get"):
@@ -93,7 +96,10 @@ def missing() -> str | None:
 
 @contextmanager
 def cluster() -> Iterator[Kube]:
-    """The cluster that KUBECONFIG points to; else the test cluster, started if it is not up and then ended."""
+    """The cluster that KUBECONFIG points to; otherwise the test cluster, which is started if it is down, and then stopped.
+
+    Several test processes may call this at the same time: the first one starts the test cluster, the last one stops it.
+    """
     given = os.environ.get("KUBECONFIG")
     if given and Path(given) != settings.KUBECONFIG:
         yield Kube(Path(given))
@@ -101,14 +107,41 @@ def cluster() -> Iterator[Kube]:
     if lack := missing():
         reason = f"no cluster: KUBECONFIG is not set, and the test cluster needs {lack}"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    started = processes.running("apiserver") is None
-    if started:
-        devcluster("up", "--nodes", "2", "--gpu-nodes", "4")
-    try:
+    locks = ClusterLocks(settings.KUBECONFIG)
+    with started(locks):
         kube = Kube(settings.KUBECONFIG)
-        kube.run("apply", "--filename", str(ROOT / "manifests" / "crd.yaml"))
-        kube.run("wait", "--for=condition=Established", "crd/yolotrainingjobs.yolojob.dev", "--timeout=30s")
+        with locks.shared():  # a test that is alone may have replaced the CRD
+            kube.run("apply", "--filename", str(ROOT / "manifests" / "crd.yaml"))
+            kube.run("wait", "--for=condition=Established", "crd/yolotrainingjobs.yolojob.dev", "--timeout=30s")
         yield kube
-    finally:
-        if started:
-            devcluster("down")
+
+
+@contextmanager
+def started(locks: ClusterLocks) -> Iterator[None]:
+    """Start the test cluster unless it is up; stop it at the end if no other test process uses it and tests started it."""
+    starting, started_by_tests = locks.path("starting"), locks.path("started-by-tests")
+    with locks.path("users").open("a") as users:
+        with locked(starting):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if processes.running("apiserver") is None:
+                devcluster("up", "--nodes", "2", "--gpu-nodes", "4")
+                started_by_tests.write_text(str(processes.running("apiserver")))
+        try:
+            yield
+        finally:
+            with locked(starting):
+                fcntl.flock(users, fcntl.LOCK_UN)
+                # The file of an earlier run that crashed names a process that is gone.
+                mine = started_by_tests.exists() and started_by_tests.read_text() == str(processes.running("apiserver"))
+                if mine and _is_last(users):
+                    started_by_tests.unlink()
+                    devcluster("down")
+
+
+def _is_last(users: IO[str]) -> bool:
+    """Whether no other process holds the shared lock on this file."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,14 +1,15 @@
-"""The operator as a process of its own."""
+"""The operator as a separate process."""
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,12 +18,20 @@ from support.kube import Kube
 
 
 class Operator:
-    """The operator's process."""
+    """An operator process and its HTTP endpoint."""
 
     def __init__(
         self, kube: Kube, log: Path, *, clusterwide: bool = False, kubeconfig: Path | None = None, also: str = ""
     ) -> None:
-        """`also` is one more namespace to watch."""
+        """Start the operator.
+
+        Args:
+            kube: the cluster, and the namespace to watch.
+            log: the file for its output.
+            clusterwide: whether it watches all namespaces instead.
+            kubeconfig: another kubeconfig, for example of a user with fewer rights.
+            also: one more namespace to watch.
+        """
         self.log, self.port = log, _free_port()
         self._environment = kube.environment | ({"KUBECONFIG": str(kubeconfig)} if kubeconfig else {})
         watched = [] if clusterwide else [kube.namespace, *([also] if also else [])]
@@ -45,7 +54,7 @@ class Operator:
         return self._process.pid
 
     def ask(self, path: str) -> tuple[int, str]:
-        """(status, answer) of its HTTP server; status 0 while it does not answer."""
+        """Status and body of a response of its HTTP server; status 0 while the server does not answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -68,19 +77,20 @@ class Operator:
         return self.value("yolojob_leader") == 1
 
     def kill(self) -> None:
-        """As a crash: no last word."""
+        """Kill the process, as in a crash: it cannot clean up."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def stop(self) -> float:
-        """As Kubernetes ends a pod; the seconds that it took."""
-        began = time.monotonic()
+    def stop(self) -> None:
+        """Terminate the process as Kubernetes terminates a pod; it has the usual grace period of 30 s."""
         self._process.terminate()
         self._process.wait(30)
-        return time.monotonic() - began
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free TCP port below the ephemeral range, so that no connection takes it while the operator restarts."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free TCP port")

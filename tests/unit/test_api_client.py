@@ -51,9 +51,7 @@ def test_get_with_an_error_status_raises_api_error_whatever_the_body_is(status: 
     asyncio.run(live())
 
 
-def test_get_lease_while_all_creations_are_blocked_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_get_lease_while_all_creations_are_blocked_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A webhook that is down blocks each creation for many seconds, up to the limit of concurrent requests."""
 
     async def live() -> None:

@@ -6,10 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.plans import NOW, Timeline, after, conditions, pod, reasons
-from yolojob_operator.plan import completed_indexes
 from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts
@@ -215,16 +212,6 @@ def test_completed_indexes_of_workers_deleted_one_after_the_other_are_kept() -> 
     planned = timeline.at(130, early(0), early(1))
     assert planned.status.attempt == 1
     assert planned.status.workers.completed_indexes == "2,3"
-
-
-@given(st.sets(st.integers(0, 2000)), st.integers(0, 2001))
-def test_completed_indexes_joined_and_split_are_unchanged(indexes: set[int], size: int) -> None:
-    assert completed_indexes.split(completed_indexes.join(indexes), size) == {n for n in indexes if n < size}
-
-
-@pytest.mark.parametrize("text", ["-", "a", "1-", "5-2", "1-99999999999", ",,", "1;2", "²"])
-def test_completed_indexes_with_invalid_text_are_within_bounds(text: str) -> None:
-    assert completed_indexes.split(text, 4) <= {0, 1, 2, 3}
 
 
 def test_job_whose_succeeded_worker_0_was_deleted_succeeds() -> None:

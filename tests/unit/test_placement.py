@@ -50,11 +50,11 @@ def running(size: int = FULL, **spec: Any) -> YoloTrainingJob:
 class TestShrink:
     def test_shrink_after_the_scheduling_timeout_uses_the_scheduled_workers(self) -> None:
         status = make_plan(elastic()).status
-        found = [pod(0), pod(1), pod(2), pod(3, "Pending", **UNSCHEDULABLE)]
-        early = make_plan(elastic(status), *found, now=after(5))
+        existing = [pod(0), pod(1), pod(2), pod(3, "Pending", **UNSCHEDULABLE)]
+        early = make_plan(elastic(status), *existing, now=after(5))
         assert early.status.attempt == 1
         assert early.due == NOW + SCHEDULING_TIMEOUT
-        planned = make_plan(elastic(early.status), *found, now=NOW + SCHEDULING_TIMEOUT)
+        planned = make_plan(elastic(early.status), *existing, now=NOW + SCHEDULING_TIMEOUT)
         assert planned.status.attempt == 2
         assert planned.status.history[-1].workers == 2, "the batch of 16 is not divisible by 3"
         assert "0/3 nodes" in (planned.status.history[0].message or "")
@@ -69,8 +69,8 @@ class TestShrink:
     def test_shrink_below_min_replicas_waits(self) -> None:
         bounds: dict[str, Any] = {"elastic": {"minReplicas": 2, "maxReplicas": 4}}
         status = make_plan(elastic(**bounds)).status
-        found = [pod(0), *(pod(i, "Pending", **UNSCHEDULABLE) for i in (1, 2, 3))]
-        late = make_plan(elastic(status, **bounds), *found, now=after(600))
+        existing = [pod(0), *(pod(i, "Pending", **UNSCHEDULABLE) for i in (1, 2, 3))]
+        late = make_plan(elastic(status, **bounds), *existing, now=after(600))
         assert late.status.attempt == 1
         assert conditions(late)["Scheduled"] == ("False", "Unschedulable")
 
@@ -97,8 +97,8 @@ class TestGrow:
     def small() -> YoloTrainingJobStatus:
         """The status of a job that runs with two of four workers since second 30."""
         status = make_plan(elastic()).status
-        found = [pod(0), pod(1), pod(2, "Pending", **UNSCHEDULABLE), pod(3, "Pending", **UNSCHEDULABLE)]
-        status = make_plan(elastic(status), *found, now=after(25)).status
+        existing = [pod(0), pod(1), pod(2, "Pending", **UNSCHEDULABLE), pod(3, "Pending", **UNSCHEDULABLE)]
+        status = make_plan(elastic(status), *existing, now=after(25)).status
         status = make_plan(elastic(status), now=after(28)).status
         return make_plan(elastic(status), *gang_of(2, 2), now=after(30)).status
 
@@ -128,11 +128,11 @@ class TestGrow:
     def test_grow_with_too_few_scheduled_spares_deletes_them(self) -> None:
         status = self.small()
         scheduled = pod(2, attempt=2, scheduled=after(100))
-        found = (*gang_of(2, 2), scheduled, pod(3, "Pending", attempt=2, **UNSCHEDULABLE))
-        waiting = make_plan(elastic(status), *found, now=after(101))
+        existing = (*gang_of(2, 2), scheduled, pod(3, "Pending", attempt=2, **UNSCHEDULABLE))
+        waiting = make_plan(elastic(status), *existing, now=after(101))
         assert waiting.delete == ()
         assert waiting.due == after(100) + SCHEDULING_TIMEOUT
-        planned = make_plan(elastic(status), *found, now=after(100) + SCHEDULING_TIMEOUT)
+        planned = make_plan(elastic(status), *existing, now=after(100) + SCHEDULING_TIMEOUT)
         assert {d.name for d in planned.delete} == {"digits-worker-2", "digits-worker-3"}
         assert planned.status.attempt == 2
         later = make_plan(elastic(planned.status), *gang_of(2, 2), now=after(200))
@@ -173,8 +173,8 @@ class TestGrow:
         assert [(d.name, d.grace_seconds) for d in planned.delete] == [("digits-worker-2", 0)]
 
     def test_grow_without_elastic_uses_no_spares(self) -> None:
-        found = (*gang_of(2, 2), *(pod(i, attempt=2) for i in (2, 3)))
-        planned = make_plan(job(self.small(), workers={"replicas": 4}), *found, now=after(100))
+        existing = (*gang_of(2, 2), *(pod(i, attempt=2) for i in (2, 3)))
+        planned = make_plan(job(self.small(), workers={"replicas": 4}), *existing, now=after(100))
         assert {d.name for d in planned.delete} >= {"digits-worker-2", "digits-worker-3"}
         assert planned.status.history[-1].workers == 4, "the attempt has the requested size"
 

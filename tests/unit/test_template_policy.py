@@ -120,5 +120,5 @@ def test_malformed_template_has_no_disallowed_fields(malformed: Any) -> None:
 def test_apparmor_annotation_needs_a_privilege_if_unconfined(profile: str, disallowed: bool) -> None:
     name = "container.apparmor.security.beta.kubernetes.io/trainer"
     template = {"metadata": {"annotations": {name: profile, "team": "vision"}}, "spec": {}}
-    found = [(p, where) for p, where, _ in disallowed_fields(template)]
-    assert found == ([(Privilege.PRIVILEGED, f"metadata.annotations[{name}]")] if disallowed else [])
+    disallowed_paths = [(p, where) for p, where, _ in disallowed_fields(template)]
+    assert disallowed_paths == ([(Privilege.PRIVILEGED, f"metadata.annotations[{name}]")] if disallowed else [])

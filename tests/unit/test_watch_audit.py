@@ -117,9 +117,7 @@ def test_take_when_a_watch_restarts_reports_deleted_objects(failures: int) -> No
     reported: list[Any] = []
 
     async def live() -> None:
-        auditing = asyncio.create_task(
-            running.run(lead, lambda key, uid: reported.append((key, uid)), reported.append)
-        )
+        auditing = asyncio.create_task(running.run(lead, lambda key, uid: reported.append((key, uid)), reported.append))
         running.watch_restarted()
         seconds = (failures + 1) * (AUDIT_INTERVAL_SECONDS + SETTLE_SECONDS)
         await eventually(lambda: len(reported) >= 2, "the deleted job and pod are reported", seconds=seconds)
