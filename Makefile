@@ -11,7 +11,7 @@ UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
 # Tests that start processes share two cores per worker.
 WORKERS ?= 2
 PYTEST := $(RUN)/python -m pytest
-PARALLEL := --numprocesses $(WORKERS) --dist loadgroup
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
 VERSION = $(shell $(PYTHON) tools/version.py)
 export PATH := $(RUN):$(PATH)
 export VIRTUAL_ENV := $(ENV)
