@@ -43,7 +43,7 @@ RULES = [
     ),
     Rule(pattern=r"helm install .*(REGISTRY|presets/kind)", how="elsewhere", why="names images that are elsewhere"),
     Rule(pattern=r"helm install ", how="covered", why="tests/e2e/conftest.py::operator"),
-    Rule(pattern=r"helm test ", how="covered", why="tests/e2e/test_release.py::test_helm_test_trains"),
+    Rule(pattern=r"helm test ", how="covered", why="tests/e2e/test_chart_release.py::test_helm_test_trains"),
     Rule(
         pattern=r"yolojob bench .*--tune",
         how="covered",
