@@ -1,4 +1,4 @@
-"""A measurement, a survey and its options in few words, for tests of what is predicted from them."""
+"""Measurements, bench records and estimators for tests of predictions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def job(**spec: Any) -> YoloTrainingJob:
 
 
 def measurement(**facts: Any) -> Measurement:
-    """A bench of one worker with two CPUs: 0.1 s a step, 0.12 with mosaic."""
+    """Returns a bench of one worker with two CPUs: 0.1 s per step, 0.12 s with mosaic. `facts` replace its fields."""
     base: dict[str, Any] = {
         "made_at": "2026-01-01T00:00:00Z",
         "took_seconds": 40.0,
@@ -68,8 +68,10 @@ def measurement(**facts: Any) -> Measurement:
 
 
 def record(target: str = "local", **facts: Any) -> Record:
-    kept = {name: facts.pop(name) for name in ("waits", "per_worker_hour", "currency", "price_source") if name in facts}
-    return Record(target=target, measurement=measurement(**facts), **kept)
+    record_fields = {
+        name: facts.pop(name) for name in ("waits", "per_worker_hour", "currency", "price_source") if name in facts
+    }
+    return Record(target=target, measurement=measurement(**facts), **record_fields)
 
 
 def survey(*records: Record, assumed: dict[str, Any] | None = None, **spec: Any) -> Estimator:
