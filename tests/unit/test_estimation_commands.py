@@ -161,7 +161,7 @@ BAD = {
     "catalogue": (small(), ("estimate", "job.yaml", "--catalogue", "none.yaml"), "none.yaml"),
     "run": (small(), ("report", "."), "no trace"),
     "manifest": (small(train={"batsch": 1}), ("estimate", "job.yaml"), "spec.train.batsch: unknown field"),
-    "curve": (small(), ("compare", "job.yaml", "--on", "g5.xlarge", "--curve", "."), "no run that has trained"),
+    "curve": (small(), ("compare", "job.yaml", "--on", "g5.xlarge", "--curve", "."), "results.csv not found"),
 }
 
 

@@ -62,7 +62,7 @@ class TestStory:
     @pytest.mark.parametrize(
         ("file", "text", "words"),
         [
-            ("results.csv", "", "no run that has trained"),
+            ("results.csv", "", "results.csv not found"),
             ("results.csv", "epoch,time\nx,1\n", "damaged"),
             ("trace/rank-0/epoch-00001.attempt-1.jsonl", "[]\n", "epoch-00001.attempt-1.jsonl:1 is no line"),
             ("trace/rank-0/epoch-00001.attempt-1.jsonl", "nonsense\n", "is no line"),
@@ -105,7 +105,7 @@ class TestStory:
         assert "no price" in run_report.cost_words(None)
 
     def test_a_job_that_has_not_begun(self) -> None:
-        with pytest.raises(ClusterError, match="has not begun"):
+        with pytest.raises(ClusterError, match="has not started"):
             run_report.from_status(YoloTrainingJob.model_validate(job().to_json()))
 
 
@@ -155,7 +155,7 @@ def test_a_comparison_has_all_that_was_asked(tmp_path: Path) -> None:
         "Energy",
     ):
         assert f"<h2>{heading}</h2>" in text
-    assert "What a reached mAP costs" in text
+    assert "Cost of reaching an mAP" in text
     assert "</script><b>x" not in text, "a job's name is text"
     assert "http://" not in text.split("</head>")[1]
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -167,8 +167,8 @@ def test_a_report_page(tmp_path: Path) -> None:
     )
     text = (tmp_path / "report.html").read_text()
     for heading in (
-        "From start to model",
-        "Epoch by epoch",
+        "Time by part",
+        "Phases by epoch",
         "Accuracy over time",
         "Stragglers",
         "What to change first",
