@@ -12,7 +12,8 @@ from support import minimal
 from yolojob.api.crd import COLUMNS
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import Condition, ConditionType, YoloTrainingJobStatus
-from yolojob.cli import job_view, live_view
+from yolojob.cli import job_view
+from yolojob.cli.console import plain_console
 
 NAME = "a-name-that-is-rather-long-for-a-column-of-a-terminal"
 
@@ -35,7 +36,7 @@ def shown(message: str) -> str:
     """Returns what `describe` and `get` print about a job, without a terminal."""
     job = failed_job(message)
     out = io.StringIO()
-    console = live_view.plain_console()
+    console = plain_console()
     console.file = out
     job_view.describe_job(job, [{"message": message, "reason": "[x]", "type": "Warning"}], console)
     job_view.show_jobs([job], console)
