@@ -33,11 +33,11 @@ def series(panel: Panel, prometheus: Prometheus) -> Series:
         query = resolve(expression, prometheus)
         if panel.kind in ("bars", "figure"):
             # A figure's series may have ended with its pods: Grafana shows the moment at the end of the chosen time.
-            points = [(labels, [values[-1]]) for labels, values in prometheus.range(query, STEP)]
+            points = [(labels, [values[-1]]) for labels, values in prometheus.query_range(query, STEP)]
             if panel.kind == "bars":
-                points = [(labels, [(time.time(), value)]) for labels, value in prometheus.instant(query)]
+                points = [(labels, [(time.time(), value)]) for labels, value in prometheus.query_instant(query)]
         else:
-            points = prometheus.range(query, STEP)
+            points = prometheus.query_range(query, STEP)
         assert points, f"{panel.title}: no data for {query}"
         found += [(pictures.legend(template, labels), values) for labels, values in points]
     return found
@@ -48,7 +48,7 @@ def test_every_query_returns_data(prometheus: Prometheus | None, board: Board, t
     """And is drawn: YOLOJOB_PICTURES=docs/images keeps the pictures."""
     if prometheus is None:
         pytest.skip("scrapes the test cluster's pods")
-    steps = prometheus.range("sum by (job_name) (yolojob_trainer_steps_total)", STEP)
+    steps = prometheus.query_range("sum by (job_name) (yolojob_trainer_steps_total)", STEP)
     assert steps, "other tests of this session train; alone, this one has nothing to look at"
     data = {panel: series(panel, prometheus) for panel in board.panels}
     folder = Path(os.environ.get("YOLOJOB_PICTURES") or tmp_path)
