@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from support.bench_data import POWER, estimator, job, measurement, record
 
+from yolojob.api.time_parts import TimePart
 from yolojob.estimation import billing, prediction
 from yolojob.estimation.assumptions import Assumptions
+from yolojob.estimation.billing import BillPart
 from yolojob.estimation.option import cost_text, option_json
 from yolojob.estimation.target import Target
 
@@ -27,7 +29,7 @@ def test_rented_machines_cost_price_times_running_time_of_each_worker() -> None:
     bill = billing.rented(
         times, job().spec, Assumptions(), per_worker_hour=3.6, currency="EUR", words="told", dataset_bytes=None
     )
-    assert bill.parts["machines"].value == pytest.approx(2 * 3.6 * times.running.value / 3600)
+    assert bill.parts[BillPart.MACHINES].value == pytest.approx(2 * 3.6 * times.running.value / 3600)
     assert bill.total is not None
     assert bill.total.value == pytest.approx(sum(part.value for part in bill.parts.values()))
 
@@ -64,15 +66,15 @@ def test_bill_of_own_machine_is_electricity_and_depreciation() -> None:
     hours = option.seconds / 3600
     assert option.power is not None
     assert option.power.kwh.value == pytest.approx(0.1 * 1.5 * hours)
-    assert option.bill.parts["electricity"].value == pytest.approx(0.1 * 1.5 * hours * 0.5)
-    assert option.bill.parts["machines"].value == pytest.approx(2628 / 8760 * hours)
+    assert option.bill.parts[BillPart.ELECTRICITY].value == pytest.approx(0.1 * 1.5 * hours * 0.5)
+    assert option.bill.parts[BillPart.MACHINES].value == pytest.approx(2628 / 8760 * hours)
 
 
 def test_repeated_work_of_interruption_is_half_a_checkpoint_interval_and_a_start() -> None:
     spec = job(checkpoint={"everyEpochs": 1, "everySeconds": 300}, pricing={"spot": True}).spec
     times = predicted()
     epoch = times.running.value / 20
-    start = times.parts["startup"].value + times.parts["staging"].value
+    start = times.parts[TimePart.STARTUP].value + times.parts[TimePart.STAGING].value
     expected = 2 * times.running.value / 3600 * (epoch / 2 + start)
     repeated = billing.repeated(times, spec, Assumptions(interruptions_per_hour=1.0))
     assert repeated.value == pytest.approx(expected)
@@ -82,7 +84,7 @@ def test_bill_of_spot_machine_uses_spot_price_or_assumed_discount() -> None:
     spec: dict[str, Any] = {"pricing": {"spot": True}}
     spot = estimator(**spec).option(L4)
     assert spot.bill.per_hour == pytest.approx(0.424)
-    assert "repeated work" in spot.bill.parts
+    assert BillPart.REPEATED_WORK in spot.bill.parts
     t4 = Target(text="g4dn.xlarge", machine="g4dn.xlarge")
     assert estimator(**spec).option(t4).bill.per_hour == pytest.approx(0.526)
     assert "no spot price is known" in estimator(**spec).option(t4).bill.price_source

@@ -9,7 +9,7 @@ from yolojob.estimation.estimate import Basis, Estimate, total
 
 
 def test_total_has_the_basis_of_its_weakest_part_that_matters() -> None:
-    large, small = Estimate.within(100.0, 0.1, Basis.MEASURED), Estimate.factor(1.0, 2.0)
+    large, small = Estimate.within(100.0, 0.1, Basis.MEASURED), Estimate.within_factor(1.0, 2.0)
     assert total([large, small]).basis is Basis.MEASURED
     assert total([large, small.times(50)]).basis is Basis.PREDICTED
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.bench_data import MODEL_PROFILE, PLAIN_STEP, job, measurement
 
 from yolojob.api.measurement import Link, MicrobatchPass, Steps
+from yolojob.api.time_parts import TimePart
 from yolojob.estimation import prediction
 from yolojob.estimation.estimate import Basis
 from yolojob.estimation.recommendation import flattening
@@ -32,7 +33,7 @@ def test_prediction_of_measured_job_adds_up_its_parts() -> None:
     plain, mosaic = sum(PLAIN_STEP.values()), sum(PLAIN_STEP.values()) + 0.02
     expected = 250 * plain + 250 * mosaic + 500 * 0.01 + 20 * (0.5 + 0.1 + 0.02) + 3.0
     assert predicted.total.value == pytest.approx(expected)
-    assert predicted.parts["data_wait"].value == pytest.approx(250 * 0.01 + 250 * 0.03)
+    assert predicted.parts[TimePart.DATA_WAIT].value == pytest.approx(250 * 0.01 + 250 * 0.03)
     assert predicted.total.basis is Basis.MEASURED
     assert predicted.total.low < expected < predicted.total.high
     assert predicted.limit == "computing"
@@ -46,19 +47,19 @@ def test_prediction_without_staged_data_adds_staging() -> None:
 def test_prediction_of_two_workers_on_one_machine_uses_the_shared_passes() -> None:
     predicted = predict(2)
     compute = 0.085 * 0.072 / 0.084  # half of the images, while another process computes
-    assert predicted.parts["forward"].value == pytest.approx(500 * 0.03 * compute / 0.085)
-    assert predicted.parts["data_wait"].value == pytest.approx(predict().parts["data_wait"].value / 2)
+    assert predicted.parts[TimePart.FORWARD].value == pytest.approx(500 * 0.03 * compute / 0.085)
+    assert predicted.parts[TimePart.DATA_WAIT].value == pytest.approx(predict().parts[TimePart.DATA_WAIT].value / 2)
     ring = 2 / 2 * 4 * MODEL_PROFILE.parameters / 1e9 + 1e-4
     waiting = 0.5642 * 0.01  # the larger of two normal variates is 1 / sqrt(pi) of their deviation above the mean
-    assert predicted.parts["all_reduce"].value == pytest.approx(500 * (ring + waiting), rel=0.05)
-    assert predicted.parts["validation"].value == pytest.approx(20 * 0.5), "the same work on the same CPUs"
-    assert predicted.parts["startup"].value == pytest.approx(3.0 * 1.6)
+    assert predicted.parts[TimePart.ALL_REDUCE].value == pytest.approx(500 * (ring + waiting), rel=0.05)
+    assert predicted.parts[TimePart.VALIDATION].value == pytest.approx(20 * 0.5), "the same work on the same CPUs"
+    assert predicted.parts[TimePart.STARTUP].value == pytest.approx(3.0 * 1.6)
     assert predicted.total.basis is Basis.SCALED
 
 
 def test_prediction_of_two_workers_on_two_machines_uses_the_unshared_passes() -> None:
     apart = predict(2, shared=False)
-    assert apart.parts["forward"].value == pytest.approx(500 * 0.03 * 0.048 / 0.084)
+    assert apart.parts[TimePart.FORWARD].value == pytest.approx(500 * 0.03 * 0.048 / 0.084)
     assert apart.total.value < predict(2).total.value
 
 
@@ -67,12 +68,12 @@ def test_prediction_of_two_workers_on_two_machines_uses_the_unshared_passes() ->
 def test_prediction_with_more_workers_never_has_longer_passes(few: int, more: int) -> None:
     few, more = sorted((few, more))
     fewer_workers, more_workers = predict(few, shared=False), predict(more, shared=False)
-    assert more_workers.parts["backward"].value <= fewer_workers.parts["backward"].value * (1 + 1e-9)
+    assert more_workers.parts[TimePart.BACKWARD].value <= fewer_workers.parts[TimePart.BACKWARD].value * (1 + 1e-9)
 
 
 def test_prediction_without_half_batch_passes_scales_by_images() -> None:
     predicted = predict(2, shared=False, microbatch_passes=[MicrobatchPass(images=16, seconds=0.084)])
-    assert predicted.parts["forward"].value == pytest.approx(500 * 0.03 / 2)
+    assert predicted.parts[TimePart.FORWARD].value == pytest.approx(500 * 0.03 / 2)
 
 
 def test_prediction_from_noisy_bench_has_a_wider_interval() -> None:

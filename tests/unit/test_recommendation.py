@@ -6,8 +6,10 @@ from typing import Any
 
 from support.bench_data import POWER, estimator, record
 
+from yolojob.api.time_parts import TimePart
 from yolojob.estimation import billing, prediction
 from yolojob.estimation.assumptions import Assumptions
+from yolojob.estimation.billing import BillPart
 from yolojob.estimation.option import Option
 from yolojob.estimation.recommendation import break_even, pareto, recommend
 from yolojob.estimation.target import Target
@@ -23,11 +25,15 @@ def place(name: str, seconds: float, cost: float | None, stays: bool = True) -> 
         stays: whether the data stay on this machine.
     """
     template = estimator(record("c", per_worker_hour=1.0, currency="USD")).option(Target(text="c", context="c"))
-    time = template.predicted.parts["forward"].model_copy(update={"value": seconds, "low": seconds, "high": seconds})
-    predicted = prediction.Prediction(workers=1, parts={"forward": time}, images_per_second=1.0, limit="computing")
+    time = template.predicted.parts[TimePart.FORWARD].model_copy(
+        update={"value": seconds, "low": seconds, "high": seconds}
+    )
+    predicted = prediction.Prediction(
+        workers=1, parts={TimePart.FORWARD: time}, images_per_second=1.0, limit="computing"
+    )
     bill = billing.Bill(
         currency="USD",
-        parts={"machines": time.times((cost or 0.0) / seconds)},
+        parts={BillPart.MACHINES: time.times((cost or 0.0) / seconds)},
         price_source=f"price of {name}",
         per_hour=None if cost is None else 1.0,
     )
@@ -74,7 +80,7 @@ def test_break_even_is_where_both_curves_have_the_same_cost() -> None:
     buy, rent = result.curves["buy (local)"], result.curves["rent g2-standard-4 (gke)"]
     first = next(i for i in range(41) if rent[i] >= buy[i])
     trainings = result.trainings
-    crossing = float(result.words.split("from ")[1].split(" trainings")[0])
+    crossing = float(result.summary.split("from ")[1].split(" trainings")[0])
     assert trainings[first - 1] <= crossing <= trainings[first] + 0.1
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.bench_data import DATA, MODEL_PROFILE, estimator, job, measurement, record
 
+from yolojob.api.time_parts import TimePart
 from yolojob.catalogue import machines
 from yolojob.estimation import prediction, roofline
 from yolojob.estimation.assumptions import Assumptions
@@ -31,7 +32,7 @@ def predict(machine: str, workers: int = 1, **spec: Any) -> prediction.Predictio
 
 def test_roofline_with_better_gpu_is_not_slower() -> None:
     names = ("g4dn.xlarge", "g5.xlarge", "a2-highgpu-1g", "a3-highgpu-8g")
-    times = [predict(name).parts["forward"].value for name in names]
+    times = [predict(name).parts[TimePart.FORWARD].value for name in names]
     assert times == sorted(times, reverse=True)
 
 
@@ -60,5 +61,5 @@ def test_roofline_with_bench_on_another_gpu_is_scaled() -> None:
     g5 = Target(text="g5.xlarge", machine="g5.xlarge")
     with_bench = estimator(record("cluster", host=host)).option(g5)
     without_bench = estimator().option(g5)
-    assert with_bench.predicted.parts["forward"].basis is Basis.SCALED
-    assert without_bench.predicted.parts["forward"].basis is Basis.PREDICTED
+    assert with_bench.predicted.parts[TimePart.FORWARD].basis is Basis.SCALED
+    assert without_bench.predicted.parts[TimePart.FORWARD].basis is Basis.PREDICTED
