@@ -21,7 +21,7 @@ def test_load_lets_the_command_line_replace_the_file(tmp_path: Path) -> None:
     ("setting", "message"),
     [
         ("years", "KEY=VALUE"),
-        ("yeers=3", "there is no such assumption"),
+        ("yeers=3", "unknown assumption"),
         ("years=-3", "greater than 0"),
         ("utilisation=7", "less than or equal to 1"),
         ("pue=abc", "valid number"),

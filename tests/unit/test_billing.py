@@ -21,14 +21,15 @@ L4 = Target(text="gke:g2-standard-4", machine="g2-standard-4")
 
 def predicted() -> prediction.Prediction:
     """Returns the prediction for two workers on two machines."""
-    return prediction.predict_from_bench(job().spec, measurement(), workers=2, shared=False, cached=True)
+    return prediction.predict_from_bench(
+        job().spec, measurement(), prediction.WorkerSetup(workers=2, shared=False, cached=True)
+    )
 
 
 def test_rented_machines_cost_price_times_running_time_of_each_worker() -> None:
     times = predicted()
-    bill = billing.rented(
-        times, job().spec, Assumptions(), per_worker_hour=3.6, currency="EUR", words="told", dataset_bytes=None
-    )
+    price = billing.RentalPrice(per_worker_hour=3.6, currency="EUR", source="a price list")
+    bill = billing.bill_rented(times, job().spec, Assumptions(), price, dataset_bytes=None)
     assert bill.parts[BillPart.MACHINES].value == pytest.approx(2 * 3.6 * times.running.value / 3600)
     assert bill.total is not None
     assert bill.total.value == pytest.approx(sum(part.value for part in bill.parts.values()))
@@ -76,7 +77,7 @@ def test_repeated_work_of_interruption_is_half_a_checkpoint_interval_and_a_start
     epoch = times.running.value / 20
     start = times.parts[TimePart.STARTUP].value + times.parts[TimePart.STAGING].value
     expected = 2 * times.running.value / 3600 * (epoch / 2 + start)
-    repeated = billing.repeated(times, spec, Assumptions(interruptions_per_hour=1.0))
+    repeated = billing.repeated_work_seconds(times, spec, Assumptions(interruptions_per_hour=1.0))
     assert repeated.value == pytest.approx(expected)
 
 

@@ -75,7 +75,7 @@ def test_submit_leaves_other_objects_of_the_manifest_alone(api: FakeApiServer, t
     path.write_text(yaml.safe_dump_all([claim, minimal("a")]))
     done = run("submit", str(path))
     assert done.returncode == 0
-    assert "PersistentVolumeClaim/data: left alone; `kubectl apply" in done.stderr
+    assert "PersistentVolumeClaim/data: not created; create it with `kubectl apply" in done.stderr
 
 
 @pytest.mark.parametrize("command", [["get"], ["get", "a"], ["describe", "a"], ["logs", "a"], ["watch", "a"]])

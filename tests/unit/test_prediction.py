@@ -24,7 +24,9 @@ def predict(workers: int = 1, shared: bool = True, **facts: Any) -> prediction.P
         shared: whether they share one machine.
         facts: fields of the measurement.
     """
-    return prediction.predict_from_bench(job().spec, measurement(**facts), workers=workers, shared=shared, cached=True)
+    return prediction.predict_from_bench(
+        job().spec, measurement(**facts), prediction.WorkerSetup(workers=workers, shared=shared, cached=True)
+    )
 
 
 def test_prediction_of_measured_job_adds_up_its_parts() -> None:
@@ -40,7 +42,9 @@ def test_prediction_of_measured_job_adds_up_its_parts() -> None:
 
 
 def test_prediction_without_staged_data_adds_staging() -> None:
-    cold = prediction.predict_from_bench(job().spec, measurement(), workers=1, shared=False, cached=False)
+    cold = prediction.predict_from_bench(
+        job().spec, measurement(), prediction.WorkerSetup(workers=1, shared=False, cached=False)
+    )
     assert cold.total.value == pytest.approx(predict().total.value + 2.0)
 
 

@@ -19,15 +19,10 @@ def predict(machine: str, workers: int = 1, **spec: Any) -> prediction.Predictio
     """Returns the prediction for the job of `bench_data` on a machine of the built-in catalogue."""
     catalogue = machines.builtin()
     row = catalogue.machine(machine)
-    return roofline.predict_from_roofline(
-        job(**spec).spec,
-        MODEL_PROFILE,
-        DATA,
-        row,
-        catalogue.accelerators[row.gpu],
-        workers=workers,
-        assumed=Assumptions(),
+    model = roofline.RooflineModel(
+        spec=job(**spec).spec, model_profile=MODEL_PROFILE, data=DATA, assumptions=Assumptions()
     )
+    return model.predict(row, catalogue.accelerators[row.gpu], workers)
 
 
 def test_roofline_with_better_gpu_is_not_slower() -> None:
@@ -50,10 +45,9 @@ def test_roofline_with_too_large_batch_states_the_missing_memory() -> None:
     large = MODEL_PROFILE.model_copy(update={"activation_bytes": 2 << 30})
     catalogue = machines.builtin()
     row = catalogue.machine("g4dn.xlarge")
+    model = roofline.RooflineModel(spec=job().spec, model_profile=large, data=DATA, assumptions=Assumptions())
     with pytest.raises(roofline.DoesNotFit, match=r"batch 16 needs 40.0 GiB in each GPU, 25.9 GiB more.*fits is 5"):
-        roofline.predict_from_roofline(
-            job().spec, large, DATA, row, catalogue.accelerators["T4"], workers=1, assumed=Assumptions()
-        )
+        model.predict(row, catalogue.accelerators["T4"], workers=1)
 
 
 def test_roofline_with_bench_on_another_gpu_is_scaled() -> None:

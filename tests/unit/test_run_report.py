@@ -64,8 +64,8 @@ class TestStory:
         [
             ("results.csv", "", "results.csv not found"),
             ("results.csv", "epoch,time\nx,1\n", "damaged"),
-            ("trace/rank-0/epoch-00001.attempt-1.jsonl", "[]\n", "epoch-00001.attempt-1.jsonl:1 is no line"),
-            ("trace/rank-0/epoch-00001.attempt-1.jsonl", "nonsense\n", "is no line"),
+            ("trace/rank-0/epoch-00001.attempt-1.jsonl", "[]\n", "epoch-00001.attempt-1.jsonl:1: malformed trace line"),
+            ("trace/rank-0/epoch-00001.attempt-1.jsonl", "nonsense\n", "malformed trace line"),
         ],
     )
     def test_what_is_damaged_is_named(self, tmp_path: Path, file: str, text: str, words: str) -> None:
@@ -93,7 +93,7 @@ class TestStory:
         recomputed = sum(a.pod_seconds * (a.per_worker_hour or 0) / 3600 for a in attempts)
         assert story.cost is not None
         assert story.cost.so_far == pytest.approx(recomputed)
-        assert run_report.cost_words(story.cost) == "0.150000 USD: told"
+        assert run_report.cost_description(story.cost) == "0.150000 USD: told"
         assert any("image pull is" in str(a) for a in story.advice)
 
     def test_no_price_is_said(self) -> None:
@@ -101,8 +101,8 @@ class TestStory:
         told.status = YoloTrainingJobStatus(
             timing=Timing(queued_seconds=1.0), cost=Cost(price_source="no price: set it")
         )
-        assert run_report.cost_words(run_report.from_status(told).cost) == "no price: set it"
-        assert "no price" in run_report.cost_words(None)
+        assert run_report.cost_description(run_report.from_status(told).cost) == "no price: set it"
+        assert "no price" in run_report.cost_description(None)
 
     def test_a_job_that_has_not_begun(self) -> None:
         with pytest.raises(ClusterError, match="has not started"):

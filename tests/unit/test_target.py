@@ -37,8 +37,8 @@ def test_parse_returns_target(text: str, expected: Target) -> None:
     [
         ("g2-standart-4", "it has g2-standard-4"),
         ("gke:g5.xlarge", "g5.xlarge is not a machine of gke"),
-        ("nowhere:g5.xlarge", "no context nowhere in the kubeconfig (there is boxx2, kind-one, prod)"),
-        ("kind-on", "or say local, boxx2, kind-one, prod"),
+        ("nowhere:g5.xlarge", "nowhere is neither a context of the kubeconfig (boxx2, kind-one, prod) nor a provider"),
+        ("kind-on", "or use local, boxx2, kind-one, prod"),
         ("", "the catalogue has no machine"),
         ("prod:", "the catalogue has no machine"),
         ("localx0", "the catalogue has no machine"),
