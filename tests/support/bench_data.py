@@ -88,8 +88,8 @@ def estimator(*records: Record, assumed: dict[str, Any] | None = None, **spec: A
         spec=job(**spec).spec,
         model_profile=MODEL_PROFILE,
         data=DATA,
-        known=machines.builtin(),
-        assumed=Assumptions.model_validate(assumed or {}),
+        catalogue=machines.builtin(),
+        assumptions=Assumptions.model_validate(assumed or {}),
         records=list(records),
     )
 

@@ -90,7 +90,7 @@ def test_parse_reports_all_faults_together() -> None:
         ("", "nothing"),
         ("kind: Pod", "Pod"),
         ("kind: [", "expected"),
-        ("kind: YoloTrainingJob\nkind: YoloTrainingJob", "there twice"),
+        ("kind: YoloTrainingJob\nkind: YoloTrainingJob", "duplicate key"),
         ("kind: YoloTrainingJob\n---\nkind: YoloTrainingJob", "contains 2"),
         ("a: &a [*a]", "nested too deeply"),
         ("\x00", "special characters"),

@@ -147,7 +147,7 @@ def crd() -> dict[str, Any]:
         "x-kubernetes-validations": [
             {
                 "rule": f"self.metadata.name.matches('{NAME_PATTERN}') "
-                f"&& byte_size(self.metadata.name) <= {constants.MAX_NAME_LENGTH}",
+                f"&& size(self.metadata.name) <= {constants.MAX_NAME_LENGTH}",
                 "message": f"metadata.name {NAME_MESSAGE}",
             }
         ],
