@@ -116,7 +116,7 @@ def test_run_prints_progress_and_summary(tmp_path: Path, cache: Path) -> None:
     assert str(tmp_path / "runs" / "small" / "weights" / "best.pt") in done.stdout
     again = call(tmp_path, cache, "run", manifest(tmp_path, small()))
     assert again.returncode == 0
-    assert "To train anew, remove" in again.stdout
+    assert "To train from the start again, remove" in again.stdout
 
 
 def test_run_with_json_output_prints_the_report(tmp_path: Path, cache: Path) -> None:
@@ -146,7 +146,7 @@ def test_run_interrupted_by_ctrl_c_resumes_with_the_same_command(tmp_path: Path,
     first.send_signal(signal.SIGINT)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
-    assert "run the same command to go on" in errors
+    assert "run the same command to resume" in errors
     assert not list(tmp_path.glob("runs/small/**/*.tmp"))
     done = call(tmp_path, cache, "run", path, "--output", "json")
     assert done.returncode == 0, done.stderr
