@@ -36,7 +36,7 @@ def test_logs_with_follow_waits_until_all_pods_have_started(
     api: FakeApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No pod, then one of two pods, then pods without a node, then pods whose container is being created."""
-    monkeypatch.setattr("yolojob.client.pod_logs.PAUSE", 0.0)
+    monkeypatch.setattr("yolojob.client.pod_logs.POLL_INTERVAL_SECONDS", 0.0)
     api.add("a", phase="Pending")
     not_started = iter([(204, b""), (400, b'container "trainer" is waiting to start: ContainerCreating')] * 2)
     api.log = lambda pod: next(not_started, (200, f"{pod} starts\n".encode()))
