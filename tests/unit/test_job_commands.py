@@ -65,7 +65,7 @@ def test_submit_to_another_namespace_than_the_manifests_is_refused(api: FakeApiS
     path.write_text(yaml.safe_dump(job))
     done = run("submit", str(path), "--namespace", "default")
     assert done.returncode == 2
-    assert "metadata.namespace: training" in done.stderr
+    assert 'metadata.namespace is "training"' in done.stderr
     assert api.requests == []
 
 

@@ -19,7 +19,7 @@ def test_client_with_named_context_ignores_the_current_context(
     assert Client(context="good").namespace == "there"
     assert Client(context="good", namespace="here").namespace == "here"
     assert contexts() == ["good"]
-    with pytest.raises(ClusterError, match=r"there is good\. Choose one with --context"):
+    with pytest.raises(ClusterError, match=r"its contexts: good\. Select one with --context"):
         Client()
 
 
