@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from generate import FILES
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_committed_file_equals_the_generated_one(path: Path) -> None:
