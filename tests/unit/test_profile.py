@@ -10,6 +10,8 @@ import torch
 from ultralytics.nn.tasks import DetectionModel
 from yolojob_trainer.model import profile
 
+pytestmark = pytest.mark.processes
+
 
 def test_profile_counts_operations_as_ultralytics_does() -> None:
     """yolo11n has 2.6 million parameters and 6.5 GFLOPs at 640 pixels (docs.ultralytics.com/models/yolo11)."""
@@ -36,7 +38,6 @@ print(result.memory(16) - result.memory(0), peak - before)
 """Prints the predicted and the real memory of a training step with 16 images, in bytes."""
 
 
-@pytest.mark.processes
 def test_profile_predicts_the_memory_of_a_training_step() -> None:
     """The real value is the growth of the process, as the kernel counts it."""
     done = subprocess.run([sys.executable, "-c", TRAIN_16], capture_output=True, text=True, check=True)
