@@ -1,4 +1,4 @@
-"""All that is generated: `python tools/generate.py` writes it, and tests compare it with what is committed."""
+"""Writes all generated files: `python tools/generate.py`. A test compares them with the committed files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHART = ROOT / "helm" / "yolojob"
 
 
 def command_line() -> str:
-    """The command line's own help, as a page."""
+    """docs/cli.md: the help of the command line."""
     typer = Path(sys.executable).with_name("typer")
     command = [str(typer), "yolojob.cli.main", "utils", "docs", "--name", "yolojob"]
     page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -36,7 +36,7 @@ FILES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "metrics.md": metrics_reference.render,
     ROOT / "docs" / "reference.md": manifest_reference.render,
 }
-"""Text by place."""
+"""Generated files, with the functions that return their text."""
 RENDERED: dict[Path, Callable[[], str]] = {
     ROOT / "manifests" / "install.yaml": rendered_chart.render,
     **{
@@ -44,7 +44,7 @@ RENDERED: dict[Path, Callable[[], str]] = {
         for name, arguments in rendered_chart.VARIANTS.items()
     },
 }
-"""What Helm makes of the above."""
+"""Files that Helm renders from those above."""
 
 if __name__ == "__main__":
     for path, text in {**FILES, **RENDERED}.items():

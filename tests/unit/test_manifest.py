@@ -63,7 +63,7 @@ def test_parse_accepts_the_example(path: Path) -> None:
         ("spec.elastic", {"minReplicas": 4, "maxReplicas": 2}, None),
         ("metadata.name", "Digits", "DNS label"),
         ("metadata.name", "a" * 53, "52 characters"),
-        ("metadata.name", "1digits", "beginning with a letter"),
+        ("metadata.name", "1digits", "starting with a letter"),
     ],
 )
 def test_parse_of_invalid_field_names_path_and_remedy(path: str, value: Any, message: str | None) -> None:
