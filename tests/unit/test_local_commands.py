@@ -111,7 +111,7 @@ def test_run_prints_progress_and_summary(tmp_path: Path, cache: Path) -> None:
     done = call(tmp_path, cache, "run", manifest(tmp_path, small()))
     assert done.returncode == 0, done.stderr + done.stdout
     assert "epoch 1/2" in done.stdout
-    for part in ("startup", "data_wait", "forward", "backward", "optimizer", "validation", "checkpoint"):
+    for part in ("startup", "data wait", "forward", "backward", "optimizer", "validation", "checkpoint"):
         assert part in done.stdout
     assert str(tmp_path / "runs" / "small" / "weights" / "best.pt") in done.stdout
     again = call(tmp_path, cache, "run", manifest(tmp_path, small()))
