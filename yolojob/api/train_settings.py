@@ -59,7 +59,7 @@ class TrainSettings(ApiModel):
     cache: Cache | None = None
     """Cache decoded images in memory (true, ram) or on disk next to the images (disk). Default: false."""
     workers: Count | None = None
-    """Loader processes per worker process, limited to the number of CPUs. Default: 8 on a GPU, 0 on a CPU."""
+    """Loader processes per worker process, limited to the number of CPUs. Default: 8, or 0 on a CPU."""
     optimizer: Literal["auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp"] | None = None
     """Optimizer. Default: auto, which also chooses lr0 and momentum."""
     seed: Count | None = None
@@ -87,9 +87,9 @@ class TrainSettings(ApiModel):
     save_period: Annotated[int, Field(ge=-1)] | None = None
     """Also keep the weights of every Nth epoch as epochN.pt. Default: -1, off."""
     verbose: bool | None = None
-    """Enable Ultralytics' log output. Default: false, unlike in Ultralytics."""
+    """Enable Ultralytics' log output. Default: false here."""
     plots: bool | None = None
-    """Draw Ultralytics' plots of labels and results. Default: false, unlike in Ultralytics."""
+    """Draw Ultralytics' plots of labels and results. Default: false here."""
 
     val: bool | None = None
     """Validate after every epoch; the last epoch is always validated. Default: true."""

@@ -29,7 +29,8 @@ from yolojob.cli.options import (
 from yolojob.client.client import Client
 
 
-def _print(jobs: list[YoloTrainingJob], output: ObjectOutput, console: Console, *, one: bool) -> None:
+def _print_jobs(jobs: list[YoloTrainingJob], output: ObjectOutput, console: Console, *, as_list: bool) -> None:
+    """Print jobs in the given format; as_list: JSON and YAML are a List, also of one job."""
     if output is ObjectOutput.TEXT:
         job_view.show_jobs(jobs, console)
         return
@@ -38,7 +39,7 @@ def _print(jobs: list[YoloTrainingJob], output: ObjectOutput, console: Console, 
             typer.echo(f"{constants.KIND.lower()}.{constants.GROUP}/{job.metadata.name}")
         return
     objects = [job.to_json() for job in jobs]
-    content = objects[0] if one else {"apiVersion": "v1", "kind": "List", "items": objects}
+    content = {"apiVersion": "v1", "kind": "List", "items": objects} if as_list else objects[0]
     dump(content, output)
 
 
@@ -79,7 +80,7 @@ def get(
         if not jobs and output is ObjectOutput.TEXT:
             typer.echo(f"No jobs in namespace {client.namespace}.", err=True)
             return
-        _print(jobs, output, plain_console(), one=name is not None)
+        _print_jobs(jobs, output, plain_console(), as_list=name is None)
 
 
 def describe(name: Name, context: Context = None, namespace: Namespace = None) -> None:
