@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -140,8 +141,9 @@ def logs(
         client = Client(context, namespace)
         if follow and (job := client.get(name)) and not (job.status and job.status.phase is JobPhase.RUNNING):
             typer.echo(job_view.job_line(job), err=True)  # explains why no lines may come for a while
-        for index, line in client.logs(name, worker, follow=follow, tail=tail):
-            typer.echo(line if worker is not None else f"[{index}] {line}")
+        with closing(client.logs(name, worker, follow=follow, tail=tail)) as lines:
+            for index, line in lines:
+                typer.echo(line if worker is not None else f"[{index}] {line}")
 
 
 def suspend(name: Name, context: Context = None, namespace: Namespace = None) -> None:

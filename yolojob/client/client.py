@@ -6,7 +6,7 @@ Needs `pip install 'yolojob[client]'` and a kubeconfig, or a pod's service accou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -129,7 +129,7 @@ class Client:
 
     def logs(
         self, name: str, worker: int | None = None, *, follow: bool = False, tail: int | None = None
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Generator[tuple[int, str], None, None]:
         """The log lines of one worker, or of all workers as they come: (worker, line).
 
         Args:

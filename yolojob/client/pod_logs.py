@@ -6,7 +6,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from yolojob.api.errors import ClusterError
@@ -18,6 +20,8 @@ POLL_INTERVAL_SECONDS = 1.0
 """Time between two checks whether a pod has started."""
 MAX_FOLLOW_SECONDS = 30 * 86400.0
 """Read timeout while following a log, which may be silent for any time; the Kubernetes client needs a number."""
+STOP_TIMEOUT_SECONDS = 5.0
+"""Time limit for ending a thread that reads a log."""
 STARTING_REASONS = ("ContainerCreating", "PodInitializing")
 """Reasons for which a container has not started yet, and will. Other reasons are errors."""
 
@@ -34,6 +38,8 @@ class LogOptions:
 
 WorkerLine = tuple[int, str]
 """(worker, line)."""
+Result = tuple[int, str | ClusterError | None]
+"""(worker, line, error or end)."""
 OpenLog = Callable[[str, LogOptions], Any]
 """Returns the response with a pod's log, not read yet."""
 
@@ -49,51 +55,91 @@ def read_logs(pods: Mapping[int, str], open_log: OpenLog, options: LogOptions) -
     Raises:
         ClusterError: a log could not be read; raised after the other logs have ended.
     """
-    results: queue.Queue[tuple[int, str | ClusterError | None]] = queue.Queue(MAX_QUEUED_LINES)
+    results: queue.Queue[Result] = queue.Queue(MAX_QUEUED_LINES)
+    readers = [
+        _LogReader(worker, partial(open_log, pod, options), options.follow, results) for worker, pod in pods.items()
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        running, error = len(readers), None
+        while running:
+            worker, result = results.get()
+            if result is None:
+                running -= 1
+            elif isinstance(result, str):
+                yield worker, result
+            else:
+                error = result
+        if error is not None:
+            raise error
+    finally:
+        for reader in readers:
+            reader.stop()
 
-    def read(worker: int, pod: str) -> None:
+
+class _LogReader:
+    """Reads the log of one worker in a thread, and puts its lines into a queue, with None at the end."""
+
+    def __init__(self, worker: int, open_log: Callable[[], Any], follow: bool, results: queue.Queue[Result]) -> None:
+        self._worker, self._open_log, self._follow = worker, open_log, follow
+        self._results = results
+        self._response: Any = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread: a process that exits while threads read from sockets may abort."""
+        self._stopped.set()
+        if self._thread.is_alive() and self._response is not None:
+            with suppress(
+                AttributeError, OSError, RuntimeError, ValueError
+            ):  # it has just ended, or urllib3 is older than 2.3
+                self._response.shutdown()
+        self._thread.join(STOP_TIMEOUT_SECONDS)
+
+    def _run(self) -> None:
         try:
+            self._response = self._open_started()
             rest = b""
-            for block in _open_started(pod, open_log, options).stream(4096):
+            for block in self._response.stream(4096) if self._response is not None else ():
                 *lines, rest = (rest + block).split(b"\n")
                 for line in lines:
-                    results.put((worker, line.decode(errors="replace")))
+                    self._put(line.decode(errors="replace"))
             if rest:
-                results.put((worker, rest.decode(errors="replace")))
+                self._put(rest.decode(errors="replace"))
         except Exception as error:  # noqa: BLE001 - the Kubernetes client raises many kinds, all with the same meaning
-            results.put((worker, ClusterError(f"worker {worker}: no log: {error_message(error)}")))
+            self._put(ClusterError(f"worker {self._worker}: no log: {error_message(error)}"))
         finally:
-            results.put((worker, None))
+            self._put(None)
 
-    for worker, pod in pods.items():
-        threading.Thread(target=read, args=(worker, pod), daemon=True).start()
-    running, error = len(pods), None
-    while running:
-        worker, result = results.get()
-        if result is None:
-            running -= 1
-        elif isinstance(result, str):
-            yield worker, result
-        else:
-            error = result
-    if error is not None:
-        raise error
+    def _put(self, result: str | ClusterError | None) -> None:
+        while not self._stopped.is_set():
+            with suppress(queue.Full):
+                self._results.put((self._worker, result), timeout=POLL_INTERVAL_SECONDS)
+                return
 
+    def _open_started(self) -> Any:
+        """The response with the log; None after `stop`.
 
-def _open_started(pod: str, open_log: OpenLog, options: LogOptions) -> Any:
-    """The response with a pod's log. With `follow`, waits until the pod has a node and its container has started."""
-    from kubernetes.client import ApiException
+        With `follow`, waits until the pod has a node and its container has started.
+        """
+        from kubernetes.client import ApiException
 
-    while True:
-        try:
-            response = open_log(pod, options)
-            if response.status != 204 or not options.follow:  # No Content: the pod has no node yet
-                return response
-        except ApiException as error:
-            is_starting = error.status == 400 and any(reason in error_message(error) for reason in STARTING_REASONS)
-            if not (options.follow and is_starting):
-                raise
-        time.sleep(POLL_INTERVAL_SECONDS)
+        while not self._stopped.is_set():
+            try:
+                response = self._open_log()
+                if response.status != 204 or not self._follow:  # No Content: the pod has no node yet
+                    return response
+            except ApiException as error:
+                is_starting = error.status == 400 and any(reason in error_message(error) for reason in STARTING_REASONS)
+                if not (self._follow and is_starting):
+                    raise
+            self._stopped.wait(POLL_INTERVAL_SECONDS)
+        return None
 
 
 def wait_for_pods(
