@@ -22,8 +22,8 @@ helm install yolojob helm/yolojob --namespace yolojob-system --create-namespace
 helm test yolojob --namespace yolojob-system --logs
 ```
 
-`presets/` has values for kind and minikube, EKS, and GKE. `helm uninstall` keeps the CustomResourceDefinition and all jobs.
-How to get the images, monitoring, security: docs/install.md.
+`presets/` has values for kind and minikube, EKS, and GKE. `helm uninstall` keeps the CustomResourceDefinition and all
+jobs. Images, monitoring and security: docs/install.md.
 
 ## Values
 

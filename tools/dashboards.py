@@ -68,7 +68,7 @@ def _quantile(q: float, metric: str) -> str:
 
 
 def _over_range(q: float, metric: str, by: str) -> str:
-    """Quantile over the whole time range: jobs start and end too rarely for a rate. Groups without observations are dropped."""
+    """Quantile over the time range: jobs end too rarely for a rate. Groups without observations are dropped."""
     return f"histogram_quantile({q}, sum by (le, {by}) (increase({metric}_bucket{{{NAMESPACE}}}[$__range]))) > 0"
 
 
@@ -132,7 +132,7 @@ TRAINING = Board(
                     kind="figure",
                     width=SIXTH,
                     unit="s",
-                    text="Remaining epochs × mean time of an epoch, validation and checkpoint. Early stopping may end it sooner.",
+                    text="Remaining epochs × mean time of an epoch with its validation and checkpoint.",
                     queries=((TIME_LEFT, "{{job_name}}"),),
                 ),
                 Panel(
@@ -253,7 +253,7 @@ TRAINING = Board(
                     title="All-reduce",
                     unit="percentunit",
                     width=THIRD,
-                    text="Fraction of the step time. Exposed: without overlap with the backward pass. Whole: all buckets.",
+                    text="Fraction of the step time. Exposed: not overlapped by the backward pass. Whole: all.",
                     queries=(
                         (_share("all_reduce"), "{{job_name}} exposed"),
                         (

@@ -19,16 +19,17 @@ HEADER = f"""\
 
 ## Workers
 
-Each worker serves `/metrics` on port {METRICS_PORT}; local rank r uses port {METRICS_PORT} + r. All metrics have the labels
-`namespace`, `job_name` and `rank`; `yolojob_trainer_phase_seconds` also has `phase`. Rank 0 also serves `/progress` as JSON.
+Each worker serves `/metrics` on port {METRICS_PORT}; local rank r uses port {METRICS_PORT} + r. All metrics have the
+labels `namespace`, `job_name` and `rank`; `yolojob_trainer_phase_seconds` also has `phase`. Rank 0 also serves
+`/progress` as JSON.
 
 """
 OPERATOR = """
 ## Operator
 
-The operator serves `/metrics` and `/healthz` at the address of `--listen` (in the chart: port 8080). `/healthz` returns 503 when
-the watches have shown no change for two minutes. Series of a job are removed with the job; counts by namespace remain until
-the operator restarts. The operator's CPU time and memory are in the standard `process_…` series.
+The operator serves `/metrics` and `/healthz` at the address of `--listen` (in the chart: port 8080). `/healthz` returns
+503 when the watches have shown no change for two minutes. Series of a job are removed with the job; counts by namespace
+remain until the operator restarts. The operator's CPU time and memory are in the standard `process_…` series.
 
 """
 ALERTS = """
@@ -62,7 +63,8 @@ def _rows(families: Iterable[Metric], labels: dict[str, str]) -> str:
 
 
 def _labels(registry: object) -> dict[str, str]:
-    """Label names by metric: from the registry, and COLLECTOR_LABELS for the metrics of the operator's own collector."""
+    """Label names by metric: from the registry, and COLLECTOR_LABELS for the metrics of the operator's own
+    collector."""
     # prometheus_client has no public way to list the label names of a metric without samples.
     metrics = [vars(collector) for collector in vars(registry)["_collector_to_names"]]
     return {m["_name"]: ", ".join(m["_labelnames"]) for m in metrics if "_labelnames" in m} | COLLECTOR_LABELS

@@ -1,5 +1,6 @@
-"""Renders the chart with Helm: with its defaults as manifests/install.yaml, and with other values as snapshots, so that a
-review of the chart shows the effect of a change.
+"""Renders the chart with Helm: manifests/install.yaml with the defaults, and snapshots with other values.
+
+The snapshots show the effect of a change of the chart to its reviewers.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ TERMINATION_LIMIT = 4096
 """Kubernetes' limit of a termination message, in bytes."""
 
 MAX_NAME_LENGTH = 52
-"""Limit of metadata.name: the pods' names NAME-worker-IIII are also their host names, DNS labels of at most 63 characters."""
+"""Limit of metadata.name: the pods' names NAME-worker-IIII are also their host names, DNS labels of at most 63
+characters."""
 
 
 class Mode(enum.StrEnum):

@@ -99,7 +99,8 @@ def _without_null(schema: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def add_object_defaults(schema: Schema) -> Schema:
-    """Add `default: {}` to every optional object: without it, the API server does not apply the defaults of its fields."""
+    """Add `default: {}` to every optional object: without it, the API server does not apply the defaults of its
+    fields."""
     for name, child in schema.get("properties", {}).items():
         add_object_defaults(child)
         if child.get("type") == "object" and name not in schema.get("required", ()) and not child.get("nullable"):

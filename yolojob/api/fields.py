@@ -13,8 +13,8 @@ from pydantic_core import core_schema
 from yolojob.api import uri as uris
 from yolojob.api.uri import Uri
 
-# A structural schema has no unions. A field without a type accepts any value, and `enum`, `minimum`, `pattern`… restrict
-# only values of their own type, so together they describe a union.
+# A structural schema has no unions. A field without a type accepts any value, and `enum`, `minimum`, `pattern`…
+# restrict only values of their own type, so together they describe a union.
 _ANY = {"x-kubernetes-preserve-unknown-fields": True}
 _INT_OR_STRING = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
 _NO_BOOLEAN: dict[str, Any] = {"not": {"enum": [True, False]}}

@@ -41,7 +41,8 @@ class ModelProfile(ApiModel):
 
     parameters: Count
     gflops: Amount
-    """10^9 floating point operations of the forward pass of one image; a multiplication and an addition count as two."""
+    """10^9 floating point operations of the forward pass of one image; a multiplication and an addition count as
+    two."""
     activation_bytes: Count
     """Activations that the forward pass keeps for the backward pass, for one image, in the job's precision."""
     fixed_bytes: Count
@@ -53,8 +54,8 @@ class ModelProfile(ApiModel):
 
 
 ACTIVATION_OVERHEAD = 1.25
-"""Memory per kept activation: in addition to the activations, the backward pass's results, the loss's work space and the
-batch need memory. Measured: docs/costs.md."""
+"""Memory per kept activation: in addition to the activations, the backward pass's results, the loss's work space and
+the batch need memory. Measured: docs/costs.md."""
 
 
 class DataFacts(ApiModel):
@@ -147,7 +148,8 @@ class Measurement(ApiModel):
     """Seconds of optimizer and moving average per optimizer step."""
     microbatch_passes: list[MicrobatchPass]
     validation_seconds: Amount
-    """Seconds to validate all validation images on all ranks; the shorter of the times of an early and of a later model."""
+    """Seconds to validate all validation images on all ranks; the shorter of the times of an early and of a later
+    model."""
     validation_max_seconds: Amount
     """The longer of the two times: early in the training, a model detects more objects than there are."""
     checkpoint_seconds: Amount

@@ -72,7 +72,8 @@ RULES = (
     ),
     Rule(
         field="elastic",
-        message="cannot be combined with spec.scheduling.gang: kueue, which admits groups of a fixed size; remove one of them",
+        message="cannot be combined with spec.scheduling.gang: kueue, which admits groups of a fixed size; "
+        "remove one of them",
         cel="!has(self.elastic) || self.scheduling.gang != 'kueue'",
         holds=lambda s: s.elastic is None or s.scheduling.gang != "kueue",
         value=lambda s: s.scheduling.gang,

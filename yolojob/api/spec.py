@@ -43,7 +43,8 @@ class Dataset(ApiModel):
 
     uri: DatasetUri
     """builtin://digits, a folder or an archive (.zip, .tar, .tar.gz) at pvc://CLAIM/PATH, s3://BUCKET/PATH,
-    gs://BUCKET/PATH, https://HOST/PATH or, without a cluster, file:///PATH. Downloaded and unpacked files stay on the node."""
+    gs://BUCKET/PATH, https://HOST/PATH or, without a cluster, file:///PATH. Downloaded and unpacked files stay on the
+    node."""
     config: FileName = "data.yaml"
     """The Ultralytics data file in the dataset. Its `download:` is never executed."""
 
@@ -134,8 +135,8 @@ class Storage(ApiModel):
     """Storage of checkpoints, weights, results and logs."""
 
     uri: StorageUri
-    """pvc://CLAIM/PATH (only worker 0 mounts it: ReadWriteOnce is enough), s3://BUCKET/PATH, gs://BUCKET/PATH or, without a
-    cluster, file:///FOLDER. Files are uploaded to a bucket in the background."""
+    """pvc://CLAIM/PATH (only worker 0 mounts it: ReadWriteOnce is enough), s3://BUCKET/PATH, gs://BUCKET/PATH or,
+    without a cluster, file:///FOLDER. Files are uploaded to a bucket in the background."""
 
 
 class Checkpoint(ApiModel):
@@ -174,7 +175,8 @@ class RunPolicy(ApiModel):
     ttl_seconds_after_finished: Seconds | None = None
     """Delete the finished job after this time; 0 deletes it immediately."""
     clean_pod_policy: Literal["None", "Running", "All"] = "Running"
-    """Which pods are deleted when the job has finished. Running pods of a failed job are always stopped, also with None."""
+    """Which pods are deleted when the job has finished. Running pods of a failed job are always stopped, also with
+    None."""
     managed_by: Annotated[str, Field(max_length=63)] | None = None
     """Name of the controller that manages the job instead of this operator."""
 
@@ -183,8 +185,9 @@ class Tuning(ApiModel):
     """Short trials before the first epoch that choose the fastest settings which do not change the result."""
 
     mode: Literal["Off", "Auto"] = "Off"
-    """Auto tries the settings that the job does not set: amp, channels_last, cache, workers, compile, and the micro-batch within
-    the same global batch. It rejects settings that change the loss, or that do not pay off within the job."""
+    """Auto tries the settings that the job does not set: amp, channels_last, cache, workers, compile, and the
+    micro-batch within the same global batch. It rejects settings that change the loss, or that do not pay off within
+    the job."""
     max_seconds: PositiveSeconds = 120
     """Time limit of the trials."""
 
@@ -201,8 +204,8 @@ class Pricing(ApiModel):
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
     """Currency of perWorkerHour (ISO 4217)."""
     budget: Annotated[float, Field(gt=0)] | None = None
-    """Budget of the whole job, in its currency. The job is not stopped: metrics and an alert report when its expected cost
-    exceeds the budget."""
+    """Budget of the whole job, in its currency. The job is not stopped: metrics and an alert report when its expected
+    cost exceeds the budget."""
 
 
 class YoloTrainingJobSpec(ApiModel):

@@ -106,7 +106,8 @@ class Progress(LenientModel):
 
 
 class Timing(LenientModel):
-    """Where the time went, in seconds, over all attempts. The parts from queuedSeconds to unaccountedSeconds do not overlap."""
+    """Where the time went, in seconds, over all attempts. The parts from queuedSeconds to unaccountedSeconds do not
+    overlap."""
 
     queued_seconds: Seconds | None = None
     """From the job's creation until its pods were created, and waiting in a queue for admission."""
@@ -119,7 +120,8 @@ class Timing(LenientModel):
     staging_seconds: Seconds | None = None
     """Downloading and indexing the dataset."""
     startup_seconds: Seconds | None = None
-    """From process start to first step, without rendezvous and staging: imports, building the model, loading the state."""
+    """From process start to first step, without rendezvous and staging: imports, building the model, loading the
+    state."""
     training_seconds: dict[str, Seconds] = Field(default_factory=dict)
     """Wall-clock time of global rank 0's steps, by phase."""
     validation_seconds: Seconds | None = None
@@ -140,8 +142,8 @@ class Timing(LenientModel):
     """From the first worker's start to its end, over all attempts: the parts from rendezvousSeconds to lostSeconds, and
     unaccountedSeconds."""
     all_reduce_with_overlap_seconds: Seconds | None = None
-    """All-reduce of gradients, including the part that overlaps with the backward pass. trainingSeconds.all_reduce is the part
-    that does not overlap."""
+    """All-reduce of gradients, including the part that overlaps with the backward pass. trainingSeconds.all_reduce is
+    the part that does not overlap."""
     updated_at: Time | None = None
     """The account covers the time until this moment."""
 

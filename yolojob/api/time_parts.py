@@ -1,4 +1,4 @@
-"""Defines the parts of a job's wall-clock time: their order, groups, labels and colours, for all tables, plots and metrics."""
+"""Defines the parts of a job's wall-clock time: their order, groups, labels and colours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Defines `spec.train`: Ultralytics' training settings under their own names, typed.
 
-The list is written here so that CRD and operator do not need Ultralytics; a test compares it with the package. A setting
-that is not set is not passed on: Ultralytics' default (given in the field's description) applies.
+The list is written here so that CRD and operator do not need Ultralytics; a test compares it with the package. A
+setting that is not set is not passed on: Ultralytics' default (given in the field's description) applies.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class TrainSettings(ApiModel):
     imgsz: Annotated[int, Field(ge=32, le=8192)] = 640
     """Side of the square training image in pixels; rounded up to a multiple of the model's stride."""
     amp: Amp = "auto"
-    """Mixed precision: bf16, fp16 or false. auto: bf16 if the hardware is fast with it, fp16 on older GPUs, otherwise false."""
+    """Mixed precision: bf16, fp16 or false. auto: bf16 if the hardware is fast with it, fp16 on older GPUs, otherwise
+    false."""
 
     patience: Count | None = None
     """Stop after this many epochs without a better validation; 0 never stops early. Default: 100."""

@@ -25,7 +25,8 @@ def table() -> dict[str, dict[str, list[str]]]:
 def labels(types: list[str]) -> dict[str, list[str]]:
     """The values of each node label that stand for one of these GPU types.
 
-    A type that is not in the table is used as the label's value itself, so that new GPUs can be requested by that value.
+    A type that is not in the table is used as the label's value itself, so that new GPUs can be requested by that
+    value.
     """
     known = table()
     values_by_label: dict[str, list[str]] = {}

@@ -51,12 +51,12 @@ def bench(
     """Measure a job for less than a minute, here or in clusters, without training it.
 
     Measures steps, validation, checkpoints, data loading, disks, the all-reduce of gradients, and power: the inputs of
-    `estimate` and `compare`. In a cluster, a bench runs as an ordinary short job. Each target's result is written to a file
-    in --measurements.
+    `estimate` and `compare`. In a cluster, a bench runs as an ordinary short job. Each target's result is written to a
+    file in --measurements.
 
-    --tune tries number format, memory layout, micro-batch, image cache, loader processes and compilation on the job's own
-    model, dataset and batch, within spec.tuning.maxSeconds, and reports the fastest settings that do not change the loss.
-    It never changes a setting of the manifest. spec.tuning.mode: Auto does the same before a training.
+    --tune tries number format, memory layout, micro-batch, image cache, loader processes and compilation on the job's
+    own model, dataset and batch, within spec.tuning.maxSeconds, and reports the fastest settings that do not change the
+    loss. It never changes a setting of the manifest. spec.tuning.mode: Auto does the same before a training.
     """
     console = text_console(output)
     places = local_folders(volumes, cache)

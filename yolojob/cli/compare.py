@@ -88,8 +88,8 @@ def compare(
 ) -> None:
     """Compare targets for a training by time, cost and energy, and recommend one.
 
-    Runs a bench on each target that can be measured (a minute each, once), and predicts machines of the catalogue. Prints a
-    table, and writes one self-contained HTML page and a picture.
+    Runs a bench on each target that can be measured (a minute each, once), and predicts machines of the catalogue.
+    Prints a table, and writes one self-contained HTML page and a picture.
     """
     console = text_console(output)
     with exit_on_error():
@@ -103,15 +103,13 @@ def compare(
         )
         targets = parse_targets(on, inputs.catalogue)
         bencher = Bencher(job=job, places=inputs.places, namespace=namespace, seconds=seconds, console=console)
-        for target in targets:
-            if target.is_measurable and _needs_bench(measure, inputs.records, job, target):
-                inputs.records.write(bencher.run(target))
+        for target in (t for t in targets if _needs_bench(measure, inputs.records, job, t)):
+            inputs.records.write(bencher.run(target))
         estimator = inputs.build(job, console)
         options, refused = estimate_targets(estimator, targets)
         if not options:
             raise CannotEstimate("; ".join(refused.values()))
-        # Plots need the extra `report`, which the other commands do without.
-        from yolojob.reports import comparison, comparison_page
+        from yolojob.reports import comparison, comparison_page  # needs the extra `report`
 
         result = comparison.build_comparison(job, estimator, options, curve)
         if output is FigureOutput.TEXT:
@@ -124,8 +122,8 @@ def compare(
 
 
 def _needs_bench(measure: Measure, records: RecordFolder, job: YoloTrainingJob, target: Target) -> bool:
-    if measure is not Measure.MISSING:
-        return measure is Measure.ALWAYS
+    if not target.is_measurable or measure is not Measure.MISSING:
+        return target.is_measurable and measure is Measure.ALWAYS
     workers = target.workers or job.spec.workers.replicas
     closest = closest_record(records.for_job(job_fingerprint(job.spec)), target.place, workers)
     return closest is None or closest.measurement.workers != workers

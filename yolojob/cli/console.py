@@ -16,5 +16,6 @@ def plain_console() -> Console:
 
 
 def print_line(console: Console, text: str, style: StyleType | None = None) -> None:
-    """Print a line as it is: numbers and paths are not coloured, and the terminal wraps the line, so that it can be copied."""
+    """Print a line as it is: numbers and paths are not coloured, and the terminal wraps the line, so that it can be
+    copied."""
     console.print(text, style=style, highlight=False, soft_wrap=True)

@@ -51,9 +51,9 @@ def estimate(
 ) -> None:
     """Estimate a job's size, and its time and cost on each machine of the catalogue, without training.
 
-    Shows parameters, operations, memory by batch and image size, the dataset and its upload time; time and cost come from
-    the roofline model, or from benches in --measurements. Each figure states its basis (measured, scaled from a measurement,
-    or predicted) and its range of error.
+    Shows parameters, operations, memory by batch and image size, the dataset and its upload time; time and cost come
+    from the roofline model, or from benches in --measurements. Each figure states its basis (measured, scaled from a
+    measurement, or predicted) and its range of error.
     """
     console = text_console(output)
     with exit_on_error():

@@ -119,9 +119,8 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
     if status.cost:
         print_line(console, f"Cost: {_cost_line(status.cost)}")
     if status.restarts or status.disruptions:
-        console.print(
-            f"Restarts: {status.restarts} (limit {job.spec.run_policy.backoff_limit}), disruptions: {status.disruptions}"
-        )
+        limit = job.spec.run_policy.backoff_limit
+        console.print(f"Restarts: {status.restarts} (limit {limit}), disruptions: {status.disruptions}")
     if result := status.result:
         accuracy = f", mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}" if result.map50 is not None else ""
         print_line(console, f"Result: {result.weights}{accuracy}")

@@ -125,7 +125,7 @@ def exit_on_error() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.code) from None
     except BrokenPipeError:
-        # The reader has closed the pipe, as `| head` does. Without this, Python flushes once more at exit and fails again.
+        # The reader has closed the pipe, as `| head` does. Without this, Python's flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(CLOSED_PIPE) from None
     except OSError as error:

@@ -35,8 +35,8 @@ def report(
 ) -> None:
     """Show where a run's time and money went, and what to change first.
 
-    A run's folder has the details of every step; for a job in the cluster, the report uses its status. --job adds the job's
-    waiting times and cost to a run's folder.
+    A run's folder has the details of every step; for a job in the cluster, the report uses its status. --job adds the
+    job's waiting times and cost to a run's folder.
     """
     console = text_console(output)
     with exit_on_error():

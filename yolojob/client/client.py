@@ -26,7 +26,8 @@ __all__ = ["Change", "Client", "ClusterError", "NotFound"]
 JsonList = list[Json]
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-"""An RFC 1123 subdomain. The Kubernetes client puts names into paths unchanged, where an empty name means all objects."""
+"""An RFC 1123 subdomain. The Kubernetes client puts names into paths unchanged, where an empty name means all
+objects."""
 OPENCOST = ("opencost:9003", "opencost", "metrics")
 """Service and port, namespace, path: https://www.opencost.io/docs/integrations/metrics"""
 REQUEST_TIMEOUT = (CONNECT_TIMEOUT_SECONDS, RESPONSE_TIMEOUT_SECONDS)
@@ -90,8 +91,8 @@ class Client:
     ) -> Iterator[tuple[Change, YoloTrainingJob]]:
         """Report the existing jobs, and then every change.
 
-        A named job may be created later. If the connection breaks, the watch reconnects, unless the API server is away for
-        more than 60 s; jobs that were deleted meanwhile are reported as DELETED.
+        A named job may be created later. If the connection breaks, the watch reconnects, unless the API server is away
+        for more than 60 s; jobs that were deleted meanwhile are reported as DELETED.
 
         Args:
             name: name of one job. Default: all jobs of the namespace.

@@ -1,4 +1,4 @@
-"""Selects the cluster and the namespace: from kubeconfig files as kubectl reads them, or from a pod's service account."""
+"""Selects cluster and namespace: from kubeconfig files as kubectl reads them, or from a pod's service account."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a job on this machine, without a cluster: starts the trainer's processes, and reads their progress and reports."""
+"""Runs a job on this machine, without a cluster: starts the trainer's processes, and reads their reports."""
 
 from __future__ import annotations
 

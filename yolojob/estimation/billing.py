@@ -1,7 +1,7 @@
 """Computes the bill of a training by part, and its energy. Pure.
 
-The part `machines` is price × running time of each pod, as in `status.cost`. Without a price there is no total, never 0, and
-`price_source` says what is missing.
+The part `machines` is price × running time of each pod, as in `status.cost`. Without a price there is no total, never
+0, and `price_source` says what is missing.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def bill_owned(predicted: Prediction, power: Power | None, assumptions: Assumpti
         source += "; the machine itself is not counted (--assume purchasePrice=…)"
     else:
         parts[BillPart.MACHINES] = hours.times(depreciation)
-        source += f", {assumptions.purchase_price:g} {currency} over {assumptions.years:g} years at {assumptions.utilisation:.0%}"
+        source += f", {assumptions.purchase_price:g} {currency} over {assumptions.years:g} years"
+        source += f" at {assumptions.utilisation:.0%}"
     if assumptions.people_hours_local and assumptions.people_rate:
         parts[BillPart.PEOPLE] = Estimate.within(
             assumptions.people_hours_local * assumptions.people_rate, 0.5, Basis.PREDICTED

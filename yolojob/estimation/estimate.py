@@ -55,8 +55,8 @@ class Estimate(ApiModel):
 
 
 def total(estimates: Iterable[Estimate]) -> Estimate:
-    """The sum. The parts' errors are correlated, so their intervals add up; the least certain part that is not negligible
-    determines the basis."""
+    """The sum. The parts' errors are correlated, so their intervals add up; the least certain part that is not
+    negligible determines the basis."""
     parts = list(estimates)
     value = sum(f.value for f in parts)
     bases = [f.basis for f in parts if f.value > NEGLIGIBLE_FRACTION * value] or [Basis.MEASURED]

@@ -115,8 +115,8 @@ class Estimator:
         gpu = self.catalogue.accelerators.get(machine.gpu)
         if gpu is None or not machine.gpus:
             raise CannotEstimate(
-                f"{target.text}: {machine.gpu or 'a machine without GPUs'} is not among the catalogue's accelerators; measure "
-                f"it (yolojob bench FILE --on CONTEXT), or add it to the accelerators in a file for --catalogue"
+                f"{target.text}: {machine.gpu or 'a machine without GPUs'} is not among the catalogue's accelerators; "
+                f"measure it (yolojob bench FILE --on CONTEXT), or add it to the accelerators in a file for --catalogue"
             )
         if self.data.images is None:
             raise CannotEstimate(f"{target.text}: the number of images of the dataset is unknown; set --images N")
@@ -133,7 +133,7 @@ class Estimator:
         power = billing.estimate_energy(
             predicted,
             (gpu.watts * machine.gpus + self.assumptions.host_watts) * workers,
-            f"data sheet: {gpu.watts:g} W for each GPU, and {self.assumptions.host_watts:g} W for the rest of the machine",
+            f"data sheet: {gpu.watts:g} W for each GPU, and {self.assumptions.host_watts:g} W for the machine",
             self.assumptions,
             Basis.PREDICTED,
         )

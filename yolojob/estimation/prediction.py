@@ -1,8 +1,8 @@
 """Predicts how long a job takes for any number of workers, from a measurement of it. Pure.
 
-`predict_from_bench` multiplies the job's workload (`yolojob.estimation.workload`) by the measured times. For other numbers
-of workers, the measured passes of a whole and of half a micro-batch give the fixed cost of a pass and its cost per image.
-`yolojob.estimation.roofline` covers machines that were not measured.
+`predict_from_bench` multiplies the job's workload (`yolojob.estimation.workload`) by the measured times. For other
+numbers of workers, the measured passes of a whole and of half a micro-batch give the fixed cost of a pass and its cost
+per image. `yolojob.estimation.roofline` covers machines that were not measured.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ GRADIENT_BUCKET_BYTES = 25 << 20
 RENDEZVOUS_SECONDS = 1.0
 """Rendezvous time of workers that start at the same time on separate machines."""
 STARTUP_SLOWDOWN_PER_WORKER = 0.6
-"""Each further worker on a machine lengthens the startup by this fraction: the workers share the disk, and index the labels
-one after the other; measured: docs/benchmarks.md."""
+"""Each further worker on a machine lengthens the startup by this fraction: the workers share the disk, and index the
+labels one after the other; measured: docs/benchmarks.md."""
 COMPUTE_PARTS = (TimePart.H2D, *NETWORK_PARTS)
 """Parts of a step whose time grows with the images per process."""
 
@@ -140,7 +140,7 @@ class _Pace:
         if shared and not self._same:
             half = measured.microbatch_passes[-1]
             if half.shared_seconds is not None:
-                # Two processes slow each other down as the bench's contention process did; more processes queue for CPUs.
+                # Two processes slow each other down as in the bench; more processes queue for CPUs.
                 oversubscription = max(processes / measured.world_size / 2, 1.0)
                 self._slowdown = half.shared_seconds / half.seconds * oversubscription
         self._compute = 1.0 if self._same else alone * self._slowdown
@@ -192,7 +192,8 @@ def _pass_seconds(measured: Measurement, images: float) -> float:
 def expected_maximum(ranks: int) -> float:
     """Standard deviations by which the slowest rank is expected to exceed the mean: all other ranks wait for it.
 
-    Blom's approximation of the largest of normal variates (Blom, Statistical Estimates and Transformed Beta-Variables, 1958).
+    Blom's approximation of the largest of normal variates (Blom, Statistical Estimates and Transformed Beta-Variables,
+    1958).
     """
     return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 

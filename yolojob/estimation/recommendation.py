@@ -118,8 +118,8 @@ class BreakEven:
 
 
 def break_even(options: list[Option], assumptions: Assumptions) -> BreakEven | None:
-    """Costs per month by number of trainings; None without a purchase price, a local option with known power, and a rented one
-    with a price."""
+    """Costs per month by number of trainings; None without a purchase price, a local option with known power, and a
+    rented one with a price."""
     local = next((o for o in options if o.target.is_local), None)
     others = [o for o in options if not o.target.is_local and o.cost is not None]
     if local is None or local.power is None or assumptions.purchase_price is None or not others:

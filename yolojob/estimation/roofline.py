@@ -1,8 +1,8 @@
 """Predicts how long a job takes on a machine without measurements, from its GPUs' data sheets. Pure.
 
-The roofline model (Williams, Waterman, Patterson: Roofline, CACM 2009): a pass takes as long as its operations at the peak
-rate, or as its memory traffic at full bandwidth, whichever is longer; real models reach a fraction of either. If the same
-job was measured on another GPU, the fraction measured there is used.
+The roofline model (Williams, Waterman, Patterson: Roofline, CACM 2009): a pass takes as long as its operations at the
+peak rate, or as its memory traffic at full bandwidth, whichever is longer; real models reach a fraction of either. If
+the same job was measured on another GPU, the fraction measured there is used.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from yolojob.estimation.estimate import Basis, Estimate, total
 from yolojob.estimation.prediction import Prediction
 
 TRAINING_TO_FORWARD_RATIO = 3.0
-"""Operations of forward and backward pass, divided by those of the forward pass: the backward pass computes two gradients."""
+"""Operations of forward and backward pass, divided by those of the forward pass: the backward pass computes two
+gradients."""
 ACTIVATION_TRANSFERS = 5.0
-"""Memory transfers per kept activation: one write and one read in the forward pass; one read, and one write and one read of
-its gradient, in the backward pass."""
+"""Memory transfers per kept activation: one write and one read in the forward pass; one read, and one write and one
+read of its gradient, in the backward pass."""
 COMPUTE_EFFICIENCY, BANDWIDTH_EFFICIENCY = 0.35, 0.6
 """Fractions of the peak rates that YOLO detectors reach. Assumed, not measured."""
 STEP_OVERHEAD_SECONDS = 0.012
 """Fixed time of a step, independent of its images: it launches thousands of kernels. Assumed."""
 SAMPLES_PER_SECOND_PER_CPU = 60.0
-"""Augmented samples of 640 pixels per second and virtual CPU, without a bench; smaller images take less time. Assumed."""
+"""Augmented samples of 640 pixels per second and virtual CPU, without a bench; smaller images take less time.
+Assumed."""
 LOADERS_PER_GPU = 8
 """Loader processes per GPU, Ultralytics' default."""
 NETWORK_EFFICIENCY = 0.7

@@ -53,7 +53,8 @@ class UnknownTarget(UserError):
 
 
 def parse(text: str, contexts: Collection[str], catalogue: Catalogue) -> Target:
-    """`local`, CONTEXT, CONTEXT:GPU, CONTEXT:MACHINE, MACHINE, gke:MACHINE or eks:MACHINE, each also with xN for N workers.
+    """`local`, CONTEXT, CONTEXT:GPU, CONTEXT:MACHINE, MACHINE, gke:MACHINE or eks:MACHINE, each also with xN for N
+    workers.
 
     Args:
         text: the target as the user wrote it.

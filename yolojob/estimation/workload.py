@@ -1,4 +1,4 @@
-"""Counts the work of a job: steps, optimizer steps, validations, checkpoints. Pure, and exactly what the trainer does."""
+"""Counts the work of a job: steps, optimizer steps, validations, checkpoints. Pure; the trainer does the same."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Workload:
 def count_workload(spec: YoloTrainingJobSpec, images: int) -> Workload:
     """Count the work of a job with this many training images.
 
-    A new best model is saved immediately, also between two checkpoints. How often that happens cannot be predicted, so it
-    is not counted.
+    A new best model is saved immediately, also between two checkpoints. How often that happens cannot be predicted, so
+    it is not counted.
     """
     train, checkpoint = spec.train, spec.checkpoint
     steps = -(-images // train.batch)

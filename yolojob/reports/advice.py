@@ -75,18 +75,27 @@ def suggest(
     add(TimePart.QUEUED, 0.2, "more quota, or a higher priority class,", parts.get(TimePart.QUEUED, 0.0) * 0.5)
     add(TimePart.SCHEDULING, 0.1, "nodes that are already running", parts.get(TimePart.SCHEDULING, 0.0) * 0.8)
     add(TimePart.LOST, 0.05, "a smaller checkpoint.everySeconds", parts.get(TimePart.LOST, 0.0) * 0.5)
-    if len(stragglers) > 1:
-        slow = max(stragglers, key=lambda rank: stragglers[rank])
-        others = [value for rank, value in stragglers.items() if rank != slow]
-        usual = sorted(others)[len(others) // 2]
-        if stragglers[slow] > 1.1 * usual:
-            saves = steps * (1 - usual / stragglers[slow])
-            ratio = stragglers[slow] / usual
-            suggestions.append(
-                Advice(
-                    what=f"rank {slow} takes {ratio:.2f} times as long as the others to compute a step",
-                    change="another node",
-                    saves=saves,
-                )
-            )
+    if (slow_rank := _straggler(stragglers, steps)) is not None:
+        suggestions.append(slow_rank)
     return sorted(suggestions, key=lambda advice: -advice.saves)
+
+
+def _straggler(seconds_per_step: dict[int, float], steps: float) -> Advice | None:
+    """Advice about the slowest rank; None if it is not much slower than the others.
+
+    Args:
+        seconds_per_step: seconds of computing per step, by rank.
+        steps: seconds of all steps.
+    """
+    if len(seconds_per_step) < 2:
+        return None
+    slow = max(seconds_per_step, key=lambda rank: seconds_per_step[rank])
+    others = sorted(seconds for rank, seconds in seconds_per_step.items() if rank != slow)
+    median = others[len(others) // 2]
+    if seconds_per_step[slow] <= 1.1 * median:
+        return None
+    return Advice(
+        what=f"rank {slow} takes {seconds_per_step[slow] / median:.2f} times as long as the others to compute a step",
+        change="another node",
+        saves=steps * (1 - median / seconds_per_step[slow]),
+    )

@@ -115,7 +115,7 @@ def _reached(comparison: Comparison) -> list[Section]:
 
 def _buying(comparison: Comparison) -> Section:
     if comparison.buying is None:
-        hint = "Set --assume purchasePrice=… (and watts=…, if power is not measured), and compare local with rented machines."
+        hint = "Set --assume purchasePrice=… (and watts=…, if power is not measured), and compare with rented machines."
         return Section(title="Buy or rent", paragraphs=[hint])
     curves = {name: (comparison.buying.trainings, values) for name, values in comparison.buying.curves.items()}
     currency = comparison.options[0].bill.currency

@@ -1,4 +1,4 @@
-"""Renders a self-contained HTML page of sections with text, tables and plots. The page loads nothing from the network."""
+"""Renders a self-contained HTML page of sections with text, tables and plots. It loads nothing from the network."""
 
 from __future__ import annotations
 
