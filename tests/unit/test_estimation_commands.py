@@ -62,7 +62,7 @@ def test_estimate_without_bench_predicts_every_machine(tmp_path: Path, cache: Pa
     done = call(tmp_path, cache, "estimate", manifest(tmp_path, small()), "--output", "json")
     assert done.returncode == 0, done.stderr
     estimate = json.loads(done.stdout)
-    assert estimate["model_profile"]["parameters"] > 100_000
+    assert estimate["modelProfile"]["parameters"] > 100_000
     assert estimate["data"]["images"] > 0
     assert len(estimate["options"]) >= 7
     assert {option["seconds"]["basis"] for option in estimate["options"]} == {"predicted"}

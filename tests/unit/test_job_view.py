@@ -59,3 +59,13 @@ def test_show_jobs_has_the_columns_of_kubectl_get() -> None:
     out = io.StringIO()
     job_view.show_jobs([failed_job("x")], Console(file=out, width=300))
     assert out.getvalue().splitlines()[0].split() == ["NAME", *(column[0].upper() for column in COLUMNS)]
+
+
+def test_show_jobs_on_terminal_of_80_columns_folds_the_name() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system=None)
+    job_view.show_jobs([failed_job("x")], console)
+    lines = out.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert lines[0].split()[-1] == "AGE"
+    assert len(lines) > 2, "the name takes several lines"

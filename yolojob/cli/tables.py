@@ -99,7 +99,7 @@ def show_model_profile(estimator: Estimator, console: Console) -> None:
 
 def model_profile_json(estimator: Estimator) -> dict[str, Any]:
     return {
-        "model_profile": estimator.model_profile.model_dump(mode="json", by_alias=True),
+        "modelProfile": estimator.model_profile.model_dump(mode="json", by_alias=True),
         "data": estimator.data.model_dump(mode="json", by_alias=True, exclude_none=True),
         "memoryBytes": estimator.model_profile.memory(
             estimator.spec.train.batch // estimator.spec.workers.world_size or 1
