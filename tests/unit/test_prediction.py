@@ -13,7 +13,6 @@ from yolojob.api.measurement import Link, MicrobatchPass, Steps
 from yolojob.api.time_parts import TimePart
 from yolojob.estimation import prediction
 from yolojob.estimation.estimate import Basis
-from yolojob.estimation.prediction import WorkerSetup
 from yolojob.estimation.recommendation import flattening
 
 
