@@ -154,7 +154,7 @@ runtime_type = "io.containerd.runc.v2"
 
 
 def _make_cgroups(i: int) -> None:
-    """With cgroups v1 every controller has a tree of its own, and a new cpuset group is empty until it is filled."""
+    """Creates the cgroups: in version 1 each controller has its own tree, and a new cpuset group has no CPUs yet."""
     for controller in _CGROUPS.iterdir():
         if controller.is_symlink() or not controller.is_dir() or not (controller / "cgroup.procs").exists():
             continue

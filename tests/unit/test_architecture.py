@@ -114,19 +114,19 @@ def test_packages_have_no_relative_imports() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_has_no_import_cycle(package: str) -> None:
-    found = [component for component in cycles(import_graph()) if component[0].partition(".")[0] == package]
-    assert found == [], "\n".join("cycle: " + ", ".join(component) for component in found)
+    offenders = [component for component in cycles(import_graph()) if component[0].partition(".")[0] == package]
+    assert offenders == [], "\n".join("cycle: " + ", ".join(component) for component in offenders)
 
 
 def test_no_function_is_called_of() -> None:
     """Such a name means nothing where it is used, and cannot be searched for."""
-    found = [
+    offenders = [
         f"{name}:{node.lineno}"
         for name, tree in modules().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == "of"
     ]
-    assert found == []
+    assert offenders == []
 
 
 def test_class_names_are_unique() -> None:

@@ -63,14 +63,14 @@ class TestFromStatus:
             queued_seconds=10.0, image_pull_seconds=30.0, training_seconds={"forward": 60.0}, running_seconds=60.0
         )
         finished.status = YoloTrainingJobStatus(
-            timing=timing, history=attempts, cost=Cost(currency="USD", so_far=0.15, price_source="told")
+            timing=timing, history=attempts, cost=Cost(currency="USD", so_far=0.15, price_source="a list")
         )
         report = run_report.from_status(finished)
         assert report.parts[TimePart.QUEUED] == 10.0
         assert report.cost is not None
         expected = sum(a.pod_seconds * (a.per_worker_hour or 0) / 3600 for a in attempts)
         assert report.cost.so_far == pytest.approx(expected)
-        assert run_report.cost_description(report.cost) == "0.150000 USD: told"
+        assert run_report.cost_description(report.cost) == "0.150000 USD: a list"
         assert any("image pull is" in str(advice) for advice in report.advice)
 
     def test_cost_description_without_price_says_what_is_missing(self) -> None:

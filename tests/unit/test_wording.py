@@ -28,10 +28,10 @@ def test_documents_are_found() -> None:
 
 @pytest.mark.parametrize("word", FORBIDDEN)
 def test_documents_do_not_use_forbidden_word(word: str) -> None:
-    found = [
+    offenders = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in documents()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if any(match[1].lower() == word for match in _PATTERN.finditer(line))
     ]
-    assert found == [], "\n".join(found)
+    assert offenders == [], "\n".join(offenders)
