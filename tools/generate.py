@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import chart_readme
@@ -31,7 +32,7 @@ FILES: dict[Path, Callable[[], str]] = {
     ROOT / "manifests" / "crd.yaml": crd.render,
     CHART / "files" / "crd.yaml": crd.render,
     CHART / "README.md": chart_readme.render,
-    **{CHART / "dashboards" / f"{b.uid}.json": lambda b=b: dashboards.render(b) for b in dashboards.BOARDS},
+    **{CHART / "dashboards" / f"{b.uid}.json": partial(dashboards.render, b) for b in dashboards.BOARDS},
     ROOT / "docs" / "cli.md": command_line,
     ROOT / "docs" / "metrics.md": metrics_reference.render,
     ROOT / "docs" / "reference.md": manifest_reference.render,
@@ -40,7 +41,7 @@ FILES: dict[Path, Callable[[], str]] = {
 RENDERED: dict[Path, Callable[[], str]] = {
     ROOT / "manifests" / "install.yaml": rendered_chart.render,
     **{
-        ROOT / "tests" / "cluster" / "snapshots" / f"{name}.yaml": lambda a=arguments: rendered_chart.render(*a)
+        ROOT / "tests" / "cluster" / "snapshots" / f"{name}.yaml": partial(rendered_chart.render, *arguments)
         for name, arguments in rendered_chart.VARIANTS.items()
     },
 }
