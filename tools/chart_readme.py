@@ -1,4 +1,4 @@
-"""`helm/yolojob/README.md`: the chart's values with their comments, from values.yaml."""
+"""Generates `helm/yolojob/README.md`: the chart's values with their comments, from values.yaml."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ helm install yolojob helm/yolojob --namespace yolojob-system --create-namespace
 helm test yolojob --namespace yolojob-system --logs
 ```
 
-`presets/` has values for kind and minikube, EKS, and GKE. `helm uninstall` keeps the CustomResourceDefinition and all jobs.
-How to get the images, monitoring, security: docs/install.md.
+`presets/` has values for kind and minikube, EKS, and GKE. `helm uninstall` keeps the CustomResourceDefinition and all
+jobs. Images, monitoring and security: docs/install.md.
 
 ## Values
 
-A value that is not here is refused by its name.
+Helm rejects values that are not listed here.
 
 | value | default | |
 | --- | --- | --- |
@@ -36,7 +36,7 @@ _KEY = re.compile(r"^( *)([A-Za-z]+):")
 
 
 def values() -> Iterator[tuple[str, Any, str]]:
-    """(path, default, comment) of every value that has a comment, or that holds no others."""
+    """(path, default, comment) of every value that has a comment, or that contains no other values."""
     text = (CHART / "values.yaml").read_text()
     defaults = yaml.safe_load(text)
     path: list[str] = []
@@ -48,16 +48,17 @@ def values() -> Iterator[tuple[str, Any, str]]:
         elif key := _KEY.match(line):
             path = [*path[: len(key[1]) // 2], key[2]]
             indent = len(after) - len(after.lstrip())
-            holds_others = line.rstrip().endswith(":") and indent > len(key[1])
+            has_children = line.rstrip().endswith(":") and indent > len(key[1])
             default = defaults
             for name in path:
                 default = default[name]
-            if not holds_others or comment:
-                yield ".".join(path), None if holds_others else default, " ".join(comment)
+            if not has_children or comment:
+                yield ".".join(path), None if has_children else default, " ".join(comment)
             comment = []
 
 
 def render() -> str:
+    """The page as text."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     rows = "".join(
         f"| `{path}` | {'' if default is None else f'`{json.dumps(default)}`'} | {comment} |\n"

@@ -1,6 +1,6 @@
-"""Grafana's dashboards, as code, for helm/yolojob/dashboards.
+"""Generates the Grafana dashboards in helm/yolojob/dashboards.
 
-One row for each question that people ask. Every query is run by tests/e2e against a Prometheus that has scraped a training.
+Each row answers one question. tests/e2e run every query against a Prometheus that has scraped a training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDE, HALF, THIRD, SIXTH = 24, 12, 8, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One plot: what it shows, and by which queries ((PromQL, legend) each)."""
+    """One panel. `queries` has (PromQL, legend) for each query."""
 
     title: str
     queries: tuple[tuple[str, str], ...]
@@ -38,12 +38,14 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
+    """One dashboard."""
+
     uid: str
     title: str
     text: str
     rows: tuple[tuple[str, tuple[Panel, ...]], ...]
     per_job: bool = False
-    """Whether one may choose jobs."""
+    """Whether the dashboard has a variable for jobs."""
 
     @property
     def panels(self) -> tuple[Panel, ...]:
@@ -55,23 +57,23 @@ def _rate(metric: str, by: str, more: str = "") -> str:
 
 
 def _mean(metric: str) -> str:
-    """Mean of what a histogram observed, of each job."""
-    each = "namespace, job_name"
-    return f"{_rate(f'{metric}_sum', each)} / {_rate(f'{metric}_count', each)}"
+    """Mean of a histogram's observations, for each job."""
+    labels = "namespace, job_name"
+    return f"{_rate(f'{metric}_sum', labels)} / {_rate(f'{metric}_count', labels)}"
 
 
 def _quantile(q: float, metric: str) -> str:
-    """Of each job, as it goes."""
+    """Quantile of recent observations, for each job."""
     return f"histogram_quantile({q}, {_rate(f'{metric}_bucket', 'le, namespace, job_name')})"
 
 
 def _over_range(q: float, metric: str, by: str) -> str:
-    """Of the whole chosen time: jobs come and go too rarely for a rate. A group without any has no quantile."""
+    """Quantile over the time range: jobs end too rarely for a rate. Groups without observations are dropped."""
     return f"histogram_quantile({q}, sum by (le, {by}) (increase({metric}_bucket{{{NAMESPACE}}}[$__range]))) > 0"
 
 
-def _of_operator(metric: str, *quantiles: float) -> tuple[tuple[str, str], ...]:
-    """Quantiles of what the operator observed."""
+def _operator_quantiles(metric: str, *quantiles: float) -> tuple[tuple[str, str], ...]:
+    """Quantiles of the operator's observations."""
     buckets = f"sum by (le) (rate({metric}_bucket[{RATE}]))"
     return tuple((f"histogram_quantile({q}, {buckets})", f"p{q * 100:.0f}") for q in quantiles)
 
@@ -80,11 +82,11 @@ JOB_TIME = f"yolojob_job_time_seconds{{{JOB}}}"
 
 
 def _parts(time: str) -> str:
-    """Of all jobs together, by part."""
+    """Seconds of all jobs together, by part."""
     return f"sum by (part) (max by (namespace, job_name, part) ({time}))"
 
 
-ONE = "max by (namespace, job_name)"
+PER_JOB = "max by (namespace, job_name)"
 STEPS = _rate("yolojob_trainer_steps_total", "namespace, job_name")
 STEP_TIME = _rate("yolojob_trainer_step_seconds_sum", "namespace, job_name")
 PHASES = _rate("yolojob_trainer_phase_seconds_sum", "namespace, job_name, phase")
@@ -97,40 +99,40 @@ def _share(phase: str) -> str:
 
 
 def _of_job(metric: str) -> str:
-    return f"{ONE} (yolojob_trainer_{metric}{{{JOB}}})"
+    return f"{PER_JOB} (yolojob_trainer_{metric}{{{JOB}}})"
 
 
-def _on_average(what: str) -> str:
-    """Seconds that one takes, of each job; 0 where there was none yet."""
+def _mean_duration(what: str) -> str:
+    """Mean seconds of an epoch, validation or checkpoint, for each job; 0 without observations."""
     total, count = (f"yolojob_trainer_{what}_seconds_{part}{{{JOB}}}" for part in ("sum", "count"))
-    return f"({ONE} ({total} / {count} > 0) or 0 * {_of_job('epoch')})"
+    return f"({PER_JOB} ({total} / {count} > 0) or 0 * {_of_job('epoch')})"
 
 
 PER_EPOCH = f"({PER_STEP}) * on (namespace, job_name) group_left () {_of_job('epoch_steps')}"
-EACH_EPOCH = " + ".join(_on_average(what) for what in ("epoch", "validation", "checkpoint"))
+EACH_EPOCH = " + ".join(_mean_duration(what) for what in ("epoch", "validation", "checkpoint"))
 TIME_LEFT = f"({_of_job('epochs_target')} - {_of_job('epoch')}) * ({EACH_EPOCH})"
 
 TRAINING = Board(
     uid="yolojob-training",
     title="yolojob / Training time",
-    text="Where the time of one training goes, or of many: from apply to the model, in a step, in an epoch",
+    text="Where the time of trainings goes: from kubectl apply to the model, within a step, and within an epoch",
     per_job=True,
     rows=(
         (
-            "How far, how good, how much",
+            "Progress, accuracy, cost",
             (
                 Panel(
                     title="Epochs",
                     kind="figure",
                     width=SIXTH,
-                    queries=((_of_job("epoch"), "{{job_name}}"), (_of_job("epochs_target"), "{{job_name}}, to do")),
+                    queries=((_of_job("epoch"), "{{job_name}}"), (_of_job("epochs_target"), "{{job_name}} target")),
                 ),
                 Panel(
                     title="Time left",
                     kind="figure",
                     width=SIXTH,
                     unit="s",
-                    text="Epochs to do × what one takes with its validation and checkpoint. Early stopping may end it sooner.",
+                    text="Remaining epochs × mean time of an epoch with its validation and checkpoint.",
                     queries=((TIME_LEFT, "{{job_name}}"),),
                 ),
                 Panel(
@@ -150,7 +152,7 @@ TRAINING = Board(
                     title="Cost so far",
                     kind="figure",
                     width=SIXTH,
-                    text="Price × running time of every pod, over all attempts. Nothing where no price is known.",
+                    text="Price × running time of every pod, over all attempts. Empty if the price is unknown.",
                     queries=(
                         (
                             f"max by (namespace, job_name, currency) (yolojob_job_cost{{{JOB}}})",
@@ -167,13 +169,13 @@ TRAINING = Board(
             ),
         ),
         (
-            "From apply to the model",
+            "Time from kubectl apply to the model",
             (
                 Panel(
-                    title="Where the wall clock went",
+                    title="Wall-clock time by part",
                     kind="bars",
                     unit="s",
-                    text="All parts of a job's time; together they are its age.",
+                    text="All parts of a job's time; their sum is the job's age.",
                     queries=(
                         (
                             f"sort_desc({_parts(f'last_over_time({JOB_TIME}[$__range])')})",
@@ -182,7 +184,7 @@ TRAINING = Board(
                     ),
                 ),
                 Panel(
-                    title="The same, as it went",
+                    title="Wall-clock time by part, over time",
                     kind="stacked",
                     unit="s",
                     queries=(
@@ -195,13 +197,13 @@ TRAINING = Board(
             ),
         ),
         (
-            "A step, an epoch",
+            "Steps and epochs",
             (
                 Panel(
                     title="Phases of a step",
                     kind="stacked",
                     unit="s",
-                    text="Mean over all ranks. all_reduce is what the backward pass did not hide.",
+                    text="Mean over all ranks. all_reduce is the part that does not overlap with the backward pass.",
                     queries=((PER_STEP, "{{job_name}} {{phase}}"),),
                 ),
                 Panel(
@@ -228,7 +230,7 @@ TRAINING = Board(
                     ),
                 ),
                 Panel(
-                    title="Time of a step",
+                    title="Step time",
                     unit="s",
                     queries=tuple(
                         (_quantile(q, "yolojob_trainer_step_seconds"), f"{{{{job_name}}}} p{q * 100:.0f}")
@@ -238,20 +240,20 @@ TRAINING = Board(
             ),
         ),
         (
-            "What holds it up",
+            "Bottlenecks",
             (
                 Panel(
                     title="Waiting for data",
                     unit="percentunit",
                     width=THIRD,
-                    text="Share of the steps' time. Above a tenth: train.cache: ram, or more CPUs per worker.",
+                    text="Fraction of the step time. Above 10 %: set train.cache: ram, or more CPUs per worker.",
                     queries=((_share("data_wait"), "{{job_name}}"),),
                 ),
                 Panel(
                     title="All-reduce",
                     unit="percentunit",
                     width=THIRD,
-                    text="Exposed: what the backward pass does not hide. Whole: from the first bucket to the last.",
+                    text="Fraction of the step time. Exposed: not overlapped by the backward pass. Whole: all.",
                     queries=(
                         (_share("all_reduce"), "{{job_name}} exposed"),
                         (
@@ -261,10 +263,10 @@ TRAINING = Board(
                     ),
                 ),
                 Panel(
-                    title="Stragglers: computing, by rank",
+                    title="Stragglers: compute time by rank",
                     unit="s",
                     width=THIRD,
-                    text="Forward, loss and backward of a step. All others wait for the slowest.",
+                    text="Forward, loss and backward of a step. All ranks wait for the slowest one.",
                     queries=(
                         (
                             _rate(
@@ -279,7 +281,7 @@ TRAINING = Board(
                     ),
                 ),
                 Panel(
-                    title="GPU memory, at most",
+                    title="Peak GPU memory",
                     unit="bytes",
                     width=THIRD,
                     queries=(
@@ -301,7 +303,7 @@ TRAINING = Board(
                     ),
                 ),
                 Panel(
-                    title="Start of each worker",
+                    title="Startup of each worker",
                     unit="s",
                     width=THIRD,
                     queries=tuple(
@@ -315,7 +317,7 @@ TRAINING = Board(
             ),
         ),
         (
-            "What it has learnt",
+            "Accuracy and loss",
             (
                 Panel(
                     title="mAP",
@@ -328,9 +330,9 @@ TRAINING = Board(
                 ),
                 Panel(title="Loss", width=THIRD, queries=((_of_job("loss"), "{{job_name}}"),)),
                 Panel(
-                    title="Trouble",
+                    title="Rollbacks and failed saves",
                     width=THIRD,
-                    text="Rollbacks after a loss that was not finite; checkpoints and uploads that failed.",
+                    text="Rollbacks after a non-finite loss; failed checkpoints and uploads.",
                     queries=(
                         (_of_job("rollbacks"), "{{job_name}} rollbacks"),
                         (
@@ -347,7 +349,7 @@ TRAINING = Board(
 FLEET = Board(
     uid="yolojob-fleet",
     title="yolojob / Fleet",
-    text="All jobs of some namespaces: how many, how long they wait, why they restart, what they cost",
+    text="All jobs of the selected namespaces: number, waiting times, restarts and costs",
     rows=(
         (
             "Jobs",
@@ -358,15 +360,15 @@ FLEET = Board(
                     queries=((f"sum by (phase) (yolojob_jobs{{{NAMESPACE}}}) > 0", "{{phase}}"),),
                 ),
                 Panel(
-                    title="Workers that hold machines",
+                    title="Active workers",
                     kind="stacked",
                     queries=((f"sum by (namespace) (yolojob_job_active_workers{{{NAMESPACE}}})", "{{namespace}}"),),
                 ),
                 Panel(
-                    title="From creation until all workers ran",
+                    title="Time from creation until all workers run",
                     kind="bars",
                     unit="s",
-                    text="Queue, scheduling, image pull; of the jobs that came in the chosen time.",
+                    text="Queue, scheduling and image pull of jobs that started in the time range.",
                     queries=tuple(
                         (
                             _over_range(q, "yolojob_time_to_running_seconds", "namespace"),
@@ -376,10 +378,10 @@ FLEET = Board(
                     ),
                 ),
                 Panel(
-                    title="Queued and waiting for a place",
+                    title="Time in the queue and waiting for nodes",
                     kind="bars",
                     unit="s",
-                    text="Sum over the jobs that there were in the chosen time.",
+                    text="Sum over all jobs in the time range.",
                     queries=(
                         (
                             f"sum by (namespace, part) (last_over_time(yolojob_job_time_seconds{{{WAITING}}}[$__range]))",
@@ -398,10 +400,10 @@ FLEET = Board(
                     ),
                 ),
                 Panel(
-                    title="How long jobs take",
+                    title="Duration of jobs",
                     kind="bars",
                     unit="s",
-                    text="Of those that ended in the chosen time.",
+                    text="Jobs that ended in the time range.",
                     queries=tuple(
                         (_over_range(q, "yolojob_job_duration_seconds", "phase"), f"{{{{phase}}}} p{q * 100:.0f}")
                         for q in (0.5, 0.95)
@@ -410,12 +412,12 @@ FLEET = Board(
             ),
         ),
         (
-            "Money",
+            "Cost",
             (
                 Panel(
                     title="Cost by namespace",
                     kind="bars",
-                    text="In the chosen time, also of jobs that are gone.",
+                    text="Cost in the time range, including deleted jobs.",
                     queries=(
                         (
                             f"sum by (namespace, currency) (increase(yolojob_cost_total{{{NAMESPACE}}}[$__range]))",
@@ -424,7 +426,7 @@ FLEET = Board(
                     ),
                 ),
                 Panel(
-                    title="Cost per hour, now",
+                    title="Current cost per hour",
                     kind="stacked",
                     queries=(
                         (
@@ -434,7 +436,7 @@ FLEET = Board(
                     ),
                 ),
                 Panel(
-                    title="Dearest jobs",
+                    title="Most expensive jobs",
                     kind="bars",
                     width=WIDE,
                     queries=(
@@ -452,13 +454,13 @@ FLEET = Board(
 OPERATOR = Board(
     uid="yolojob-operator",
     title="yolojob / Operator",
-    text="Whether the operator keeps up: plans, requests to the API server, its watch",
+    text="Operator load: reconciles, requests to the API server, and watch lag",
     rows=(
         (
-            "Plans",
+            "Reconciles",
             (
                 Panel(
-                    title="Operators at work", kind="figure", width=SIXTH, queries=(("sum(yolojob_leader)", "leaders"),)
+                    title="Leading operators", kind="figure", width=SIXTH, queries=(("sum(yolojob_leader)", "leaders"),)
                 ),
                 Panel(
                     title="Watch lag",
@@ -468,21 +470,21 @@ OPERATOR = Board(
                     queries=(("max(yolojob_watch_lag_seconds)", "lag"),),
                 ),
                 Panel(
-                    title="Plans per second",
+                    title="Reconciles per second",
                     width=16,
                     queries=((f"sum by (result) (rate(yolojob_reconcile_seconds_count[{RATE}]))", "{{result}}"),),
                 ),
                 Panel(
-                    title="Time of a plan and its deeds",
+                    title="Duration of a reconcile",
                     unit="s",
-                    queries=_of_operator("yolojob_reconcile_seconds", 0.5, 0.95, 0.99),
+                    queries=_operator_quantiles("yolojob_reconcile_seconds", 0.5, 0.95, 0.99),
                 ),
                 Panel(
-                    title="Wait of a job for its plan",
+                    title="Wait of a job for its reconcile",
                     unit="s",
                     queries=(
-                        *_of_operator("yolojob_reconcile_queue_seconds", 0.5, 0.95),
-                        ("max(yolojob_reconcile_queue_length)", "jobs that wait"),
+                        *_operator_quantiles("yolojob_reconcile_queue_seconds", 0.5, 0.95),
+                        ("max(yolojob_reconcile_queue_length)", "waiting jobs"),
                     ),
                 ),
             ),
@@ -502,14 +504,14 @@ OPERATOR = Board(
                     ),
                 ),
                 Panel(
-                    title="Answers by code",
+                    title="Responses by code",
                     kind="stacked",
                     unit="reqps",
-                    text="0 is no answer.",
+                    text="Code 0: no response.",
                     queries=((f"sum by (code) (rate(yolojob_api_requests_total[{RATE}]))", "{{code}}"),),
                 ),
                 Panel(
-                    title="Time of a request, p95",
+                    title="Duration of a request, p95",
                     unit="s",
                     queries=(
                         (
@@ -519,7 +521,7 @@ OPERATOR = Board(
                     ),
                 ),
                 Panel(
-                    title="The operator itself",
+                    title="Operator CPU and memory",
                     queries=(
                         (
                             f'sum by (pod) (rate(process_cpu_seconds_total{{job=~".*yolojob.*"}}[{RATE}]))',
@@ -574,12 +576,12 @@ def _variables(board: Board) -> Iterable[object]:
 
 def render(board: Board) -> str:
     """A dashboard as the JSON that Grafana imports."""
-    made = dashboard.Dashboard(board.title).uid(board.uid).description(board.text).tags(["yolojob"])
-    made.time("now-1h", "now").refresh("30s").tooltip(models.DashboardCursorSync.CROSSHAIR).readonly()
+    builder = dashboard.Dashboard(board.title).uid(board.uid).description(board.text).tags(["yolojob"])
+    builder.time("now-1h", "now").refresh("30s").tooltip(models.DashboardCursorSync.CROSSHAIR).readonly()
     for variable in _variables(board):
-        made.with_variable(variable)  # type: ignore[arg-type]
+        builder.with_variable(variable)  # type: ignore[arg-type]
     for title, panels in board.rows:
-        made.with_row(dashboard.Row(title))
+        builder.with_row(dashboard.Row(title))
         for panel in panels:
-            made.with_panel(_build(panel))  # type: ignore[arg-type]
-    return JSONEncoder(sort_keys=True, indent=1).encode(made.build()) + "\n"
+            builder.with_panel(_build(panel))  # type: ignore[arg-type]
+    return JSONEncoder(sort_keys=True, indent=1).encode(builder.build()) + "\n"

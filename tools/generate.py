@@ -1,4 +1,4 @@
-"""All that is generated: `python tools/generate.py` writes it, and tests compare it with what is committed."""
+"""Writes all generated files: `python tools/generate.py`. A test compares them with the committed files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import chart_readme
@@ -22,7 +23,7 @@ CHART = ROOT / "helm" / "yolojob"
 
 
 def command_line() -> str:
-    """The command line's own help, as a page."""
+    """docs/cli.md: the help of the command line."""
     typer = Path(sys.executable).with_name("typer")
     command = [str(typer), "yolojob.cli.main", "utils", "docs", "--name", "yolojob"]
     page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -33,21 +34,21 @@ FILES: dict[Path, Callable[[], str]] = {
     ROOT / "manifests" / "crd.yaml": crd.render,
     CHART / "files" / "crd.yaml": crd.render,
     CHART / "README.md": chart_readme.render,
-    **{CHART / "dashboards" / f"{b.uid}.json": lambda b=b: dashboards.render(b) for b in dashboards.BOARDS},
+    **{CHART / "dashboards" / f"{b.uid}.json": partial(dashboards.render, b) for b in dashboards.BOARDS},
     ROOT / "docs" / "cli.md": command_line,
     ROOT / "docs" / "metrics.md": metrics_reference.render,
     ROOT / "docs" / "reference.md": manifest_reference.render,
     **{path: lambda p=path: version.render(p) for path in version.STAMPED},
 }
-"""Text by place."""
+"""Generated files, with the functions that return their text."""
 RENDERED: dict[Path, Callable[[], str]] = {
     ROOT / "manifests" / "install.yaml": rendered_chart.render,
     **{
-        ROOT / "tests" / "cluster" / "snapshots" / f"{name}.yaml": lambda a=arguments: rendered_chart.render(*a)
+        ROOT / "tests" / "cluster" / "snapshots" / f"{name}.yaml": partial(rendered_chart.render, *arguments)
         for name, arguments in rendered_chart.VARIANTS.items()
     },
 }
-"""What Helm makes of the above."""
+"""Files that Helm renders from those above."""
 
 
 def main() -> None:

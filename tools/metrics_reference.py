@@ -1,4 +1,4 @@
-"""`docs/metrics.md`: the metrics of trainer and operator, from the code, and the chart's alerts."""
+"""Generates `docs/metrics.md`: the metrics of trainer and operator, from the code, and the chart's alerts."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ HEADER = f"""\
 
 ## Workers
 
-Each worker serves `/metrics` on port {METRICS_PORT}, local rank r on {METRICS_PORT} + r. Labels are
-`namespace`, `job_name`, `rank`, and of `yolojob_trainer_phase_seconds` also `phase`. Rank 0 also serves `/progress` as JSON.
+Each worker serves `/metrics` on port {METRICS_PORT}; local rank r uses port {METRICS_PORT} + r. All metrics have the
+labels `namespace`, `job_name` and `rank`; `yolojob_trainer_phase_seconds` also has `phase`. Rank 0 also serves
+`/progress` as JSON.
 
 """
 OPERATOR = """
 ## Operator
 
-The operator serves `/metrics` where `--listen` says (the chart: port 8080), and `/healthz` beside it, which is 503 when the
-watches have not shown a change for two minutes. Series of single jobs go with the job; counts by namespace stay as long as the
-operator lives. Its own CPU time and memory are the usual `process_…` series.
+The operator serves `/metrics` and `/healthz` at the address of `--listen` (in the chart: port 8080). `/healthz` returns
+503 when the watches have shown no change for two minutes. Series of a job are removed with the job; counts by namespace
+remain until the operator restarts. The operator's CPU time and memory are in the standard `process_…` series.
 
 """
 ALERTS = """
 ## Alerts
 
-Of the chart, for the Prometheus operator (`metrics.rules` of its values).
+The chart installs these alerts for the Prometheus operator (value `metrics.rules`).
 
 | alert | severity | when | what to do |
 | --- | --- | --- | --- |
@@ -42,7 +43,7 @@ Of the chart, for the Prometheus operator (`metrics.rules` of its values).
 CHART = Path(__file__).parent.parent / "helm" / "yolojob"
 TABLE = "| metric | type | labels | |\n| --- | --- | --- | --- |\n"
 SUFFIXES = {"counter": "_total", "info": "_info"}
-OWN_LABELS = {
+COLLECTOR_LABELS = {
     "yolojob_jobs": "namespace, phase",
     "yolojob_job_time_seconds": "namespace, job_name, part",
     "yolojob_job_cost": "namespace, job_name, currency",
@@ -62,9 +63,11 @@ def _rows(families: Iterable[Metric], labels: dict[str, str]) -> str:
 
 
 def _labels(registry: object) -> dict[str, str]:
-    """Label names of the metrics that are kept between scrapes; those of a collector of its own are OWN_LABELS."""
-    collectors = registry._collector_to_names  # type: ignore[attr-defined]
-    return {c._name: ", ".join(c._labelnames) for c in collectors if hasattr(c, "_labelnames")} | OWN_LABELS
+    """Label names by metric: from the registry, and COLLECTOR_LABELS for the metrics of the operator's own
+    collector."""
+    # prometheus_client has no public way to list the label names of a metric without samples.
+    metrics = [vars(collector) for collector in vars(registry)["_collector_to_names"]]
+    return {m["_name"]: ", ".join(m["_labelnames"]) for m in metrics if "_labelnames" in m} | COLLECTOR_LABELS
 
 
 def _alerts() -> str:
@@ -74,7 +77,7 @@ def _alerts() -> str:
         (
             f"`{r['alert']}`",
             r["labels"]["severity"],
-            _words(r["annotations"]["summary"]),
+            _plain_summary(r["annotations"]["summary"]),
             r["annotations"]["description"],
         )
         for r in rules
@@ -82,12 +85,13 @@ def _alerts() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _words(template: str) -> str:
-    """A summary without its template's marks: {{ $labels.job_name }} is job_name."""
+def _plain_summary(template: str) -> str:
+    """An alert's summary without template marks: {{ $labels.job_name }} becomes job_name."""
     return re.sub(r"{{ \$(labels\.)?(\w+) }}", r"\2", template)
 
 
 def render() -> str:
+    """The page as text."""
     trainer = yolojob_trainer.observability.metrics.Metrics(namespace="", job_name="", rank=0).registry
     operator = yolojob_operator.control.metrics.Metrics(lambda: []).registry
     return (

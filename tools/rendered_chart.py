@@ -1,5 +1,6 @@
-"""The chart, rendered by Helm: with its default values, for people without Helm, and with others as snapshots, so that who
-reviews a change of the chart sees what it does.
+"""Renders the chart with Helm: manifests/install.yaml with the defaults, and snapshots with other values.
+
+The snapshots show the effect of a change of the chart to its reviewers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ kind: Namespace
 metadata:
   name: {NAMESPACE}
 """
-LEAN = ("--set", "crds.install=false", "--set", "dashboards.enabled=false")
+WITHOUT_CRD_AND_DASHBOARDS = ("--set", "crds.install=false", "--set", "dashboards.enabled=false")
 EVERYTHING = (
     "--api-versions",
     "monitoring.coreos.com/v1",
@@ -30,19 +31,23 @@ EVERYTHING = (
     "networkPolicy.enabled=true",
 )
 VARIANTS = {
-    "everything": (*EVERYTHING, *LEAN),
-    "namespaced": ("--set", "watchNamespaces={team}", *LEAN),
+    "everything": (*EVERYTHING, *WITHOUT_CRD_AND_DASHBOARDS),
+    "namespaced": ("--set", "watchNamespaces={team}", *WITHOUT_CRD_AND_DASHBOARDS),
     **{
         preset.stem: ("--values", str(preset), "--show-only", "templates/deployment.yaml")
         for preset in sorted((CHART / "presets").glob("*.yaml"))
     },
 }
-"""Snapshots by name: arguments for Helm."""
+"""Helm's arguments by the name of the snapshot."""
 
 
 def render(*arguments: str) -> str:
-    """The chart, rendered by Helm (the one on the path, or the test cluster's) with further arguments."""
+    """The rendered chart.
+
+    Args:
+        arguments: further arguments for Helm, which is the one on the path, or the test cluster's.
+    """
     helm = shutil.which("helm") or str(settings.BIN / "helm")
-    where = ["--namespace", NAMESPACE, "--kube-version", "1.35.0", "--skip-tests"]
-    command = [helm, "template", "yolojob", str(CHART), *where, *arguments]
+    options = ["--namespace", NAMESPACE, "--kube-version", "1.35.0", "--skip-tests"]
+    command = [helm, "template", "yolojob", str(CHART), *options, *arguments]
     return HEADER + subprocess.run(command, capture_output=True, text=True, check=True).stdout

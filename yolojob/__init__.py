@@ -1,3 +1,3 @@
-"""What a YoloTrainingJob *is*: models, CRD, manifests, command line, local runner. No torch and no kopf in here."""
+"""YoloTrainingJobs: models, CRD, manifests, estimates, client and command line. Depends on neither torch nor kopf."""
 
 __version__ = "0.1.0"

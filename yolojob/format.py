@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def money_amount(value: float, currency: str) -> str:
-    """Money for people: to the hundredth, and of less than one to three digits."""
+    """An amount with two decimals; amounts below 1 with three significant digits."""
     return f"{value:.2f} {currency}" if value >= 1 else f"{value:.3g} {currency}"
 
 
@@ -26,8 +26,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def coarse_age(seconds: float) -> str:
+    """45s, 12m, 3h or 2d: at most four characters, as kubectl prints ages."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "m"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds // unit:.0f}{name}"
+    return f"{seconds // 86400:.0f}d"
+
+
 def byte_size(count: float) -> str:
-    """Bytes for people, in binary units as Kubernetes has them: 1.5 GiB."""
+    """Bytes in binary units, as in Kubernetes: 1.5 GiB."""
     unit = "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if count < 1024:
@@ -37,9 +45,10 @@ def byte_size(count: float) -> str:
 
 
 def short_duration(seconds: float) -> str:
+    """12.3 ms, or `duration` from one second on."""
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else duration(seconds)
 
 
 def time_unit(longest: float) -> tuple[str, float]:
-    """(name, factor from seconds) of the unit in which such times are read best."""
+    """(name, factor from seconds) of the most readable unit for times up to `longest` seconds."""
     return ("s", 1.0) if longest < 300 else ("minutes", 1 / 60) if longest < 18000 else ("hours", 1 / 3600)

@@ -1,4 +1,4 @@
-"""The job, for importers: `from yolojob.job import YoloTrainingJob`. The code is in `yolojob.api.job`."""
+"""Public import path of the job: `from yolojob.job import YoloTrainingJob`. The code is in `yolojob.api.job`."""
 
 from yolojob.api.job import YoloTrainingJob
 

@@ -1,4 +1,4 @@
-"""Manifests, for importers: `from yolojob import manifest`. The code is in `yolojob.api.manifest`."""
+"""Public import path of manifests: `from yolojob import manifest`. The code is in `yolojob.api.manifest`."""
 
 from yolojob.api.manifest import Fault, InvalidManifest, load, parse
 

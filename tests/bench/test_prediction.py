@@ -64,7 +64,9 @@ def test_the_whole_training_takes_what_the_bench_says(name: str, tmp_path: Path,
     measured: Measurement = found.measurement
     assert measured.took_seconds <= 60
     for workers, promised in ((1, ONE), (2, TWO)):
-        said = prediction.predict_from_bench(job(name, 1).spec, measured, workers=workers, shared=True, cached=True)
+        said = prediction.predict_from_bench(
+            job(name, 1).spec, measured, prediction.WorkerSetup(workers=workers, shared=True, cached=True)
+        )
         wall, whole = run(job(name, workers), tmp_path / f"run-{workers}", cache, Mode.TRAIN)
         error = said.total.value / wall - 1
         report.add(

@@ -1,4 +1,4 @@
-"""The command line: `python -m devcluster VERB`."""
+"""The command line: `python -m devcluster COMMAND`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import devcluster
@@ -17,7 +18,7 @@ from devcluster.settings import (
     BIN,
     IMAGE_PREFIX,
     KUBECONFIG,
-    MOST_NODES,
+    MAX_NODES,
     NETNS,
     REGISTRY,
     REGISTRY_PORT,
@@ -29,12 +30,11 @@ from devcluster.settings import (
 
 
 def up(count: int, gpu_nodes: int) -> None:
-    """Start a cluster of `count` real and `gpu_nodes` simulated nodes."""
+    """Starts a cluster of `count` real and `gpu_nodes` simulated nodes."""
     if processes.running("apiserver"):
-        sys.exit("devcluster: it is up already; `down` ends it")
-    down()  # what a killed cluster has left
-    binaries.install_packages()
-    binaries.build()
+        sys.exit("devcluster: the cluster is already up; `down` stops it")
+    down()  # removes what a killed cluster has left
+    build()
     for folder in (STATE, SOCKETS):
         folder.mkdir(parents=True, exist_ok=True)
     pki.make()
@@ -59,17 +59,17 @@ def up(count: int, gpu_nodes: int) -> None:
 
 
 def down() -> None:
-    """End everything, and remove what it had; the registry's layers stay, for pushing gigabytes again takes long."""
-    for i in range(MOST_NODES):
+    """Stops everything and removes its state, except for the registry's layers: pushing gigabytes again takes long."""
+    for i in range(MAX_NODES):
         if Path(f"/run/netns/{node_netns(i)}").exists():
-            nodes.pull_the_plug(i)
+            nodes.cut_power(i)
     for file in sorted(RUN.glob("*.pid")):
         processes.end(file.stem)
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     ours = (f"{STATE}/", f"{SOCKETS}/")
     for mount in sorted((m for m in mounts if m.startswith(ours)), reverse=True):
         call("umount", "--lazy", mount, check=False, quiet=True)
-    for i in range(MOST_NODES):
+    for i in range(MAX_NODES):
         if Path(f"/run/netns/{node_netns(i)}").exists():
             call("ip", "netns", "del", node_netns(i))
             nodes.remove_cgroups(i)
@@ -82,6 +82,7 @@ def down() -> None:
 
 
 def print_environment() -> None:
+    """Prints a line for the shell's `eval`."""
     variables = {
         "KUBECONFIG": KUBECONFIG,
         "REGISTRY": f"127.0.0.1:{REGISTRY_PORT}",
@@ -91,68 +92,72 @@ def print_environment() -> None:
     print("export", *(f"{name}={value}" for name, value in variables.items()))
 
 
+def build() -> None:
+    """Installs Debian's packages and builds the programs."""
+    binaries.install_packages()
+    binaries.build()
+
+
+def execute(node: int | None, command: list[str]) -> None:
+    """Replaces this process by a command in the network of a node, or of the control plane."""
+    netns = NETNS if node is None else node_netns(node)
+    os.execvp("nsenter", processes.inside(netns, *command))
+
+
 def status() -> None:
+    """Prints the state of every program."""
     for log in sorted(RUN.glob("*.log")):
         print(f"{log.stem:16} {'up' if processes.running(log.stem) else 'down'}")
     print(f"API server: https://127.0.0.1:{API_PORT}")
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="devcluster", description=devcluster.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs.add_parser("build", help="install Debian's packages and build the binaries: ten minutes, once per machine")
-    verb = verbs.add_parser("up", help="start the cluster: ten seconds")
-    verb.add_argument("--nodes", type=int, default=2, help="real nodes")
-    verb.add_argument("--gpu-nodes", type=int, default=0, help="simulated nodes of eight GPUs each")
-    verbs.add_parser("down", help="end it, and remove what it had")
-    verbs.add_parser("env", help="print export lines: KUBECONFIG, REGISTRY, IMAGE_PREFIX, PATH")
-    verbs.add_parser("status", help="list the programs")
-    verbs.add_parser("logs", help="print a program's log").add_argument("name")
-    verbs.add_parser("base", help=f"make {images.BASE}, a stand-in for python:slim")
-    verb = verbs.add_parser("image", help="build an image with buildah")
-    verb.add_argument("tag")
-    verb.add_argument("arguments", nargs=argparse.REMAINDER, help="-- options and folder of `buildah bud`")
-    verbs.add_parser("push", help="push an image; prints its name for a pod").add_argument("image")
-    verbs.add_parser("kill-node", help="pull a node's plug").add_argument("node", type=int)
-    verbs.add_parser("start-node", help="plug it in again").add_argument("node", type=int)
-    verb = verbs.add_parser("kueue", help="start or stop a real Kueue in the cluster")
-    verb.add_argument("what", choices=("start", "stop"))
-    verb = verbs.add_parser("exec", help="run a command in the control plane's network, or a node's")
-    verb.add_argument("--node", type=int)
-    verb.add_argument("command", nargs=argparse.REMAINDER)
-    given = parser.parse_args()
-    match given.verb:
-        case "build":
-            binaries.install_packages()
-            binaries.build()
-        case "up":
-            up(given.nodes, given.gpu_nodes)
-        case "down":
-            down()
-        case "env":
-            print_environment()
-        case "status":
-            status()
-        case "logs":
-            print((RUN / f"{given.name}.log").read_text())
-        case "base":
-            images.base()
-        case "image":
-            images.build(given.tag, [a for a in given.arguments if a != "--"])
-        case "push":
-            print(images.push(given.image))
-        case "kill-node":
-            nodes.pull_the_plug(given.node)
-        case "start-node":
-            nodes.start(given.node)
-        case "kueue":
-            kueue.start() if given.what == "start" else kueue.stop()
-        case "exec":
-            netns = NETNS if given.node is None else node_netns(given.node)
-            command = [a for a in given.command if a != "--"]
-            os.execvp("nsenter", processes.inside(netns, *command))
+    commands = parser.add_subparsers(dest="command_name", required=True, metavar="COMMAND")
+    commands.add_parser("build", help="install Debian's packages and build the binaries: ten minutes, once per machine")
+    command = commands.add_parser("up", help="start the cluster: ten seconds")
+    command.add_argument("--nodes", type=int, default=2, help="real nodes")
+    command.add_argument("--gpu-nodes", type=int, default=0, help="simulated nodes of eight GPUs each")
+    commands.add_parser("down", help="stop the cluster and remove its state")
+    commands.add_parser("env", help="print export lines: KUBECONFIG, REGISTRY, IMAGE_PREFIX, PATH")
+    commands.add_parser("status", help="show which programs run")
+    commands.add_parser("logs", help="print a program's log").add_argument("name")
+    commands.add_parser("base", help=f"make {images.BASE}, a stand-in for python:slim")
+    command = commands.add_parser("image", help="build an image with buildah")
+    command.add_argument("tag")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="-- options and folder of `buildah bud`")
+    commands.add_parser("push", help="push an image, and print its name for a pod").add_argument("image")
+    commands.add_parser("kill-node", help="cut a node's power").add_argument("node", type=int)
+    commands.add_parser("start-node", help="start the node again").add_argument("node", type=int)
+    command = commands.add_parser("kueue", help="start or stop Kueue in the cluster")
+    command.add_argument("what", choices=("start", "stop"))
+    command = commands.add_parser("exec", help="run a command in the control plane's network, or a node's")
+    command.add_argument("--node", type=int)
+    command.add_argument("command", nargs=argparse.REMAINDER)
+    return parser
+
+
+def main() -> None:
+    """Runs one command."""
+    given = _parser().parse_args()
+    actions: dict[str, Callable[[], None]] = {
+        "build": build,
+        "up": lambda: up(given.nodes, given.gpu_nodes),
+        "down": down,
+        "env": print_environment,
+        "status": status,
+        "logs": lambda: print((RUN / f"{given.name}.log").read_text()),
+        "base": images.base,
+        "image": lambda: images.build(given.tag, [a for a in given.arguments if a != "--"]),
+        "push": lambda: print(images.push(given.image)),
+        "kill-node": lambda: nodes.cut_power(given.node),
+        "start-node": lambda: nodes.start(given.node),
+        "kueue": lambda: kueue.start() if given.what == "start" else kueue.stop(),
+        "exec": lambda: execute(given.node, [a for a in given.command if a != "--"]),
+    }
+    actions[given.command_name]()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is built, and how. Go's module proxy serves the sources; nothing is downloaded ready-made."""
+"""Builds the programs from source. Go's module proxy serves the sources; no binary is downloaded."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _STATIC = {"CGO_ENABLED": "0"}
 
 
 def install_packages() -> None:
-    """Debian's part."""
+    """Installs the Debian packages that the cluster needs."""
     install(*DEBIAN)
 
 
 def install(*packages: str) -> None:
-    """Install those of these Debian packages that are missing."""
+    """Installs the given Debian packages that are missing."""
     if missing := [p for p in packages if not _installed(p)]:
         call("apt-get", "update", "-qq")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -58,7 +58,7 @@ def _installed(package: str) -> bool:
 
 
 def build() -> None:
-    """Build what is missing; some ten minutes on two cores the first time."""
+    """Builds the programs that are missing; the first time takes about ten minutes on two cores."""
     BIN.mkdir(parents=True, exist_ok=True)
     if missing := [c for c in COMPONENTS if not (BIN / c).exists()]:
         _build_kubernetes(missing)
@@ -72,7 +72,10 @@ def build() -> None:
 
 
 def _build_kubernetes(components: list[str]) -> None:
-    """k8s.io/kubernetes refuses to be a dependency: its staged parts must be named, at versions of their own."""
+    """Builds Kubernetes as a dependency of an empty module.
+
+    Its go.mod replaces the staged modules by folders, which only works in its own repository; so their versions are named here.
+    """
     module = CACHE / "kubernetes"
     module.mkdir(parents=True, exist_ok=True)
     source = f"k8s.io/kubernetes@v{KUBERNETES}"
@@ -104,7 +107,7 @@ def _build_kubernetes(components: list[str]) -> None:
 
 
 def _build_etcd() -> None:
-    """Its go.mod has replacements of its own, which `go install` does not accept."""
+    """Builds etcd as a dependency: `go install` refuses a go.mod with replacements."""
     print("building etcd", flush=True)
     module = CACHE / "etcd"
     module.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""etcd, API server, controllers, scheduler, DNS and registry, in a network namespace of their own."""
+"""Runs etcd, API server, controllers, scheduler, DNS and registry in one network namespace."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ rules: [{level: Metadata}]
 
 
 def kubectl(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """kubectl as the administrator, from within."""
+    """Runs kubectl as administrator inside the control plane's network."""
     command = inside(NETNS, str(BIN / "kubectl"), f"--kubeconfig={INSIDE_KUBECONFIG}", *arguments)
     return subprocess.run(command, text=True, capture_output=True, **{"check": True, **options})
 
 
 def make_network() -> None:
+    """Creates the network namespace and its bridge."""
     call("ip", "netns", "add", NETNS)
     for step in (
         ("link", "set", "lo", "up"),
@@ -50,7 +51,7 @@ def _start(name: str, program: str, *flags: str, **environment: str) -> None:
 
 
 def start() -> None:
-    """Start everything, and wait for the API server."""
+    """Starts all programs, and waits for the API server."""
     _start(
         "etcd",
         "etcd",
@@ -58,7 +59,7 @@ def start() -> None:
         "--listen-client-urls=http://127.0.0.1:2379",
         "--advertise-client-urls=http://127.0.0.1:2379",
         "--listen-peer-urls=http://127.0.0.1:2380",
-        "--unsafe-no-fsync",  # what it holds is gone with the cluster
+        "--unsafe-no-fsync",  # its data are deleted with the cluster
         f"--quota-backend-bytes={4 << 30}",
     )
     start_api_server()
@@ -103,7 +104,7 @@ def start() -> None:
 
 
 def start_api_server() -> None:
-    """Start the API server; a test may have ended it."""
+    """Starts the API server; tests stop and start it."""
     (STATE / "audit.yaml").write_text(_AUDIT)
     _start(
         "apiserver",
@@ -134,7 +135,7 @@ def start_api_server() -> None:
 
 
 def _relay(name: str, port: int, target: str) -> None:
-    """Make an address of the namespace reachable on this machine's loopback."""
+    """Forwards a port of this machine's loopback interface to an address in the namespace."""
     escaped = target.replace(":", r"\:")
     connect = f"EXEC:nsenter --net=/run/netns/{NETNS} socat - TCP\\:{escaped}"
     launch(name, ["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr", connect])

@@ -1,4 +1,4 @@
-"""Container images without a Docker engine: built by buildah, served by the cluster's registry."""
+"""Builds container images with buildah, and serves them from the cluster's registry; needs no Docker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def base() -> None:
-    """A stand-in for python:slim where no registry can be reached: Debian, with `python` and `pip`."""
+    """Builds a replacement for python:slim where no registry can be reached: Debian with `python` and `pip`."""
     exists = call("buildah", "inspect", "--type", "image", BASE, check=False, quiet=True)
     if exists.returncode == 0:
         return
@@ -25,8 +25,8 @@ def base() -> None:
     for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
         marker.unlink()
     (root / "usr/bin/python").symlink_to("python3")
-    for rubbish in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
-        shutil.rmtree(root / rubbish, ignore_errors=True)
+    for unneeded in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+        shutil.rmtree(root / unneeded, ignore_errors=True)
     recipe = CACHE / "Dockerfile.base"
     recipe.write_text(f'FROM scratch\nCOPY . /\nENV PATH={_PATH} LANG=C.UTF-8\nCMD ["python3"]\n')
     call("buildah", "bud", *_CHROOT, "--file", str(recipe), "--tag", BASE, str(root))
@@ -34,14 +34,14 @@ def base() -> None:
 
 
 def build(tag: str, arguments: list[str]) -> None:
-    """`buildah bud`, with this machine's certificates and pip settings lent to the build, not copied into it."""
-    lent = [Path("/etc/ssl/certs"), Path("/etc/pip.conf")]
-    mounts = [option for path in lent if path.exists() for option in ("--volume", f"{path}:{path}:ro")]
+    """Runs `buildah bud`; this machine's certificates and pip settings are mounted, not copied into the image."""
+    mounted = [Path("/etc/ssl/certs"), Path("/etc/pip.conf")]
+    mounts = [option for path in mounted if path.exists() for option in ("--volume", f"{path}:{path}:ro")]
     call("buildah", "bud", *_CHROOT, "--layers", *mounts, "--tag", tag, *(arguments or ["."]))
 
 
 def push(image: str) -> str:
-    """Hand an image to the cluster's registry; its name for a pod."""
+    """Pushes an image to the cluster's registry, and returns its name for a pod."""
     name = image.removeprefix("localhost/")
     target = f"docker://127.0.0.1:{REGISTRY_PORT}/{name}"
     call("buildah", "push", "--quiet", "--tls-verify=false", "--compression-format=zstd", image, target)
@@ -64,7 +64,7 @@ int main(void) {
 
 
 def push_pause() -> None:
-    """The sandbox image of every pod: one static program that waits to be ended."""
+    """Builds and pushes the pause image of every pod: one static program that waits until it is terminated."""
     folder = STATE / "pause"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pause.c").write_text(_PAUSE)

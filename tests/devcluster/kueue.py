@@ -1,7 +1,7 @@
-"""A real Kueue: its manager as a process in the control plane's network, with plain pods as its only integration.
+"""Runs Kueue: its manager as a process in the control plane's network, with plain pods as its only integration.
 
-Its webhooks are registered by address. Of its three-minute build, made once per machine, manager, CRDs and the manifest of its
-webhooks are kept.
+Its webhooks are registered by address. The build takes three minutes, once per machine; the manager, the CRDs and the manifest
+of the webhooks are kept.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ VERSION = "0.15.0"
 MODULE = "sigs.k8s.io/kueue"
 HOME = CACHE / f"kueue-{VERSION}"
 MANAGER, CRDS, WEBHOOKS = HOME / "kueue", HOME / "crds", HOME / "webhooks.yaml"
-OURS = STATE / "kueue"
-CERTS = OURS / "etc" / "kueue" / "metrics" / "certs"
-"""The manager insists on /etc/kueue/metrics/certs; its /etc is laid over with OURS/etc. The webhooks share them."""
+OVERLAY = STATE / "kueue"
+CERTS = OVERLAY / "etc" / "kueue" / "metrics" / "certs"
+"""The manager reads /etc/kueue/metrics/certs: OVERLAY/etc is mounted over its /etc. The webhooks use the same certificates."""
 WEBHOOK_PORT, HEALTH_PORT = 19443, 18081
-WANTED = {"pod", "workload", "clusterqueue", "cohort", "resourceflavor"}
-"""Webhooks that are registered, as its manifest calls them without the first letter and `.kb.io`."""
+WEBHOOK_NAMES = {"pod", "workload", "clusterqueue", "cohort", "resourceflavor"}
+"""Names of the webhooks to register: those in its manifest, without the first letter and `.kb.io`."""
 CONVERTED = ("clusterqueues", "cohorts", "localqueues", "multikueueclusters", "workloads")
-"""CRDs of two versions that differ."""
+"""CRDs with two versions that need conversion."""
 
 Object = dict[str, Any]
 
 
 def build() -> None:
-    """Build the manager, and keep the manifests that go with it; does nothing where they are there."""
+    """Builds the manager and copies its manifests, unless they exist."""
     if all(path.exists() for path in (MANAGER, CRDS, WEBHOOKS)):
         return
     HOME.mkdir(parents=True, exist_ok=True)
@@ -51,16 +51,16 @@ def build() -> None:
 
 
 def start() -> None:
-    """Make it run; does what is missing, and may be called again."""
+    """Starts Kueue; does nothing if it runs."""
     build()
     authority = _make_certificates()
     _apply_crds(authority)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kueue-system"}}
     kubectl("apply", "-f", "-", input=json.dumps(namespace))
-    (OURS / "config.json").write_text(json.dumps(_configuration()))
+    (OVERLAY / "config.json").write_text(json.dumps(_configuration()))
     if running("kueue") is None:
-        overlay = f"mount -t overlay -o lowerdir={OURS}/etc:/etc kueue-etc /etc"
-        manager = f"exec {MANAGER} --config={OURS}/config.json --kubeconfig={INSIDE_KUBECONFIG}"
+        overlay = f"mount -t overlay -o lowerdir={OVERLAY}/etc:/etc kueue-etc /etc"
+        manager = f"exec {MANAGER} --config={OVERLAY}/config.json --kubeconfig={INSIDE_KUBECONFIG}"
         launch("kueue", inside(NETNS, "unshare", "--mount", "sh", "-ec", f"{overlay}\n{manager}"))
     healthy = inside(NETNS, "curl", "-fsS", "--max-time", "2", f"http://127.0.0.1:{HEALTH_PORT}/readyz")
     wait_for("kueue", lambda: call(*healthy, check=False, quiet=True).returncode == 0)
@@ -70,7 +70,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """End it; what is created from now on is none of its business."""
+    """Stops Kueue and removes its webhooks, so that pods are created without it."""
     for kind in ("mutating", "validating"):
         name = f"kueue-{kind}-webhook-configuration"
         kubectl("delete", f"{kind}webhookconfiguration", name, "--ignore-not-found", check=False)
@@ -78,7 +78,7 @@ def stop() -> None:
 
 
 def _make_certificates() -> str:
-    """An authority and a certificate for 127.0.0.1; the authority's, in base64."""
+    """Creates a certificate authority and a certificate for 127.0.0.1, and returns the authority's certificate in base64."""
     CERTS.mkdir(parents=True, exist_ok=True)
     if not (CERTS / "tls.crt").exists():
         new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-subj")
@@ -121,25 +121,25 @@ def _configuration() -> Object:
 
 
 def _webhook_configurations(authority: str) -> list[Object]:
-    """Its own manifest, less what we do not need, and with an address instead of a service."""
+    """Returns the webhook configurations of its manifest, limited to WEBHOOK_NAMES, with an address instead of a service."""
     printed = kubectl("create", "--dry-run=client", "--validate=false", "-o", "json", "-f", str(WEBHOOKS)).stdout
-    found: list[Object] = []
+    configurations: list[Object] = []
     decoder = json.JSONDecoder()
     while printed := printed.strip():
         item, length = decoder.raw_decode(printed)
-        found += item.get("items", [item])
+        configurations += item.get("items", [item])
         printed = printed[length:]
-    for configuration in found:
+    for configuration in configurations:
         configuration["metadata"]["name"] = f"kueue-{configuration['metadata']['name']}"
-        wanted = [w for w in configuration["webhooks"] if w["name"][1:].removesuffix(".kb.io") in WANTED]
+        wanted = [w for w in configuration["webhooks"] if w["name"][1:].removesuffix(".kb.io") in WEBHOOK_NAMES]
         for webhook in wanted:
             webhook["clientConfig"] = _address(webhook["clientConfig"]["service"]["path"], authority)
         configuration["webhooks"] = wanted
-    return found
+    return configurations
 
 
 def _gates_pods() -> bool:
-    """Whether the webhooks answer: a pod of a queue, of which nothing is kept, gets a gate."""
+    """Returns whether the webhooks respond: a dry-run pod of a queue gets a scheduling gate."""
     metadata = {"name": "kueue-probe", "namespace": "default", "labels": {"kueue.x-k8s.io/queue-name": "none"}}
     pod = {
         "apiVersion": "v1",
@@ -148,5 +148,5 @@ def _gates_pods() -> bool:
         "spec": {"containers": [{"name": "c", "image": "none"}]},
     }
     gates = "jsonpath={.spec.schedulingGates[*].name}"
-    made = kubectl("create", "--dry-run=server", "-o", gates, "-f", "-", input=json.dumps(pod), check=False)
-    return "kueue.x-k8s.io/admission" in made.stdout
+    created = kubectl("create", "--dry-run=server", "-o", gates, "-f", "-", input=json.dumps(pod), check=False)
+    return "kueue.x-k8s.io/admission" in created.stdout

@@ -1,4 +1,4 @@
-"""Real nodes: a network namespace with a containerd, a kubelet and a kube-proxy of its own."""
+"""Runs real nodes: each is a network namespace with its own containerd, kubelet and kube-proxy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def make_network(i: int, count: int) -> None:
-    """The node's namespace, wired to the bridge, with routes to the pods of the others."""
+    """Creates the node's network namespace, connects it to the bridge, and adds routes to the other nodes' pods."""
     netns = node_netns(i)
     call("ip", "netns", "add", netns)
     call(*("ip", "link", "add", f"ytj{i}", "netns", NETNS, "type", "veth", "peer", "name", "eth0", "netns", netns))
@@ -46,7 +46,7 @@ def make_network(i: int, count: int) -> None:
 
 
 def start(i: int) -> None:
-    """Start the node's programs."""
+    """Starts the node's programs."""
     home, netns = node_home(i), node_netns(i)
     _configure(i, home)
     _make_cgroups(i)
@@ -154,7 +154,7 @@ runtime_type = "io.containerd.runc.v2"
 
 
 def _make_cgroups(i: int) -> None:
-    """With cgroups v1 every controller has a tree of its own, and a new cpuset group is empty until it is filled."""
+    """Creates the cgroups: in version 1 each controller has its own tree, and a new cpuset group has no CPUs yet."""
     for controller in _CGROUPS.iterdir():
         if controller.is_symlink() or not controller.is_dir() or not (controller / "cgroup.procs").exists():
             continue
@@ -165,8 +165,8 @@ def _make_cgroups(i: int) -> None:
                 (group / name).write_text((controller / name).read_text())
 
 
-def pull_the_plug(i: int) -> None:
-    """A power cut: no program of the node, and none in its pods, gets a last word."""
+def cut_power(i: int) -> None:
+    """Kills all programs of a node and of its pods at once, as a power cut does."""
     for name in (f"kubelet-{i}", f"proxy-{i}", f"containerd-{i}"):
         end(name, signal.SIGKILL)
     deadline = time.monotonic() + 15
@@ -181,24 +181,25 @@ def pull_the_plug(i: int) -> None:
 
 
 def _pids(i: int) -> list[int]:
-    """Containers are known by their cgroup, containerd's shims by the socket in their command line."""
-    found = []
+    """Returns the node's processes: containers by their cgroup, containerd's shims by the socket in their command line."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             inside_node = f"/ytj-node-{i}/" in (entry / "cgroup").read_text()
             if inside_node or str(node_socket(i)) in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def remove_cgroups(i: int) -> None:
+    """Removes the node's empty cgroups."""
     for group in _CGROUPS.glob(f"*/ytj-node-{i}"):
         for folder in [*sorted((f for f in group.rglob("*") if f.is_dir()), reverse=True), group]:
             try:
                 folder.rmdir()
             except OSError:
-                continue  # something in it is still ending; the next cluster takes it over
+                continue  # a process in it is still terminating; the next cluster uses the folder again

@@ -1,4 +1,4 @@
-"""Keys, certificates and kubeconfigs: one authority, and an identity for everybody who talks to the API server."""
+"""Creates keys, certificates and kubeconfigs: one authority, and an identity for every client of the API server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _openssl(*arguments: str) -> None:
 
 
 def issue(name: str, subject: str, usage: str = "clientAuth", alternatives: str = "") -> None:
-    """A key and a certificate for one identity."""
+    """Creates a key and a certificate for one identity."""
     extensions = [f"extendedKeyUsage={usage}", *([f"subjectAltName={alternatives}"] if alternatives else [])]
     (PKI / f"{name}.ext").write_text("\n".join(extensions) + "\n")
     new = ("req", "-newkey", "rsa:2048", "-nodes", "-subj", subject)
@@ -39,7 +39,7 @@ def issue(name: str, subject: str, usage: str = "clientAuth", alternatives: str 
 
 
 def make() -> None:
-    """The authority and the control plane's identities."""
+    """Creates the authority and the identities of the control plane."""
     PKI.mkdir(parents=True, exist_ok=True)
     authority = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", *_DAYS, "-subj", "/CN=devcluster")
     _openssl(*authority, "-keyout", "ca.key", "-out", "ca.crt")
@@ -58,7 +58,7 @@ def make() -> None:
 
 
 def make_node(i: int) -> None:
-    """A node's identity, and its kubeconfigs."""
+    """Creates a node's identity and its kubeconfigs."""
     issue(f"node-{i}", f"/O=system:nodes/CN=system:node:node-{i}")
     node_home(i).mkdir(parents=True, exist_ok=True)
     server = f"https://{CONTROL_IP}:6443"
@@ -67,7 +67,7 @@ def make_node(i: int) -> None:
 
 
 def kubeconfig(path: Path, identity: str, server: str) -> None:
-    """A kubeconfig (JSON is YAML) for one identity."""
+    """Writes a kubeconfig for one identity, as JSON, which is valid YAML."""
     cluster = {"server": server, "certificate-authority": str(PKI / "ca.crt")}
     user = {"client-certificate": str(PKI / f"{identity}.crt"), "client-key": str(PKI / f"{identity}.key")}
     content = {

@@ -1,4 +1,4 @@
-"""Long-running programs: each has a name, a pid file and a log."""
+"""Starts and stops long-running programs, each with a name, a pid file and a log."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from devcluster.settings import RUN
 
 
 def call(*command: str, quiet: bool = False, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end."""
+    """Runs a program and waits until it has exited."""
     sink = subprocess.DEVNULL if quiet else None
     return subprocess.run(command, check=check, text=True, stdout=sink, stderr=sink, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def inside(netns: str, *command: str) -> list[str]:
-    """The command line that runs a program in a network namespace.
+    """Returns the command line that runs a program in a network namespace.
 
-    nsenter, because `ip netns exec` mounts a fresh /sys that hides the cgroups which kubelets need.
+    It uses nsenter: `ip netns exec` mounts a new /sys, without the cgroups that kubelets need.
     """
     return ["nsenter", f"--net=/run/netns/{netns}", *command]
 
 
 def launch(name: str, command: list[str], **environment: str) -> None:
-    """Start a program that goes on after we are gone."""
+    """Starts a program that keeps running after this process has exited."""
     RUN.mkdir(parents=True, exist_ok=True)
     with (RUN / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
@@ -43,7 +43,7 @@ def launch(name: str, command: list[str], **environment: str) -> None:
 
 
 def running(name: str) -> int | None:
-    """The pid of a program of ours that lives."""
+    """Returns the pid of a program started by `launch` that is still running."""
     try:
         pid = int((RUN / f"{name}.pid").read_text())
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -53,7 +53,7 @@ def running(name: str) -> int | None:
 
 
 def end(name: str, how: signal.Signals = signal.SIGTERM, patience: float = 10) -> None:
-    """End a program and its children; by force where it does not listen."""
+    """Stops a program and its children; kills them after `patience` seconds."""
     for number in (how, signal.SIGKILL):
         if (pid := running(name)) is None:
             break
@@ -65,7 +65,7 @@ def end(name: str, how: signal.Signals = signal.SIGTERM, patience: float = 10) -
 
 
 def wait_for(what: str, ready: Callable[[], bool], patience: float = 120) -> None:
-    """Wait for a condition, or give up with words."""
+    """Waits for a condition; exits with a message after `patience` seconds."""
     deadline = time.monotonic() + patience
     while not ready():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Where everything lies, and the addresses."""
+"""Versions, paths, ports and addresses of the cluster."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ KUBERNETES = "1.35.4"
 ETCD = "3.7.3"
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolojob" / "devcluster"
-"""Outlives clusters and work trees: what takes long to make."""
+"""What takes long to build; shared by all clusters and checkouts of this user."""
 BIN = CACHE / f"bin-{KUBERNETES}"
 STATE = Path("/var/lib/yolojob-devcluster")
-"""One cluster's state; `down` empties it, except for the registry's layers."""
+"""State of the cluster; `down` empties it, except for the registry's layers."""
 RUN = STATE / "run"
 PKI = STATE / "pki"
 REGISTRY = STATE / "registry"
 SOCKETS = Path("/run/yolojob-devcluster")
-"""containerd's sockets: a path under /var/lib may be too long for one."""
+"""containerd's sockets: a path under STATE may be longer than a socket's name may be."""
 
 KUBECONFIG = STATE / "kubeconfig"
 INSIDE_KUBECONFIG = STATE / "inside.kubeconfig"
-"""The administrator's, seen from the control plane's namespace."""
+"""Kubeconfig of the administrator for use inside the control plane's network."""
 
 NETNS = "ytj-control"
 CONTROL_IP = "10.77.0.1"
@@ -30,10 +30,10 @@ API_SERVICE_IP = "10.79.0.1"
 SIMULATED_PODS = "10.80.0.0/16"
 API_PORT = 16443
 REGISTRY_PORT = 15000
-"""Ports on this machine's loopback, relayed into the control plane's namespace."""
+"""Ports of this machine's loopback interface, forwarded to API server and registry."""
 IMAGE_PREFIX = "registry.local:5000"
 """The registry's name in an image reference of a pod."""
-MOST_NODES = 32
+MAX_NODES = 32
 
 
 def node_netns(i: int) -> str:

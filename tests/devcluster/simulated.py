@@ -1,7 +1,7 @@
-"""Simulated GPU nodes: kwok plays their kubelets, so that a thousand pods cost next to nothing.
+"""Simulates GPU nodes: kwok takes the part of their kubelets, so that a thousand pods use almost no resources.
 
-A pod on them runs as soon as it is scheduled. With the annotation `devcluster/exit` it ends with that exit code, after
-`devcluster/exit-after` (a duration, 1s unless given), and `devcluster/message` becomes its termination message.
+A pod on such a node runs as soon as it is scheduled. With the annotation `devcluster/exit` it terminates with that exit code
+after `devcluster/exit-after` (a duration, by default 1s), and `devcluster/message` becomes its termination message.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ spec:
   selector:
     matchExpressions:
     - {{key: .metadata.deletionTimestamp, operator: Exists}}
-    # kwok deletes by name. Once it has done so, a second request might hit the pod that has come in the first one's place.
+    # kwok deletes by name: a second request could delete the pod that has replaced the first one.
     - {{key: .metadata.deletionGracePeriodSeconds | tostring, operator: NotIn, values: ["0"]}}
   next: {{delete: true}}
 """
 
 
 def gpu_node(i: int) -> dict[str, object]:
-    """A node of eight GPUs, tainted as such nodes are: only pods that tolerate it land there."""
+    """Returns a node of eight GPUs, with the usual taint: only pods that tolerate it are scheduled there."""
     size = {"cpu": "96", "memory": "1000Gi", "pods": "200", "nvidia.com/gpu": "8"}
     labels = {
         "type": "kwok",
@@ -130,7 +130,7 @@ def gpu_node(i: int) -> dict[str, object]:
 
 
 def start(count: int) -> None:
-    """Start kwok, and add its nodes."""
+    """Starts kwok and creates its nodes."""
     (STATE / "kwok.yaml").write_text(STAGES)
     launch(
         "kwok",

@@ -1,6 +1,6 @@
-"""A real cluster with the operator installed by its chart, from images that are built here.
+"""Fixtures of a real cluster with the operator, installed by its chart from images that are built here.
 
-Against another cluster than the test cluster, YOLOJOB_OPERATOR_IMAGE and YOLOJOB_TRAINER_IMAGE name the images.
+With KUBECONFIG, the tests use that cluster instead; YOLOJOB_OPERATOR_IMAGE and YOLOJOB_TRAINER_IMAGE then name the images.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ STORAGE = settings.STATE / "volumes"
 
 @pytest.fixture(scope="session")
 def kube() -> Iterator[Kube]:
-    """A namespace that allows nothing but what Pod Security calls restricted."""
-    with cluster() as found:
+    """A new namespace with the Pod Security level `restricted`."""
+    with cluster() as admin:
         name = f"e2e-{uuid.uuid4().hex[:8]}"
-        found.run("create", "namespace", name)
-        found.run("label", "namespace", name, f"{ENFORCE}=restricted")
-        yield Kube(found.kubeconfig, name)
-        found.run("delete", "namespace", name)
+        admin.run("create", "namespace", name)
+        admin.run("label", "namespace", name, f"{ENFORCE}=restricted")
+        yield Kube(admin.kubeconfig, name)
+        admin.run("delete", "namespace", name)
 
 
 @pytest.fixture(scope="session")
 def prometheus(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus | None]:
-    """In the test cluster's network, where there is one."""
+    """Prometheus in the test cluster's network; none in another cluster."""
     if not kube.is_devcluster:
         yield None
         return
@@ -42,7 +42,7 @@ def prometheus(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def _build(target: str) -> str:
-    """Build and push an image; its name is its content's, so that no node uses an older one."""
+    """Builds and pushes an image, and returns its name; the tag is its digest, so that no node uses an older image."""
     devcluster("base")
     name = f"localhost/yolojob/{target}"
     devcluster("image", f"{name}:e2e", "--", "--target", target, "--build-arg", f"BASE={images.BASE}", str(ROOT))
@@ -54,6 +54,7 @@ def _build(target: str) -> str:
 
 @pytest.fixture(scope="session")
 def image_names(kube: Kube) -> dict[str, str]:
+    """Images of `operator` and `trainer`, as pods name them."""
     given = {t: os.environ.get(f"YOLOJOB_{t.upper()}_IMAGE") for t in ("operator", "trainer")}
     if all(given.values()):
         return {target: str(image) for target, image in given.items()}
@@ -63,7 +64,7 @@ def image_names(kube: Kube) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def operator(kube: Kube, image_names: dict[str, str]) -> Iterator[Release]:
-    """The operator, installed as its users do it."""
+    """The operator, installed with Helm."""
     values = []
     for key, image in (("image", image_names["operator"]), ("trainer.image", image_names["trainer"])):
         repository, _, tag = image.rpartition(":")
@@ -78,9 +79,9 @@ def operator(kube: Kube, image_names: dict[str, str]) -> Iterator[Release]:
 
 @pytest.fixture
 def volume(kube: Kube, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A claim with storage behind it, by the name that the test asks for."""
+    """Name of a claim with storage, as given by the test's indirect parameter. Afterwards all jobs are deleted."""
     name: str = request.param
-    if kube.is_devcluster:  # it has no provisioner; elsewhere the default StorageClass is one
+    if kube.is_devcluster:  # the test cluster has no provisioner; other clusters have a default StorageClass
         folder = STORAGE / name
         subprocess.run(["rm", "-rf", str(folder)], check=True)
         folder.mkdir(parents=True)

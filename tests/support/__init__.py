@@ -1,7 +1,8 @@
-"""What several tests share."""
+"""Helpers that several test files share."""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ EXAMPLES = sorted((ROOT / "manifests" / "examples").glob("*.yaml"))
 
 
 def minimal(name: str = "digits", **spec: Any) -> dict[str, Any]:
-    """The smallest manifest, with other parts of the spec as asked for."""
+    """Returns the smallest valid manifest, with the given fields of the spec added or replaced."""
     return {
         "apiVersion": "yolojob.dev/v1alpha1",
         "kind": "YoloTrainingJob",
@@ -25,7 +26,17 @@ def minimal(name: str = "digits", **spec: Any) -> dict[str, Any]:
 
 
 def kubeconfig(path: Path, current: str | None, server: str = "http://127.0.0.1:1", **spaces: str) -> Path:
-    """A kubeconfig with a context for each namespace; nobody is at the server unless one is given."""
+    """Writes a kubeconfig with one context for each of `spaces` (context=namespace).
+
+    Args:
+        path: file to write.
+        current: name of the current context; without one the file has no current context.
+        server: address of the API server; no server listens at the default.
+        spaces: namespaces by context.
+
+    Returns:
+        `path`.
+    """
     content: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -42,12 +53,32 @@ def kubeconfig(path: Path, current: str | None, server: str = "http://127.0.0.1:
     return path
 
 
-def eventually(look: Callable[[], T], what: str, seconds: float = 30.0, every: float = 0.1) -> T:
-    """The first truthy answer, within a deadline."""
+def eventually(look: Callable[[], T | None], what: str, seconds: float = 30.0, every: float = 0.1) -> T:
+    """Polls until `look` returns something truthy.
+
+    Args:
+        look: called every `every` seconds.
+        what: description of the condition, for the error message.
+        seconds: deadline.
+        every: seconds between two calls.
+
+    Returns:
+        The truthy value.
+
+    Raises:
+        AssertionError: the deadline has passed.
+    """
     deadline = time.monotonic() + seconds
     while True:
-        if answer := look():
-            return answer
+        if value := look():
+            return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not after {seconds:.0f} s: {what}")
         time.sleep(every)
+
+
+def free_port() -> int:
+    """Returns a port of the loopback interface that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The commands that README and docs show, and how each is tested."""
+"""Lists the commands that README and docs show, and how each of them is tested."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ _BLOCK = re.compile(r"^```console\n(.*?)^```", re.M | re.S)
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How commands that match are tested."""
+    """How the commands that match a pattern are tested."""
 
     pattern: str
     how: Literal["here", "cluster", "elsewhere", "covered"]
-    """here: run on this machine. cluster: run in the test cluster. elsewhere: cannot run here. covered: by another test."""
+    """here: runs on this machine. cluster: runs in the test cluster. elsewhere: cannot run in the tests.
+    covered: another test runs it."""
     why: str = ""
     """elsewhere: the reason. covered: file and name of the test."""
 
 
 RULES = [
-    Rule(pattern=r"make (demo|test)", how="elsewhere", why="they are what runs this"),
-    Rule(pattern=r"docker |kind |minikube ", how="elsewhere", why="there is no Docker engine"),
-    Rule(
-        pattern=r"pip install ", how="elsewhere", why="the package is not published; the tests run it as it lies here"
-    ),
+    Rule(pattern=r"make (demo|test)", how="elsewhere", why="they run the tests themselves"),
+    Rule(pattern=r"docker |kind |minikube ", how="elsewhere", why="the test machine has no Docker engine"),
+    Rule(pattern=r"pip install ", how="elsewhere", why="the package is not published; the tests run the checkout"),
     Rule(
         pattern=r"cd tests|eval |python3 -m devcluster ",
         how="elsewhere",
-        why="they start and end the cluster of the tests",
+        why="they start and stop the test cluster",
     ),
-    Rule(pattern=r"helm install .*(REGISTRY|presets/kind)", how="elsewhere", why="names images that are elsewhere"),
+    Rule(
+        pattern=r"helm install .*(REGISTRY|presets/kind)",
+        how="elsewhere",
+        why="names images that the test machine cannot pull",
+    ),
     Rule(pattern=r"helm install ", how="covered", why="tests/e2e/conftest.py::operator"),
-    Rule(pattern=r"helm test ", how="covered", why="tests/e2e/test_release.py::test_helm_test_trains"),
+    Rule(pattern=r"helm test ", how="covered", why="tests/e2e/test_chart_release.py::test_helm_test_trains"),
     Rule(
         pattern=r"yolojob bench .*--tune",
         how="covered",
@@ -60,7 +63,7 @@ RULES = [
 
 
 def commands() -> Iterator[tuple[Path, str]]:
-    """(page, command) of all, in the order of the pages; what is the same is there once."""
+    """Yields (page, command) in the order of the pages, each command once."""
     seen = set()
     for page in PAGES:
         for block in _BLOCK.findall(page.read_text(encoding="utf-8")):
@@ -73,5 +76,5 @@ def commands() -> Iterator[tuple[Path, str]]:
 
 
 def rule(command: str) -> Rule | None:
-    """The first rule that matches."""
+    """Returns the first rule that matches a command."""
     return next((r for r in RULES if re.match(r.pattern, command)), None)

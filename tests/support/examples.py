@@ -1,4 +1,4 @@
-"""The example job under other names, and waiting for its progress."""
+"""The example job under other names, and functions that wait for its progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"
 
 
 def documents(name: str, **train: Any) -> list[dict[str, Any]]:
-    """The example under another name."""
+    """Returns the example job and its volume claim, renamed, with `train` added to the training settings."""
     job, claim = list(yaml.safe_load_all(EXAMPLE.read_text()))
     job["metadata"]["name"] = claim["metadata"]["name"] = name
     job["spec"]["storage"]["uri"] = f"pvc://{name}"
@@ -23,19 +23,21 @@ def documents(name: str, **train: Any) -> list[dict[str, Any]]:
 
 
 def training(kube: Kube, job: str, epoch: int) -> dict[str, Any]:
-    """Wait until so many epochs are done, while it runs."""
+    """Waits until a running job has trained `epoch` epochs, and returns its status."""
 
     def look() -> dict[str, Any] | None:
         status = kube.status(job)
         assert status.get("phase") not in ("Failed", "Succeeded"), json.dumps(status, indent=1)
         return status if status.get("progress", {}).get("epoch", 0) >= epoch and status["phase"] == "Running" else None
 
-    return eventually(look, f"{job} has trained {epoch} epochs", seconds=600, every=0.5)  # type: ignore[return-value]
+    return eventually(look, f"{job} has trained {epoch} epochs", seconds=600, every=0.5)
 
 
 def finished(kube: Kube, job: str, seconds: float = 300) -> dict[str, Any]:
+    """Waits until a job has succeeded or failed, and returns its status."""
+
     def look() -> dict[str, Any] | None:
         status = kube.status(job)
         return status if status.get("phase") in ("Succeeded", "Failed") else None
 
-    return eventually(look, f"{job} has ended", seconds=seconds, every=0.5)  # type: ignore[return-value]
+    return eventually(look, f"{job} has ended", seconds=seconds, every=0.5)

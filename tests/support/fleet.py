@@ -1,6 +1,6 @@
-"""Many jobs at once against a real API server, and a stopwatch beside it: what is created, seen, and when.
+"""Runs many jobs against a real API server and records when they change.
 
-Times are those at which a watch of our own shows a change, in this process; it shares the two cores with everything else.
+Times are those at which a watch in this process shows a change; it shares the CPU cores with everything else.
 """
 
 from __future__ import annotations
@@ -21,32 +21,34 @@ from typing import Any
 
 from kubernetes.aio import client, config
 
-from support import minimal
+from support import free_port, minimal
 
 JOBS = "/apis/yolojob.dev/v1alpha1/namespaces/{}/yolotrainingjobs"
 PODS = "/api/v1/namespaces/{}/pods"
 CONNECTIONS = 16
-"""Requests at once: each connection is two processes of the relay into the cluster."""
+"""Concurrent requests: the relay into the test cluster starts two processes for each connection."""
 RETRY_SECONDS = 0.2
 HZ = os.sysconf("SC_CLK_TCK")
+"""Clock ticks per second in /proc/PID/stat."""
 
 
 def job(name: str, workers: int, ends_after: str | None) -> dict[str, Any]:
-    """A job on simulated nodes, whose pods end well after a time, or never."""
+    """Returns a job for simulated nodes whose pods succeed after a duration, or run until they are deleted."""
     annotations = {} if ends_after is None else {"devcluster/exit": "0", "devcluster/exit-after": ends_after}
     template = {
         "metadata": {"annotations": annotations},
         "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"operator": "Exists"}]},
     }
-    made = minimal(name, workers={"replicas": workers, "template": template}, storage={"uri": "s3://bucket/runs"})
-    made["spec"]["train"] = {"batch": 16 * workers}
-    return made
+    manifest = minimal(name, workers={"replicas": workers, "template": template}, storage={"uri": "s3://bucket/runs"})
+    manifest["spec"]["train"] = {"batch": 16 * workers}
+    return manifest
 
 
 class Operator:
-    """The operator's process."""
+    """An operator process, with its CPU time, memory and metrics."""
 
-    def __init__(self, kubeconfig: Path, namespace: str, log: Path, port: int = 18099) -> None:
+    def __init__(self, kubeconfig: Path, namespace: str, log: Path) -> None:
+        port = free_port()
         self._metrics = f"http://127.0.0.1:{port}/metrics"
         command = [
             sys.executable,
@@ -63,29 +65,33 @@ class Operator:
             )
 
     def cpu_seconds(self) -> float:
-        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / HZ
+        """Returns the user and system time since the start."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / HZ
 
     def peak_megabytes(self) -> float:
+        """Returns the peak resident memory, in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(self._metrics, timeout=5) as answer:
-            return str(answer.read().decode())
+        """Returns the text of /metrics."""
+        with urllib.request.urlopen(self._metrics, timeout=5) as response:
+            return str(response.read().decode())
 
     def requests(self) -> dict[str, int]:
-        """Requests so far by verb and resource, without those for the lease."""
-        found: dict[str, int] = {}
+        """Returns counts of API requests by "VERB RESOURCE CODE", without those for the lease."""
+        counts: dict[str, int] = {}
         for line in self.metrics().splitlines():
             if line.startswith("yolojob_api_requests_total{") and 'resource="leases"' not in line:
                 labels, value = line[len("yolojob_api_requests_total{") :].rsplit("} ", 1)
-                words = dict(part.split("=") for part in labels.replace('"', "").split(","))
-                key = f"{words['verb']} {words['resource']} {words['code']}"
-                found[key] = found.get(key, 0) + int(float(value))
-        return found
+                values = dict(part.split("=") for part in labels.replace('"', "").split(","))
+                key = f"{values['verb']} {values['resource']} {values['code']}"
+                counts[key] = counts.get(key, 0) + int(float(value))
+        return counts
 
     def leads(self) -> bool:
+        """Returns whether the operator holds the lease."""
         try:
             return "yolojob_leader 1.0" in self.metrics()
         except OSError:
@@ -98,19 +104,23 @@ class Operator:
 
 @dataclass
 class Course:
-    """What happened to one job, on this process' clock."""
+    """Times of one job's changes, by `time.perf_counter`; 0 until the change happens."""
 
     created: float = 0.0
     pods: list[float] = field(default_factory=list)
+    """Creation of each pod."""
     ran: dict[str, float] = field(default_factory=dict)
-    """When each pod ran first."""
+    """First time at which each pod was running, by name."""
     running: float = 0.0
+    """Phase Running."""
     last_end: float = 0.0
+    """End of the last pod."""
     done: float = 0.0
+    """Phase Succeeded or Failed."""
 
 
 class Fleet:
-    """Jobs of one namespace, watched."""
+    """Creates and watches the jobs of one namespace."""
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self._api, self.namespace = api, namespace
@@ -123,29 +133,33 @@ class Fleet:
         self._watching = 0
 
     async def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Sends a request, and returns (HTTP status, parsed body)."""
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         url = self._api.configuration.host + path
-        answer = await self._api.rest_client.request(method, url, headers=headers, body=body, _request_timeout=120)
-        return answer.status, json.loads(await answer.read())
+        response = await self._api.rest_client.request(method, url, headers=headers, body=body, _request_timeout=120)
+        return response.status, json.loads(await response.read())
 
     async def create(self, body: dict[str, Any]) -> None:
+        """Creates a job."""
         name = body["metadata"]["name"]
         self.courses[name] = Course()
         async with self._slots:
             self.courses[name].created = time.perf_counter()
-            status, answer = await self.request("POST", JOBS.format(self.namespace), body)
-        assert status == 201, answer
+            status, response = await self.request("POST", JOBS.format(self.namespace), body)
+        assert status == 201, response
 
-    async def watch(self, path: str, see: Callable[[str, dict[str, Any]], None]) -> None:
-        """Watch until cancelled."""
+    async def _watch(self, path: str, see: Callable[[str, dict[str, Any]], None]) -> None:
+        """Calls `see` for every event of a collection until cancelled."""
         status, listed = await self.request("GET", path)
-        while status == 429:  # of a kind that is new to it, the API server has no watch cache yet
+        while status == 429:  # the API server has no watch cache for a new kind yet
             await asyncio.sleep(RETRY_SECONDS)
             status, listed = await self.request("GET", path)
         version = listed["metadata"]["resourceVersion"]
         session = self._api.rest_client.pool_manager
         self._watching += 1
-        while True:  # the API server ends the watch of a reader that is too slow for it
+        async with self.changed:
+            self.changed.notify_all()
+        while True:  # the API server closes the watch of a slow reader
             url = f"{self._api.configuration.host}{path}?watch=1&resourceVersion={version}"
             async with session.get(
                 url, ssl=self._api.rest_client.ssl_context, timeout=None, read_bufsize=1 << 24, raise_for_status=True
@@ -158,7 +172,7 @@ class Fleet:
                     async with self.changed:
                         self.changed.notify_all()
 
-    def see_job(self, kind: str, body: dict[str, Any]) -> None:
+    def _see_job(self, kind: str, body: dict[str, Any]) -> None:
         course = self.courses.get(body["metadata"]["name"])
         phase = (body.get("status") or {}).get("phase", "")
         self.phases[body["metadata"]["name"]] = phase
@@ -168,7 +182,7 @@ class Fleet:
             if phase in ("Succeeded", "Failed") and not course.done:
                 course.done = time.perf_counter()
 
-    def see_pod(self, kind: str, body: dict[str, Any]) -> None:
+    def _see_pod(self, kind: str, body: dict[str, Any]) -> None:
         self.on_pod(kind, body)
         course = self.courses.get(body["metadata"]["labels"].get("yolojob.dev/job-name", ""))
         if course is None:
@@ -181,6 +195,12 @@ class Fleet:
             course.last_end = time.perf_counter()
 
     async def until(self, what: str, ready: Callable[[], bool], seconds: float) -> None:
+        """Waits until a condition on the watched objects holds.
+
+        Raises:
+            AssertionError: the deadline has passed.
+        """
+
         async def wait() -> None:
             async with self.changed:
                 await self.changed.wait_for(ready)
@@ -190,16 +210,13 @@ class Fleet:
         waiting.cancel()
         assert done, f"not after {seconds:.0f} s: {what}"
         for task in done:
-            task.result()  # a watch that broke says why
+            task.result()  # raises the error of a failed watch
 
-    async def look(self) -> None:
-        """Begin to watch."""
-        for path, see in ((JOBS, self.see_job), (PODS, self.see_pod)):
-            self._watches.append(asyncio.create_task(self.watch(path.format(self.namespace), see)))
-        end = time.monotonic() + 30
-        while self._watching < len(self._watches):
-            assert time.monotonic() < end, "nothing can be watched"
-            await asyncio.sleep(0.01)
+    async def start(self) -> None:
+        """Starts the watches of jobs and pods, and waits until both receive events."""
+        for path, see in ((JOBS, self._see_job), (PODS, self._see_pod)):
+            self._watches.append(asyncio.create_task(self._watch(path.format(self.namespace), see)))
+        await self.until("both watches are open", lambda: self._watching == len(self._watches), 30)
 
     async def close(self) -> None:
         for watch in self._watches:
@@ -209,20 +226,21 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(kubeconfig: Path, namespace: str) -> AsyncIterator[Fleet]:
+    """Opens a `Fleet` that is already watching."""
     await config.load_kube_config(str(kubeconfig))
     configuration = client.Configuration.get_default_copy()
     configuration.connection_pool_maxsize = CONNECTIONS + 8
     async with client.ApiClient(configuration) as api:
-        made = Fleet(api, namespace)
+        jobs = Fleet(api, namespace)
         try:
-            await made.look()
-            yield made
+            await jobs.start()
+            yield jobs
         finally:
-            await made.close()
+            await jobs.close()
 
 
 def spread(values: list[float]) -> str:
-    """p50 and p95, in seconds."""
+    """Returns "p50 / p95" of seconds."""
     ordered = sorted(values)
     p95 = ordered[min(int(len(ordered) * 0.95), len(ordered) - 1)]
     return f"{statistics.median(ordered):.2f} / {p95:.2f}"

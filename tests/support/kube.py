@@ -110,7 +110,7 @@ def cluster() -> Iterator[Kube]:
     locks = ClusterLocks(settings.KUBECONFIG)
     with started(locks):
         kube = Kube(settings.KUBECONFIG)
-        with locks.shared():  # a test that is alone may have replaced the CRD
+        with locks.shared(["crd"]):  # two processes must not create it at once, nor replace an exclusive test's CRD
             kube.run("apply", "--filename", str(ROOT / "manifests" / "crd.yaml"))
             kube.run("wait", "--for=condition=Established", "crd/yolotrainingjobs.yolojob.dev", "--timeout=30s")
         yield kube

@@ -1,4 +1,4 @@
-"""Dashboards as pictures, for the documentation: what Grafana would draw of the same queries, by matplotlib."""
+"""Draws dashboards with matplotlib, for the documentation: the same queries and panels as in Grafana."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from matplotlib.gridspec import GridSpec
 from support.prometheus import Points
 
 Series = list[tuple[str, Points]]
-"""(legend, points); one point each where the panel shows a moment."""
+"""(legend, points); one point for each series if the panel shows a moment."""
 UNITS = {"s": "s", "percentunit": "", "bytes": "B", "reqps": "/s", "short": ""}
 COLUMNS = 24
-MOST_IN_LEGEND = 12
+"""Width of a dashboard, in grid columns of Grafana."""
+MAX_LEGEND_ENTRIES = 12
 
 
 def legend(template: str, labels: dict[str, str]) -> str:
-    """A legend as Grafana fills it in."""
+    """Fills a legend template with labels, as Grafana does."""
     return re.sub(r"{{(\w+)}}", lambda match: labels.get(match[1], ""), template).strip() or "value"
 
 
 def draw(board: Board, data: dict[Panel, Series], path: Path) -> None:
-    """One picture of all panels."""
+    """Draws all panels of a board into one PNG file."""
     rows: list[list[Panel]] = []
     for _, panels in board.rows:
         rows.append([])
@@ -56,12 +57,12 @@ def _panel(axes: Axes, panel: Panel, series: Series) -> None:
     axes.tick_params(labelsize=8)
     if panel.kind == "figure":
         axes.axis("off")
-        words = "\n".join(f"{_number(points[-1][1], panel.unit)}  {name}" for name, points in series[:3])
-        axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=11)
+        text = "\n".join(f"{_number(points[-1][1], panel.unit)}  {name}" for name, points in series[:3])
+        axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=11)
     elif panel.kind == "bars":
-        shown = series[:MOST_IN_LEGEND][::-1]
+        shown = series[:MAX_LEGEND_ENTRIES][::-1]
         axes.barh(range(len(shown)), [points[-1][1] for _, points in shown], alpha=0.6)
-        for i, (name, points) in enumerate(shown):  # beside the axes long names would take the plot's place
+        for i, (name, points) in enumerate(shown):  # outside the axes, long names would leave no room for the bars
             axes.text(0, i, f" {name}: {_number(points[-1][1], panel.unit)}", va="center", fontsize=8)
         axes.set_yticks([])
         axes.margins(x=0.15)
@@ -86,7 +87,7 @@ def _over_time(axes: Axes, panel: Panel, series: Series) -> None:
     axes.set_xlabel("minutes", fontsize=8)
     axes.set_ylabel(UNITS[panel.unit], fontsize=8)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[:MOST_IN_LEGEND], labels[:MOST_IN_LEGEND], fontsize=6, loc="upper left", ncols=2)
+    axes.legend(handles[:MAX_LEGEND_ENTRIES], labels[:MAX_LEGEND_ENTRIES], fontsize=6, loc="upper left", ncols=2)
 
 
 def _number(value: float, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""The operator in a cluster, installed by its chart."""
+"""Installs the operator in a cluster with its Helm chart."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from support import ROOT
 from support.kube import Kube
 
 ENFORCE = "pod-security.kubernetes.io/enforce"
-
-
+"""Namespace label of the Pod Security level."""
 HOME = "yolojob-system"
+"""Namespace of the operator."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """The chart in the cluster, handled as its users do."""
+    """One Helm release of the chart."""
 
     kube: Kube
     values: tuple[str, ...]
@@ -28,7 +28,7 @@ class Release:
         return done.stdout
 
     def install(self, *more: str) -> None:
-        """Install it, or upgrade to other values."""
+        """Installs the chart, or upgrades the release to other values."""
         chart = str(ROOT / "helm" / "yolojob")
         self.helm(
             "upgrade",

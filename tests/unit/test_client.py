@@ -1,141 +1,131 @@
-"""The client without a cluster: which one it means, and what it makes of what it is given."""
+"""`yolojob.client.Client` over HTTP, against a fake API server."""
 
 from __future__ import annotations
 
-import io
 import logging
-from datetime import UTC, datetime
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 from support import kubeconfig, minimal
+from support.api_server import FakeApiServer
 
+from yolojob.api.errors import NotFound
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.status import Condition, ConditionType, YoloTrainingJobStatus
-from yolojob.cli import job_view, live_view
 from yolojob.client import Client, ClusterError
-from yolojob.client import client as module
-from yolojob.client.kubeconfig import contexts
+
+pytestmark = pytest.mark.processes
 
 
-class TestContext:
-    @pytest.mark.parametrize("current", [None, "gone"])
-    def test_the_named_one_counts_whatever_the_current_one_is(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, current: str | None
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApiServer]:
+    """A running server that the kubeconfig points to."""
+    server = FakeApiServer()
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", "first", server.url, first="default")))
+    yield server
+    server.stop()
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["", ".", "..", "A", "a/b", "-a", "a b"])
+    def test_client_with_invalid_job_name_sends_no_request(self, api: FakeApiServer, name: str) -> None:
+        """In the path of a URL, an empty name or a dot means all jobs of the namespace."""
+        api.add("a")
+        client = Client()
+        for method in (client.delete, client.get, client.suspend, client.events, lambda n: list(client.logs(n))):
+            with pytest.raises(ClusterError, match="NAME: "):
+                method(name)
+        with pytest.raises(ClusterError, match="NAME: "):
+            next(client.watch(name))
+        assert api.requests == []
+
+    @pytest.mark.parametrize("namespace", ["..", "a/b", "A"])
+    def test_client_with_invalid_namespace_is_refused(self, api: FakeApiServer, namespace: str) -> None:
+        with pytest.raises(ClusterError, match="namespace: "):
+            Client(namespace=namespace)
+
+    def test_client_with_two_current_contexts_takes_the_first_file(
+        self, api: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", current, good="there")))
-        assert Client(context="good").namespace == "there"
-        assert Client(context="good", namespace="here").namespace == "here"
-        assert contexts() == ["good"]
-        with pytest.raises(ClusterError, match=r"there is good\. Choose one with --context"):
-            Client()
+        """kubectl does the same: two tools used side by side must change the same cluster."""
+        second = kubeconfig(tmp_path / "second", "second", second="default")
+        monkeypatch.setenv("KUBECONFIG", f"{os.environ['KUBECONFIG']}:{second}")
+        assert Client().list() == []
+        assert len(api.requests) == 1
 
-    def test_several_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        files = [kubeconfig(tmp_path / "a", "one", one="first"), kubeconfig(tmp_path / "b", None, two="second")]
-        monkeypatch.setenv("KUBECONFIG", ":".join(map(str, files)))
-        assert (Client().namespace, Client(context="two").namespace) == ("first", "second")
 
-    @pytest.mark.parametrize("text", ["", "[]", "a: [", "contexts: 5", "clusters: [{}]"])
-    def test_a_file_that_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-        path = tmp_path / "config"
-        path.write_text(text)
-        monkeypatch.setenv("KUBECONFIG", str(path))
-        with pytest.raises(ClusterError, match=r"kubeconfig|no cluster"):
-            Client()
-        assert contexts() == []
+class TestUnreadableJobs:
+    """Jobs stored by a newer version, or before a rule existed."""
 
-    def test_no_pods_own_cluster_instead_of_the_one_that_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_list_with_unreadable_job_returns_the_others(
+        self, api: FakeApiServer, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """In a pod, with a kubeconfig that is not there: a wrong cluster is worse than none."""
-        from kubernetes import config
-
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
-        monkeypatch.setattr(config, "load_incluster_config", lambda **_: None)
-        with pytest.raises(ClusterError, match="no cluster"):
-            Client(context="production")
-
-
-def body(name: str, **status: Any) -> dict[str, Any]:
-    return {**minimal(name), "status": status}
-
-
-class TestOddJobs:
-    """Stored by a version that knows more, or before the rules were made."""
-
-    BROKEN = minimal("broken", train={"epochs": "many"})
-
-    @pytest.fixture
-    def client(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", "good", good="there")))
-        return Client()
-
-    def test_one_does_not_hide_the_others(
-        self, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        newer = body("newer", phase="Running", mood="good")
-        monkeypatch.setattr(client, "_call", lambda *_: {"items": [self.BROKEN, newer]})
+        api.add("broken", train={"epochs": "many"})
+        api.add("newer")
+        api.jobs["newer"]["status"]["mood"] = "good"
         with caplog.at_level(logging.WARNING):
-            found = client.list()
-        assert [job.metadata.name for job in found] == ["newer"], "a field of the status that is news is no fault"
+            jobs = Client().list()
+        assert [job.metadata.name for job in jobs] == ["newer"], "an unknown field of the status is no error"
         assert "broken cannot be read: spec.train.epochs" in caplog.text
 
-    def test_alone_it_is_an_error_in_words(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(client, "_call", lambda *_: self.BROKEN)
+    def test_get_of_unreadable_job_raises_cluster_error(self, api: FakeApiServer) -> None:
+        api.add("broken", train={"epochs": "many"})
         with pytest.raises(ClusterError, match="broken cannot be read"):
-            client.get("broken")
+            Client().get("broken")
+
+    def test_watch_with_unreadable_job_reports_the_others(self, api: FakeApiServer) -> None:
+        api.add("odd", train={"epochs": "many"})
+        api.add("fine")
+        assert next(Client().watch(seconds=5))[1].metadata.name == "fine"
+
+    def test_client_accepts_unknown_fields_in_responses(self, api: FakeApiServer) -> None:
+        created = Client().submit(YoloTrainingJob.model_validate(minimal("new")))
+        assert created.metadata.name == "new"
+        api.add("a")
+        api.jobs["a"]["spec"]["workers"]["inventedLater"] = 1
+        assert Client().suspend("a").spec.workers.replicas == 2
 
 
-def told(message: str, width: int | None = None) -> str:
-    now = datetime.now(UTC)
-    condition = Condition(
-        type=ConditionType.FAILED, status="True", reason="Failed", message=message, last_transition_time=now
-    )
-    job = YoloTrainingJob.model_validate(minimal("a-name-that-is-rather-long-for-a-column-of-a-terminal"))
-    job.status = YoloTrainingJobStatus(conditions=[condition])
-    out = io.StringIO()
-    console = live_view.plain_console()
-    console.file = out
-    job_view.describe_job(job, [{"message": message, "reason": "[x]", "type": "Warning"}], console)
-    job_view.show_jobs([job], console)
-    return out.getvalue()
+class TestWait:
+    def test_wait_for_finished_job_returns_at_once(self, api: FakeApiServer) -> None:
+        api.add("a", phase="Succeeded")
+        assert Client().wait("a", seconds=0).metadata.name == "a"
+
+    def test_wait_for_running_job_times_out(self, api: FakeApiServer) -> None:
+        api.add("b")
+        with pytest.raises(TimeoutError):
+            Client().wait("b", seconds=0)
+
+    def test_wait_for_job_deleted_before_the_watch_raises_not_found(self, api: FakeApiServer) -> None:
+        """The first request finds the job; the list of the watch does not, and would report nothing."""
+        api.add("gone")
+        api.on_list = api.jobs.clear
+        with pytest.raises(NotFound, match="gone was deleted"):
+            Client().wait("gone")
 
 
-@pytest.mark.parametrize("message", ["[rank0]: RuntimeError", "[/data/images] not found", ":warning: [bold]x[/bold]"])
-def test_brackets_are_words(message: str) -> None:
-    assert told(message).count(message) >= 2
+def test_watch_after_expiry_reports_what_was_deleted_meanwhile(api: FakeApiServer) -> None:
+    """Between two lists, job b is deleted, and job a is replaced by another one of the same name."""
+    for name in ("a", "b", "c"):
+        api.add(name)
+    expired = {"type": "ERROR", "object": {"code": 410, "reason": "Expired", "message": "too old", "metadata": {}}}
+    api.watch_events = lambda: [expired]
+    changes: list[tuple[str, str | None]] = []
+    lists = 0
 
+    def on_list() -> None:
+        nonlocal lists
+        lists += 1
+        if lists == 2:
+            del api.jobs["b"]
+            api.add("a", uid="another")
 
-def test_a_pipe_cuts_nothing_off() -> None:
-    name = "a-name-that-is-rather-long-for-a-column-of-a-terminal"
-    last = told("long " * 50).splitlines()[-1]
-    assert last.startswith(name)
-    assert not Console(file=io.StringIO()).is_terminal
-    assert "…" not in last
-
-
-def test_a_worker_that_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", "good", good="there")))
-    client = Client()
-    monkeypatch.setattr(client, "_call", lambda *_: minimal("two", workers={"replicas": 2}))
-    with pytest.raises(module.NotFound, match="no worker 7: there are 2, from 0 to 1"):
-        list(client.logs("two", 7))
-
-
-def test_waiting_for_a_job_that_goes_in_the_meantime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was there when it was asked for, and is not when the watch begins, which would tell of nothing."""
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", "good", good="there")))
-    client = Client()
-
-    class Gone:
-        def get_namespaced_custom_object(self, *_: Any, **__: Any) -> dict[str, Any]:
-            return body("gone", phase="Running")
-
-        def list_namespaced_custom_object(self, *_: Any, **__: Any) -> dict[str, Any]:
-            return {"items": [], "metadata": {"resourceVersion": "7"}}
-
-    monkeypatch.setattr(client, "_objects", Gone())
-    with pytest.raises(module.NotFound, match="gone was deleted"):
-        client.wait("gone")
+    api.on_list = on_list
+    for change, job in Client().watch(seconds=10):
+        changes.append((change, job.metadata.uid))
+        if len(changes) == 7:
+            break
+    assert set(changes[:3]) == {("ADDED", f"uid-{name}") for name in "abc"}
+    assert set(changes[3:5]) == {("DELETED", "uid-a"), ("DELETED", "uid-b")}
+    assert set(changes[5:]) == {("ADDED", "another"), ("ADDED", "uid-c")}

@@ -1,26 +1,28 @@
-"""The CRD fits into what `kubectl apply` can take."""
+"""The generated CustomResourceDefinition: size, columns, descriptions."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from yolojob.api.crd import COLUMNS, crd, render, structural
 
 
-def test_it_is_small_enough_for_plain_apply() -> None:
-    """kubectl keeps a copy in an annotation, and annotations end at 256 KiB; ours ends well before."""
+def test_crd_is_small_enough_for_client_side_apply() -> None:
+    """kubectl keeps a copy in an annotation, and annotations are limited to 256 KiB."""
     assert len(render()) < 60_000
     assert len(json.dumps(crd())) < 60_000
 
 
-def test_columns() -> None:
+def test_columns_are_unchanged() -> None:
+    """Scripts may parse the output of `kubectl get`."""
     assert [c[0] for c in COLUMNS] == ["Phase", "Workers", "Restarts", "Epoch", "mAP50", "Img/s", "ETA", "Cost", "Age"]
 
 
-def test_every_field_of_the_spec_is_described() -> None:
-    def walk(schema: dict, path: str) -> None:  # type: ignore[type-arg]
+def test_crd_describes_every_field_of_the_spec() -> None:
+    def walk(schema: dict[str, Any], path: str) -> None:
         for name, child in schema.get("properties", {}).items():
             assert child.get("description") or path.endswith(".template"), f"{path}.{name}"
             walk(child, f"{path}.{name}")
@@ -28,6 +30,6 @@ def test_every_field_of_the_spec_is_described() -> None:
     walk(crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"], "spec")
 
 
-def test_a_union_is_refused_rather_than_dropped() -> None:
+def test_structural_of_union_is_refused() -> None:
     with pytest.raises(TypeError, match="unions"):
         structural({"anyOf": [{"type": "integer"}, {"type": "string"}]}, {})

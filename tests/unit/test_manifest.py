@@ -1,4 +1,4 @@
-"""A manifest is a job, or a list of faults with their field paths."""
+"""Manifests: parsed into a job, or refused with all faults and their field paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import EXAMPLES, minimal
 
@@ -15,12 +15,14 @@ from yolojob.api.manifest import InvalidManifest, load, parse
 
 
 def faults(document: dict[str, Any]) -> dict[str, str]:
+    """Returns the messages of an invalid manifest's faults by field path."""
     with pytest.raises(InvalidManifest) as caught:
         parse(document)
     return {fault.path: fault.message for fault in caught.value.faults}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
+    """Returns the smallest manifest with another value at a field path."""
     document = copy.deepcopy(minimal())
     *parents, last = path.split(".")
     node = document
@@ -31,12 +33,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
-def test_examples_are_valid(path: Path) -> None:
+def test_parse_accepts_the_example(path: Path) -> None:
     assert parse(load(path)).spec.train.batch > 0
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "words"),
+    ("path", "value", "message"),
     [
         ("spec.train.mosiac", 1.0, "did you mean mosaic?"),
         ("spec.train.time", 3, "activeDeadlineSeconds"),
@@ -61,21 +63,21 @@ def test_examples_are_valid(path: Path) -> None:
         ("spec.elastic", {"minReplicas": 4, "maxReplicas": 2}, None),
         ("metadata.name", "Digits", "DNS label"),
         ("metadata.name", "a" * 53, "52 characters"),
-        ("metadata.name", "1digits", "beginning with a letter"),
+        ("metadata.name", "1digits", "starting with a letter"),
     ],
 )
-def test_a_fault_names_its_field_and_the_way_out(path: str, value: Any, words: str | None) -> None:
-    found = faults(changed(path, value))
+def test_parse_of_invalid_field_names_path_and_remedy(path: str, value: Any, message: str | None) -> None:
+    messages = faults(changed(path, value))
     near = {"spec.workers.replicas": "spec.train.batch", "spec.storage": "spec.storage.uri"}
     near |= {"spec.scheduling": "spec.scheduling.queue", "spec.elastic": "spec.elastic.maxReplicas"}
     near |= {"spec.workers.resources": "spec.workers.resources"}
     expected = near.get(path, path)
-    hit = next((p for p in found if p.startswith(expected)), None)
-    assert hit is not None, found
-    assert words is None or words in found[hit]
+    reported = next((p for p in messages if p.startswith(expected)), None)
+    assert reported is not None, messages
+    assert message is None or message in messages[reported]
 
 
-def test_all_faults_come_at_once() -> None:
+def test_parse_reports_all_faults_together() -> None:
     document = changed("spec.train.mosiac", 1.0)
     document["spec"]["train"]["batch"] = "many"
     del document["spec"]["model"]
@@ -83,26 +85,27 @@ def test_all_faults_come_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "nothing"),
         ("kind: Pod", "Pod"),
         ("kind: [", "expected"),
-        ("kind: YoloTrainingJob\nkind: YoloTrainingJob", "there twice"),
-        ("kind: YoloTrainingJob\n---\nkind: YoloTrainingJob", "holds 2"),
+        ("kind: YoloTrainingJob\nkind: YoloTrainingJob", "duplicate key"),
+        ("kind: YoloTrainingJob\n---\nkind: YoloTrainingJob", "contains 2"),
         ("a: &a [*a]", "nested too deeply"),
         ("\x00", "special characters"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ],
 )
-def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, words: str) -> None:
+def test_load_of_malformed_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(text)
-    with pytest.raises(InvalidManifest, match=words):
+    with pytest.raises(InvalidManifest, match=message):
         load(path)
 
 
-def test_aliases_do_not_blow_up(tmp_path: Path) -> None:
+def test_load_of_nested_aliases_is_refused(tmp_path: Path) -> None:
+    """The file of a few lines would expand to 10^9 strings."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     path = tmp_path / "bomb.yaml"
@@ -111,7 +114,7 @@ def test_aliases_do_not_blow_up(tmp_path: Path) -> None:
         load(path)
 
 
-def test_yaml_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
+def test_load_reads_scalars_as_kubectl_does(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("kind: YoloTrainingJob\nlr0: 1e-3\ndate: 2026-01-01\namp: off\n")
     document = load(path)
@@ -120,7 +123,7 @@ def test_yaml_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
     assert document["amp"] is False
 
 
-def test_no_such_file(tmp_path: Path) -> None:
+def test_load_of_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidManifest, match="No such file"):
         load(tmp_path / "none.yaml")
 
@@ -132,8 +135,9 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["spec", "metadata", "status", "spec.train", "spec.workers", "spec.train.freeze"]), json_values)
-def test_nothing_breaks_the_parser(path: str, value: Any) -> None:
+def test_parse_of_any_value_returns_a_job_or_faults(path: str, value: Any) -> None:
     try:
         job = parse(changed(path, value))
     except InvalidManifest as invalid:

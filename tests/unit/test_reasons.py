@@ -1,4 +1,4 @@
-"""`Reason`: what yolojob says in conditions, events and failures is listed once, and explained."""
+"""`Reason`: the reasons of conditions, events and failures are defined once and documented."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ CALLS = (
     "end_attempt",
     "event",
 )
-"""Calls that take a reason."""
+"""Functions and classes that take a reason."""
 
 
-def _explained() -> set[str]:
+def _documented() -> set[str]:
+    """Returns the words of the reason column in docs/troubleshooting.md."""
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     return {word for row in rows for word in re.findall(r"\w+", row)}
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_docs_have_a_row_for_every_reason(reason: Reason) -> None:
-    assert reason.value in _explained()
+def test_troubleshooting_page_has_a_row_for_reason(reason: Reason) -> None:
+    assert reason.value in _documented()
 
 
-def test_code_spells_no_reason_as_a_string() -> None:
+def test_packages_spell_no_reason_as_a_string() -> None:
     spelled = []
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):

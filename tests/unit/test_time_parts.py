@@ -31,7 +31,7 @@ def test_time_part_colour_is_visible_on_white_and_on_black(part: TimePart) -> No
     assert (luminance + 0.05) / 0.05 > 1.5, "too dark for a black terminal"
 
 
-def test_timing_parts_with_unknown_phase_still_add_up() -> None:
+def test_timing_parts_with_unknown_phase_count_it_as_other() -> None:
     timing = Timing(
         queued_seconds=1.0, training_seconds={"forward": 2.0, "unaccounted": 3.0, "of_another_version": 4.0}
     )

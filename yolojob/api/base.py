@@ -1,4 +1,4 @@
-"""The base of all models: Kubernetes' camelCase outside, Python's snake_case inside, nothing unknown accepted."""
+"""Base of all models: camelCase in JSON as in Kubernetes, snake_case in Python, unknown fields rejected."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pydantic.alias_generators import to_camel
 
 
 class ApiModel(BaseModel):
+    """A model that rejects unknown fields and converts no types."""
+
     model_config = ConfigDict(
         alias_generator=to_camel,
         populate_by_name=True,
         extra="forbid",
         use_attribute_docstrings=True,
-        # As the API server: "2" is no integer, 1 is no boolean.
+        # As the API server does: "2" is not an integer, and 1 is not a boolean.
         strict=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -20,6 +22,6 @@ class ApiModel(BaseModel):
 
 
 class LenientModel(ApiModel):
-    """What a program says to another, which may be older: it reads what it knows."""
+    """A message between programs of different versions: it ignores unknown fields."""
 
     model_config = ConfigDict(extra="ignore")

@@ -1,6 +1,6 @@
-"""The words that operator, trainer and local runner share: API group, labels, environment, ports, exit codes.
+"""Constants shared by operator, trainer and local runs: API group, labels, environment, ports, exit codes.
 
-Nothing else is agreed between them, and nobody spells one of these words out anywhere else.
+These and the models are the whole interface between them; no other module repeats one of these values.
 """
 
 from __future__ import annotations
@@ -20,77 +20,79 @@ LABEL_WORKER = f"{GROUP}/worker-index"
 LABEL_WORKERS = f"{GROUP}/workers"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_SPARE = f"{GROUP}/spare"
-"""A pod that only looks for room, for a larger attempt of an elastic job."""
+"""Label of a pod that only reserves resources for a larger attempt of an elastic job."""
 ANNOTATION_GENERATION = f"{GROUP}/generation"
-"""The job's metadata.generation when a pod was made."""
+"""The job's metadata.generation when the pod was created."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "yolojob"
 
 CONTAINER = "trainer"
-"""Name of the container that trains, in the operator's pods and in `spec.workers.template`."""
+"""Name of the training container, in the operator's pods and in `spec.workers.template`."""
 
 RENDEZVOUS_PORT = 29400
 METRICS_PORT = 9400
 """Local rank 0 of a worker serves /metrics and /progress here, local rank r on METRICS_PORT + r."""
 
 ENV_RUN = "YOLOJOB_RUN"
-"""The run that this worker belongs to, as JSON (`yolojob.api.run.Run`)."""
+"""The worker's run as JSON (`yolojob.api.run.Run`)."""
 ENV_OUTPUT_DIR = "YOLOJOB_OUTPUT_DIR"
-"""Folder for checkpoints, weights and results. Only global rank 0 uses it."""
+"""Folder for checkpoints, weights and results; used by global rank 0 only."""
 ENV_CACHE_DIR = "YOLOJOB_CACHE_DIR"
-"""Folder of this node for staged data sets and label caches."""
+"""The node's folder for staged datasets and label caches."""
 ENV_VOLUMES_DIR = "YOLOJOB_VOLUMES_DIR"
 """Folder in which `pvc://CLAIM/PATH` is `CLAIM/PATH`."""
 ENV_METRICS_PORT = "YOLOJOB_METRICS_PORT"
-"""Port of local rank 0; METRICS_PORT unless set. 0 serves nothing."""
+"""Metrics port of local rank 0. Default: METRICS_PORT. 0 serves no metrics."""
 ENV_CPUS = "YOLOJOB_CPUS"
-"""CPUs that the worker was promised, where its cgroup has no quota to tell by."""
+"""CPUs that the worker requested, for a cgroup without a CPU quota."""
 ENV_TRACE_STEPS = "YOLOJOB_TRACE_STEPS"
-"""So many steps are recorded as a Chrome trace."""
+"""Number of steps to record as a Chrome trace."""
 ENV_MODE = "YOLOJOB_MODE"
-"""One of `Mode`; to train, unless set."""
+"""One of `Mode`. Default: train."""
 ENV_BENCH_SECONDS = "YOLOJOB_BENCH_SECONDS"
-"""Time for the measurements of a bench."""
+"""Duration of a bench's measurements in seconds."""
 ENV_STARTED = "YOLOJOB_STARTED"
-"""When the worker's first process began, seconds since 1970: from there on its time is accounted for."""
+"""Start of the worker's first process, in seconds since 1970: the account of its time starts here."""
 ENV_LAUNCHED = "YOLOJOB_LAUNCHED"
-"""When it went to wait for the other workers, seconds since 1970; only where torchrun does that."""
+"""Start of the wait for the other workers, in seconds since 1970; set only if torchrun does the rendezvous."""
 ENV_TERMINATION_LOG = "YOLOJOB_TERMINATION_LOG"
 """File for the final report; Kubernetes takes its first 4096 bytes as the container's termination message."""
 
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT = 4096
+"""Kubernetes' limit of a termination message, in bytes."""
 
 MAX_NAME_LENGTH = 52
-"""A pod is called NAME-worker-IIII and its name is its host name: a DNS label of 63 characters."""
+"""Limit of metadata.name: the pods' names NAME-worker-IIII are also their host names, DNS labels of at most 63
+characters."""
 
 
 class Mode(enum.StrEnum):
-    """What a trainer is started for."""
+    """What a trainer does."""
 
     TRAIN = "train"
     TUNE = "tune"
-    """Make the trials of spec.tuning, whatever its mode, and train nothing."""
+    """Run the trials of spec.tuning, also if its mode is Off, and do not train."""
     BENCH = "bench"
-    """Measure for a minute, and keep nothing."""
+    """Measure for a minute, and write no files."""
     INSPECT = "inspect"
-    """Count what network and data are made of, and train nothing."""
+    """Determine the size of model and dataset, and do not train."""
 
 
 class ExitCode(enum.IntEnum):
-    """How a trainer process ends. torchrun hides these behind its own 1; `yolojob_trainer.launch` hands them on."""
+    """Exit codes of a trainer process. torchrun replaces them by 1; `yolojob_trainer.launch` restores them."""
 
     SUCCEEDED = 0
     FAILED = 1
-    """The training failed; another attempt may do better."""
+    """The training failed; another attempt may succeed."""
     BAD_INPUT = 2
-    """The specification or the data is wrong; no attempt will do better."""
+    """The spec or the data is invalid; another attempt would fail, too."""
     PEER_LOST = 76
-    """Another worker went away. Not this worker's fault (EX_PROTOCOL of sysexits.h)."""
+    """The connection to another worker was lost; this worker is not the cause (EX_PROTOCOL of sysexits.h)."""
     INTERRUPTED = 143
-    """Asked to stop by SIGTERM; the state was saved (128 + 15, as a shell says it)."""
+    """Stopped by SIGTERM after saving the state (128 + 15, as shells report it)."""
 
 
 def worker_name(job: str, index: int) -> str:
-    """Name of a worker's pod, and its host name."""
+    """Name and host name of a worker's pod."""
     return f"{job}-worker-{index}"

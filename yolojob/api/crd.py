@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, generated from the models: structural schema, defaults, rules, columns."""
+"""Generates the CustomResourceDefinition from the models: structural schema, defaults, rules, columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolojob.api.status import YoloTrainingJobStatus
 
 Schema = dict[str, Any]
 
-_KEPT = [
+_COPIED_KEYS = [
     "type",
     "format",
     "description",
@@ -40,33 +40,30 @@ _KEPT = [
     "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-int-or-string",
 ]
-# CEL's cost is estimated from these bounds; they also keep an object small.
+# The API server estimates the cost of CEL rules from these limits; they also keep objects small.
 _MAX_KEYS, _MAX_KEY_LENGTH = 32, 253
 
 COLUMNS = (
-    ("Phase", "string", ".status.phase", "Where the job stands"),
-    ("Workers", "integer", ".status.workers.ready", "Workers that are ready"),
-    ("Restarts", "integer", ".status.restarts", "Attempts that failed"),
-    ("Epoch", "integer", ".status.progress.epoch", "Epochs completed"),
+    ("Phase", "string", ".status.phase", "State of the job"),
+    ("Workers", "integer", ".status.workers.ready", "Ready workers"),
+    ("Restarts", "integer", ".status.restarts", "Failed attempts"),
+    ("Epoch", "integer", ".status.progress.epoch", "Completed epochs"),
     ("mAP50", "number", ".status.progress.map50", "mAP at IoU 0.50 of the newest validation"),
     ("Img/s", "number", ".status.progress.imagesPerSecond", "Images trained per second"),
-    ("ETA", "string", ".status.progress.eta", "When the training is expected to end"),
+    ("ETA", "string", ".status.progress.eta", "Expected end of the training"),
     ("Cost", "number", ".status.cost.soFar", "Cost so far"),
-    ("Age", "date", ".metadata.creationTimestamp", "Since the job was created"),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since the job was created"),
 )
 
 
 def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
-    """A pydantic JSON schema as a Kubernetes structural one: no references, no unions with null, no `const`."""
+    """Convert pydantic's JSON schema to a structural schema: without references, unions with null, and `const`."""
     if reference := schema.get("$ref"):
         target = definitions[reference.rsplit("/", 1)[1]]
         schema = {**target, **{k: v for k, v in schema.items() if k != "$ref"}}
     schema = dict(schema)
     if schema.get("x-kubernetes-int-or-string") is None and "anyOf" in schema:
-        members = [m for m in schema.pop("anyOf") if m != {"type": "null"}]
-        if len(members) != 1:
-            raise TypeError(f"a structural schema has no unions: {members}")
-        schema = {**structural(members[0], definitions), **schema, "nullable": True}
+        schema = _without_null(schema, definitions)
     if "const" in schema:
         schema["enum"] = [schema.pop("const")]
     for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
@@ -76,7 +73,7 @@ def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
         del schema["default"]
     if schema.get("type") == "object" and schema.get("additionalProperties") is False:
         del schema["additionalProperties"]
-    out = {key: schema[key] for key in _KEPT if key in schema}
+    out = {key: schema[key] for key in _COPIED_KEYS if key in schema}
     if "properties" in out:
         out["properties"] = {name: structural(child, definitions) for name, child in out["properties"].items()}
     if isinstance(out.get("items"), dict):
@@ -89,16 +86,29 @@ def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     return out
 
 
-def defaulted(schema: Schema) -> Schema:
-    """The schema with `default: {}` on every optional object, without which its fields' own defaults never apply."""
+def _without_null(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """A union of a type and null, as a nullable type.
+
+    Raises:
+        TypeError: the schema is another union.
+    """
+    members = [member for member in schema.pop("anyOf") if member != {"type": "null"}]
+    if len(members) != 1:
+        raise TypeError(f"a structural schema has no unions: {members}")
+    return {**structural(members[0], definitions), **schema, "nullable": True}
+
+
+def add_object_defaults(schema: Schema) -> Schema:
+    """Add `default: {}` to every optional object: without it, the API server does not apply the defaults of its
+    fields."""
     for name, child in schema.get("properties", {}).items():
-        defaulted(child)
+        add_object_defaults(child)
         if child.get("type") == "object" and name not in schema.get("required", ()) and not child.get("nullable"):
             child["default"] = {}
     return schema
 
 
-def _of(model: type[YoloTrainingJobSpec] | type[YoloTrainingJobStatus]) -> Schema:
+def _structural_schema(model: type[YoloTrainingJobSpec] | type[YoloTrainingJobStatus]) -> Schema:
     schema = model.model_json_schema(by_alias=True)
     return structural(schema, schema.get("$defs", {}))
 
@@ -108,25 +118,27 @@ def _rule(field: str, cel: str, message: str) -> Schema:
 
 
 def spec_schema() -> Schema:
-    schema = defaulted(_of(YoloTrainingJobSpec))
+    """The schema of `spec`, with defaults and rules."""
+    schema = add_object_defaults(_structural_schema(YoloTrainingJobSpec))
     schema["x-kubernetes-validations"] = [
         *(_rule(rule.field, rule.cel, rule.message) for rule in RULES),
         *(_rule(*transition) for transition in TRANSITIONS),
     ]
     for field in FIXED:
         schema["properties"][field]["x-kubernetes-validations"] = [
-            {"rule": "self == oldSelf", "message": "cannot be changed: it is what the job is; create another job"}
+            {"rule": "self == oldSelf", "message": "cannot be changed; create another job"}
         ]
     return schema
 
 
 def status_schema() -> Schema:
-    schema = _of(YoloTrainingJobStatus)
+    """The schema of `status`, without defaults."""
+    schema = _structural_schema(YoloTrainingJobStatus)
     conditions = schema["properties"]["conditions"]
     conditions["x-kubernetes-list-type"] = "map"
     conditions["x-kubernetes-list-map-keys"] = ["type"]
     for child in schema["properties"].values():
-        child.pop("default", None)  # nobody but the operator writes here
+        child.pop("default", None)  # only the operator writes the status
     return schema
 
 
@@ -134,7 +146,7 @@ def crd() -> dict[str, Any]:
     """The CustomResourceDefinition."""
     spec = spec_schema()
     schema = {
-        "description": "One training of one YOLO detector, by one or many workers.",
+        "description": "One training of one YOLO detector, by one or more workers.",
         "type": "object",
         "required": ["spec"],
         "properties": {
@@ -192,6 +204,6 @@ def crd() -> dict[str, Any]:
 
 
 def render() -> str:
-    """The CRD as the YAML that is committed."""
+    """The CRD as YAML."""
     header = "# Generated from the models by `make generate`. Do not edit.\n"
     return header + yaml.safe_dump(crd(), sort_keys=False, width=1000, allow_unicode=True)

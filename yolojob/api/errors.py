@@ -1,4 +1,4 @@
-"""What the user can mend, said in one line: the field or the place, the value, and the way out."""
+"""Errors that the user can correct: a message of one line with the field or place, the value, and the correction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from yolojob.api.constants import ExitCode
 
 
 class UserError(Exception):
-    """The command line prints its words and ends with its code."""
+    """An expected error: the command line prints its message and exits with its code."""
 
     code: int = ExitCode.BAD_INPUT
 
 
 class ClusterError(UserError):
-    """The cluster does not do what it was asked, in words for people."""
+    """The cluster cannot be reached, or rejects a request."""
 
 
 class NotFound(ClusterError):
-    """There is no such job."""
+    """The job, worker or pod does not exist."""

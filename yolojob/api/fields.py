@@ -1,4 +1,4 @@
-"""Field types whose JSON schema pydantic and Kubernetes do not spell alike, each with the schema of the CRD."""
+"""Field types whose JSON schema differs between pydantic and Kubernetes, each with its schema for the CRD."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic_core import core_schema
 from yolojob.api import uri as uris
 from yolojob.api.uri import Uri
 
-# A structural schema has no unions. A field without a type keeps whatever comes, and `enum`, `minimum`, `pattern`…
-# bind only values of their own type, so together they describe a union after all.
+# A structural schema has no unions. A field without a type accepts any value, and `enum`, `minimum`, `pattern`…
+# restrict only values of their own type, so together they describe a union.
 _ANY = {"x-kubernetes-preserve-unknown-fields": True}
 _INT_OR_STRING = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
 _NO_BOOLEAN: dict[str, Any] = {"not": {"enum": [True, False]}}
@@ -32,7 +32,7 @@ _FACTORS = {
 
 
 def one_of(*values: bool | str) -> WithJsonSchema:
-    """Schema of a field that takes some words and booleans (`amp: false`, `cache: ram`)."""
+    """Schema of a field whose values are strings and booleans (`amp: false`, `cache: ram`)."""
     return WithJsonSchema({**_ANY, "enum": list(values)})
 
 
@@ -74,7 +74,7 @@ def parse_quantity(text: str | int | float) -> float:
     """A Kubernetes quantity as a number: cores, bytes or a count (`500m` is 0.5, `4Gi` is 4294967296).
 
     Raises:
-        ValueError: the text is no quantity.
+        ValueError: the text is not a quantity.
     """
     text = str(text)
     if not re.fullmatch(_QUANTITY, text):
@@ -106,7 +106,7 @@ Quantity = Annotated[
 def _auto_count(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
-    raise ValueError("must be auto or a number of at least 1")
+    raise ValueError("must be auto, or an integer of at least 1")
 
 
 AutoOrCount = Annotated[
@@ -131,7 +131,7 @@ _MAX_URI_LENGTH = 1024
 
 
 def _uri(schemes: tuple[str, ...]) -> tuple[GetPydanticSchema, WithJsonSchema]:
-    """A string outside, a parsed `Uri` inside."""
+    """Schemas of a field that is a string in JSON, and a parsed `Uri` in Python."""
     schema = core_schema.no_info_after_validator_function(
         lambda text: uris.parse(text, schemes),
         core_schema.str_schema(max_length=_MAX_URI_LENGTH),

@@ -1,4 +1,4 @@
-"""What a measurement is of: jobs with the same fingerprint take the same time on the same machines. Pure."""
+"""Fingerprints jobs: jobs with the same fingerprint have the same speed on the same machines. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ import json
 
 from yolojob.api.spec import YoloTrainingJobSpec
 
-_NO_MATTER = ("epochs", "patience", "seed", "lr0", "lrf", "momentum", "weight_decay", "save_period", "val", "plots")
-"""Settings that change how many steps there are, or what is learnt, but not how long a step takes."""
+_IGNORED_SETTINGS = (
+    "epochs",
+    "patience",
+    "seed",
+    "lr0",
+    "lrf",
+    "momentum",
+    "weight_decay",
+    "save_period",
+    "val",
+    "plots",
+)
+"""Settings that change the number of steps or the result, but not the time of a step."""
 
 
 def job_fingerprint(spec: YoloTrainingJobSpec) -> str:
-    """A short name for all that the speed of a job depends on, but for machines and the number of workers."""
-    train = spec.train.model_dump(mode="json", exclude_none=True, exclude=set(_NO_MATTER))
+    """A hash of everything that determines the speed of a job, except the machines and the number of workers."""
+    train = spec.train.model_dump(mode="json", exclude_none=True, exclude=set(_IGNORED_SETTINGS))
     content = [
         spec.model.model_dump(mode="json", exclude_none=True),
         spec.dataset.model_dump(mode="json", exclude_none=True),

@@ -1,4 +1,4 @@
-"""The object itself: `YoloTrainingJob`."""
+"""The Kubernetes object `YoloTrainingJob`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolojob.api.status import JobPhase, Time, YoloTrainingJobStatus
 
 
 class Metadata(ApiModel):
-    """The part of Kubernetes' ObjectMeta that anyone here reads; the rest is carried along."""
+    """The fields of Kubernetes' ObjectMeta that yolojob reads; other fields are kept unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -27,7 +27,7 @@ class Metadata(ApiModel):
 
 
 class YoloTrainingJob(ApiModel):
-    """One training of one detector."""
+    """One training of one YOLO detector."""
 
     api_version: Literal["yolojob.dev/v1alpha1"] = "yolojob.dev/v1alpha1"
     kind: Literal["YoloTrainingJob"] = "YoloTrainingJob"
@@ -37,9 +37,9 @@ class YoloTrainingJob(ApiModel):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has succeeded or failed, and stays so."""
+        """Whether the job has succeeded or failed, which is final."""
         return self.status is not None and self.status.phase in (JobPhase.SUCCEEDED, JobPhase.FAILED)
 
     def to_json(self) -> dict[str, Any]:
-        """The object as Kubernetes has it, without what was never set."""
+        """The object as in Kubernetes, without fields that were never set."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

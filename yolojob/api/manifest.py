@@ -1,4 +1,4 @@
-"""From a YAML file to a job, or to every fault in it with its field path."""
+"""Reads a manifest: from a YAML file to a checked job, or to all its faults with their field paths."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from yolojob.api.rules import violations
 from yolojob.api.train_settings import REPLACED
 
 MAX_BYTES = 1 << 20
-"""A manifest that is larger is no manifest; the API server's own limit is 1.5 MiB for an object."""
+"""Size limit of a manifest; the API server's own limit is 1.5 MiB for an object."""
 MAX_NODES = 100_000
+"""Limit of the values in a document, with aliases expanded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that is wrong, where, and the way out."""
+    """A fault in a manifest: where it is, what is wrong, and how to correct it."""
 
     path: str
-    """Field path (spec.train.batch), or where in the file."""
+    """Field path (spec.train.batch), or file with line and column."""
     message: str
     value: object = None
 
@@ -41,7 +42,7 @@ class Fault:
 
 
 class InvalidManifest(ValueError):
-    """The manifest is wrong; `faults` says where."""
+    """The manifest is invalid; `faults` has every fault."""
 
     def __init__(self, faults: list[Fault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
@@ -49,21 +50,19 @@ class InvalidManifest(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as kubectl reads it: no key twice, and 1e-3 is a number."""
+    """Reads YAML as kubectl does: rejects duplicate keys, and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is there twice", key.start_mark
-                    )
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-# Dates stay text, as in JSON; floats follow YAML 1.2.
+# Dates remain text, as in JSON; floats follow YAML 1.2.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":timestamp", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -75,27 +74,31 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _bounded(value: Any, depth: int = 0, budget: list[int] | None = None) -> None:
-    """Refuse what aliases blow up: a document that holds itself, or grows without end."""
+def _check_size(value: Any, depth: int = 0, budget: list[int] | None = None) -> None:
+    """Reject documents that contain themselves, or whose aliases expand to too many values.
+
+    Raises:
+        YAMLError: the document is too deep or too large.
+    """
     budget = budget if budget is not None else [MAX_NODES]
     budget[0] -= 1
     if depth > 64 or budget[0] < 0:
-        raise yaml.YAMLError("the document is nested too deeply, or too large once its aliases are followed")
+        raise yaml.YAMLError("the document is nested too deeply, or is too large with its aliases expanded")
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _bounded(child, depth + 1, budget)
+        _check_size(child, depth + 1, budget)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The one YoloTrainingJob of a file; documents of other kinds beside it are left alone.
+    """The only YoloTrainingJob of a file; documents of other kinds are ignored.
 
     Raises:
-        InvalidManifest: no file, no YAML, no job in it, or more than one.
+        InvalidManifest: the file cannot be read, is not YAML, or does not contain exactly one job.
     """
-    return load_beside(path)[0]
+    return load_with_others(path)[0]
 
 
-def load_beside(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """(the one YoloTrainingJob of a file, KIND/NAME of the documents beside it).
+def load_with_others(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """(the only YoloTrainingJob of a file, KIND/NAME of its other documents).
 
     Raises:
         InvalidManifest: as `load`.
@@ -103,15 +106,15 @@ def load_beside(path: Path) -> tuple[dict[str, Any], list[str]]:
     documents = _documents(path)
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
     if len(jobs) > 1:
-        raise _fault(path, f"holds {len(jobs)} YoloTrainingJobs; one at a time, please")
+        raise _fault(path, f"contains {len(jobs)} YoloTrainingJobs; exactly one is expected")
     if not jobs:
         kinds = ", ".join(str(d.get("kind")) if isinstance(d, dict) else type(d).__name__ for d in documents)
-        words = f"holds no document with apiVersion: {API_VERSION} and kind: {KIND}, but {kinds or 'nothing'}"
-        raise _fault(path, words)
-    return jobs[0], [_called(d) for d in documents if isinstance(d, dict) and d is not jobs[0]]
+        message = f"contains no document with apiVersion: {API_VERSION} and kind: {KIND}; found: {kinds or 'nothing'}"
+        raise _fault(path, message)
+    return jobs[0], [_kind_and_name(d) for d in documents if isinstance(d, dict) and d is not jobs[0]]
 
 
-def _called(document: dict[str, Any]) -> str:
+def _kind_and_name(document: dict[str, Any]) -> str:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
     return f"{document.get('kind') or '?'}/{name or '?'}"
@@ -124,31 +127,31 @@ def _fault(path: Path, message: str, where: str = "") -> InvalidManifest:
 def _documents(path: Path) -> list[Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise _fault(path, f"{path.stat().st_size} bytes are too many for a manifest (at most {MAX_BYTES})")
+            raise _fault(path, f"{path.stat().st_size} bytes are too large for a manifest (limit: {MAX_BYTES})")
         text = path.read_text(encoding="utf-8")
         documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
         for document in documents:
-            _bounded(document)
+            _check_size(document)
     except OSError as error:
         raise _fault(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise _fault(path, "is no UTF-8 text") from None
+        raise _fault(path, "is not valid UTF-8") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise _fault(path, error.problem or "no YAML", where) from None
+        raise _fault(path, error.problem or "is not valid YAML", where) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, InvalidManifest):
             raise
-        raise _fault(path, f"no YAML: {error}") from None
+        raise _fault(path, f"is not valid YAML: {error}") from None
     return documents
 
 
 def parse(document: dict[str, Any]) -> YoloTrainingJob:
-    """A checked job.
+    """The job of a document, checked against the models and the rules.
 
     Raises:
-        InvalidManifest: with every fault.
+        InvalidManifest: has every fault.
     """
     try:
         job = YoloTrainingJob.model_validate(document)
@@ -156,9 +159,9 @@ def parse(document: dict[str, Any]) -> YoloTrainingJob:
         raise InvalidManifest(list(_faults(error))) from None
     except RecursionError:
         raise InvalidManifest([Fault(path="", message="the document is nested too deeply")]) from None
-    broken = [Fault(path=path, value=value, message=message) for path, value, message in violations(job)]
-    if broken:
-        raise InvalidManifest(broken)
+    faults = [Fault(path=path, value=value, message=message) for path, value, message in violations(job)]
+    if faults:
+        raise InvalidManifest(faults)
     return job
 
 
@@ -166,25 +169,25 @@ def _faults(error: ValidationError) -> Iterator[Fault]:
     seen: set[str] = set()
     for detail in error.errors():
         path = _path(detail["loc"])
-        if path not in seen:  # a union says it once for each of its members
+        if path not in seen:  # pydantic reports a union's error once for each of its members
             seen.add(path)
             yield Fault(path=path, value=_value(detail), message=_message(detail, path))
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """spec.workers.gpu.types[0]; pydantic's own words for union members and keys are left out."""
-    out = ""
+    """The field path, such as spec.workers.gpu.types[0], without pydantic's names of union members and keys."""
+    path = ""
     model: type[BaseModel] | None = YoloTrainingJob
     for part in location:
         if isinstance(part, int):
-            out += f"[{part}]"
+            path += f"[{part}]"
             continue
         if "[" in part or part in ("int", "float", "str", "bool"):
             continue
         fields = {f.alias or name: f for name, f in model.model_fields.items()} if model else {}
-        out += f".{part}" if out else part
+        path += f".{part}" if path else part
         model = _model_of(fields[part].annotation) if part in fields else None
-    return out
+    return path
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -204,8 +207,8 @@ def _message(detail: ErrorDetails, path: str) -> str:
         parent, _, name = path.rpartition(".")
         if parent == "spec.train" and name in REPLACED:
             return f"unknown field: {REPLACED[name]}"
-        near = difflib.get_close_matches(name, _fields(parent), n=1)
-        return "unknown field" + (f"; did you mean {near[0]}?" if near else "")
+        matches = difflib.get_close_matches(name, _fields(parent), n=1)
+        return "unknown field" + (f"; did you mean {matches[0]}?" if matches else "")
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     message = detail["msg"].replace("Input should", "must")
@@ -213,6 +216,7 @@ def _message(detail: ErrorDetails, path: str) -> str:
 
 
 def _fields(path: str) -> list[str]:
+    """Names of the fields of the object at this path."""
     model: type[BaseModel] | None = YoloTrainingJob
     for part in filter(None, path.split(".")):
         if model is None:

@@ -1,6 +1,6 @@
-"""What a benchmark measured and what an inspection counted: the plain figures behind `yolojob.estimation.prediction`.
+"""Defines the results of benches and inspections: the input of `yolojob.estimation.prediction`.
 
-Times are in seconds, sizes in bytes, rates per second. A figure that was not measured is none, never 0.
+Times are in seconds, sizes in bytes, rates per second. A value that was not measured is None, never 0.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from pydantic import Field, PlainSerializer
 
 from yolojob.api.base import ApiModel
 
-# Rounded when it is written: in a cluster a measurement travels in a termination message, of 4096 bytes.
+# Rounded when written: in a cluster, a measurement is part of a termination message, which is limited to 4096 bytes.
 Amount = Annotated[float, Field(ge=0), PlainSerializer(lambda value: float(f"{value:.6g}"), return_type=float)]
 Count = Annotated[int, Field(ge=0)]
 
 
 class Host(ApiModel):
-    """The machine under worker 0."""
+    """The machine of worker 0."""
 
     cpu: str
-    """Its name, as the kernel has it."""
+    """Name of the CPU, from the kernel."""
     cores: Count
-    """That the worker may use."""
+    """Cores that the worker may use."""
     memory: Count
-    """That the worker may use."""
+    """Memory that the worker may use."""
     gpu: str | None = None
     gpus: Count = 0
-    """Of the worker."""
+    """GPUs of the worker."""
     gpu_memory: Count | None = None
-    """Of each GPU."""
+    """Memory of each GPU."""
     system: str
     python: str
     torch: str
@@ -37,71 +37,72 @@ class Host(ApiModel):
 
 
 class ModelProfile(ApiModel):
-    """What the job's network is made of, at the job's image size."""
+    """Size of the job's model, at the job's image size."""
 
     parameters: Count
     gflops: Amount
-    """Of the forward pass of one image, in 10^9 floating point operations; a multiplication and an addition are two."""
+    """10^9 floating point operations of the forward pass of one image; a multiplication and an addition count as
+    two."""
     activation_bytes: Count
-    """That the forward pass keeps for the backward pass, for one image, in the job's precision."""
+    """Activations that the forward pass keeps for the backward pass, for one image, in the job's precision."""
     fixed_bytes: Count
     """Parameters, gradients, the optimizer's moments and the moving average."""
 
     def memory(self, images: int) -> int:
-        """Bytes for training so many images at once in one process."""
-        return self.fixed_bytes + round(self.activation_bytes * images * TRANSIENT)
+        """Memory in bytes for training this many images at once in one process."""
+        return self.fixed_bytes + round(self.activation_bytes * images * ACTIVATION_OVERHEAD)
 
 
-TRANSIENT = 1.25
-"""Beside what is kept for the backward pass there are its own results, the loss' work space and the batch. Measured:
-docs/costs.md."""
+ACTIVATION_OVERHEAD = 1.25
+"""Memory per kept activation: in addition to the activations, the backward pass's results, the loss's work space and
+the batch need memory. Measured: docs/costs.md."""
 
 
 class DataFacts(ApiModel):
-    """The data set."""
+    """Size of the dataset."""
 
     images: Count | None = None
-    """For training; none where that is only known once it is unpacked."""
+    """Training images; None if the number is unknown until the dataset is unpacked."""
     val_images: Count | None = None
     bytes: Count | None = None
-    """To be staged."""
+    """Bytes to stage."""
 
 
 class Steps(ApiModel):
-    """Training steps of one kind, after the first ones, which are slower."""
+    """Training steps of one kind, without the first steps, which are slower."""
 
     with_mosaic: bool
-    """With mosaic and its kin, which the last `close_mosaic` epochs do without."""
+    """Whether the steps use mosaic and related augmentations, which the last `close_mosaic` epochs do not use."""
     count: Count
     seconds: dict[str, Amount]
-    """Of a step by phase, mean; without optimizer and ema, which are not in every step."""
+    """Mean seconds of a step by phase; without optimizer and ema, which are not part of every step."""
     deviation: Amount
-    """Standard deviation of a step."""
+    """Standard deviation of the step time."""
 
 
 class MicrobatchPass(ApiModel):
-    """A forward and a backward pass alone, without data and optimizer."""
+    """A forward and a backward pass, without data loading and optimizer."""
 
     images: Count
     seconds: Amount
     shared_seconds: Amount | None = None
-    """With half of the CPUs, while another process computes the same on the other half; none on a GPU."""
+    """Seconds with half of the CPUs, while another process runs the same on the other half; None on a GPU."""
 
 
 class Link(ApiModel):
-    """Reducing gradients among workers."""
+    """Speed of the all-reduce of gradients."""
 
     between: Literal["workers", "processes"]
-    """workers: those of the bench. processes: two of this machine."""
+    """workers: the bench's workers. processes: two processes of one machine."""
     latency_seconds: Amount
-    """Of the smallest reduction."""
+    """Time of the smallest all-reduce."""
     bytes_per_second: Amount
-    """Of a ring: each worker sends and receives 2 (w - 1) / w of the gradients' bytes
+    """Bus bandwidth of a ring: each worker sends and receives 2 (w - 1) / w of the gradients' bytes
     (https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md, "busbw")."""
 
 
 class Rates(ApiModel):
-    """What feeds the training."""
+    """Speed of data loading."""
 
     samples_per_core: Amount | None = None
     """Augmented training samples per second and process."""
@@ -110,26 +111,26 @@ class Rates(ApiModel):
     disk_read: Amount | None = None
     disk_write: Amount | None = None
     store_read: Amount | None = None
-    """From the data set's object store, by one connection."""
+    """From the dataset's object store, with one connection."""
 
 
 class Energy(ApiModel):
-    """Power while training."""
+    """Power during training."""
 
     watts: Amount
     source: Literal["nvml", "rapl"]
-    """nvml: the GPUs' own counters. rapl: the CPU packages'."""
+    """nvml: the GPUs' counters. rapl: the CPU packages' counters."""
 
 
 class Measurement(ApiModel):
-    """The outcome of a bench."""
+    """The result of a bench."""
 
     made_at: str
-    """RFC 3339."""
+    """Time of the bench (RFC 3339)."""
     took_seconds: Amount
-    """After start-up."""
+    """Duration of the measurements, without startup."""
     fingerprint: str
-    """Of what was measured: network, data set, batch, image size and all that the speed depends on."""
+    """Hash of what was measured: model, dataset, batch, image size and everything else that determines the speed."""
     workers: Count
     world_size: Count
     device: str
@@ -141,18 +142,19 @@ class Measurement(ApiModel):
     rendezvous_seconds: Amount
     staging_seconds: Amount
     cached_staging_seconds: Amount
-    """The same once the data set is on the node."""
+    """Staging time when the dataset is already on the node."""
     steps: list[Steps]
     update_seconds: Amount
-    """Optimizer and moving average, of each optimizer step."""
+    """Seconds of optimizer and moving average per optimizer step."""
     microbatch_passes: list[MicrobatchPass]
     validation_seconds: Amount
-    """Of all validation images, by all ranks; the shorter one of an early network's and a later one's."""
+    """Seconds to validate all validation images on all ranks; the shorter of the times of an early and of a later
+    model."""
     validation_max_seconds: Amount
-    """The longer one: a network that has begun to learn sees more objects than there are."""
+    """The longer of the two times: early in the training, a model detects more objects than there are."""
     checkpoint_seconds: Amount
     epoch_seconds: Amount
-    """What else is between two epochs."""
+    """Other time between two epochs."""
     link: Link | None = None
     rates: Rates
     energy: Energy | None = None

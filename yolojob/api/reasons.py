@@ -1,7 +1,7 @@
-"""Every reason that yolojob gives in a condition, an event, an attempt's end or a failure.
+"""Defines all reasons that yolojob uses in conditions, events, attempts and failures.
 
-Kubernetes' own reasons (Unschedulable, ImagePullBackOff, Evicted) are passed on as they come and are not listed.
-docs/troubleshooting.md has a row for each member; a test compares.
+Kubernetes' own reasons (ImagePullBackOff, Evicted) are passed on unchanged and are not listed here.
+docs/troubleshooting.md has a row for each member; a test compares them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import enum
 
 
 class Reason(enum.StrEnum):
-    """One CamelCase word, as Kubernetes wants it."""
+    """A CamelCase word, as Kubernetes requires."""
 
     # The operator accepts or rejects a job.
     ACCEPTED = "Accepted"
@@ -85,7 +85,7 @@ class Reason(enum.StrEnum):
     STORAGE_UNTRUSTED = "StorageUntrusted"
     WEIGHTS_NOT_FOUND = "WeightsNotFound"
 
-    # A trainer ends: another attempt may do better.
+    # A trainer ends: another attempt may succeed.
     INTERRUPTED = "Interrupted"
     NON_FINITE_LOSS = "NonFiniteLoss"
     OOM_KILLED = "OOMKilled"

@@ -1,6 +1,6 @@
-"""Rules that one field cannot tell by itself, each said twice: in CEL for the API server, in Python for everyone else.
+"""Defines the rules between fields, each in CEL for the API server and in Python for other programs.
 
-A cluster test feeds both with the same manifests and wants the same verdict.
+A cluster test checks that both give the same verdict on the same manifests.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from yolojob.api.spec import YoloTrainingJobSpec
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_MESSAGE = (
-    f"must be a DNS label of at most {MAX_NAME_LENGTH} characters: lower-case letters, digits and '-', beginning with a "
-    "letter, because the pods' host names are made of it"
+    f"must be a DNS label of at most {MAX_NAME_LENGTH} characters: lower-case letters, digits and '-', starting with a "
+    "letter, because it is part of the pods' host names"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A rule over the whole spec."""
+    """A rule about the whole spec."""
 
     field: str
-    """Path below spec of the field to blame."""
+    """Path below spec of the field that the message names."""
     message: str
     cel: str
     holds: Callable[[YoloTrainingJobSpec], bool]
@@ -42,14 +42,14 @@ RULES = (
     Rule(
         field="train.batch",
         message="the global batch must be a multiple of the worker processes (spec.workers.replicas × processes per "
-        "worker), so that all get the same number of images; change one of the two",
+        "worker), so that all processes get the same number of images; change one of the two",
         cel=f"self.train.batch % (self.workers.replicas * {_PROCESSES}) == 0",
         holds=lambda s: s.train.batch % s.workers.world_size == 0,
         value=lambda s: f"{s.train.batch} images for {s.workers.world_size} processes",
     ),
     Rule(
         field="train.fraction",
-        message="must be a part of the images (above 0, at most 1) or a whole number of them",
+        message="must be a fraction of the images (above 0, at most 1), or a whole number of images",
         cel="!has(self.train.fraction) || self.train.fraction <= 1.0 "
         "|| self.train.fraction == double(int(self.train.fraction))",
         holds=lambda s: s.train.fraction is None or s.train.fraction <= 1 or s.train.fraction.is_integer(),
@@ -57,14 +57,14 @@ RULES = (
     ),
     Rule(
         field="elastic.maxReplicas",
-        message="must not be below spec.elastic.minReplicas",
+        message="must not be less than spec.elastic.minReplicas",
         cel="!has(self.elastic) || self.elastic.minReplicas <= self.elastic.maxReplicas",
         holds=lambda s: s.elastic is None or s.elastic.min_replicas <= s.elastic.max_replicas,
         value=lambda s: s.elastic and s.elastic.max_replicas,
     ),
     Rule(
         field="workers.replicas",
-        message="must lie between spec.elastic.minReplicas and spec.elastic.maxReplicas",
+        message="must be between spec.elastic.minReplicas and spec.elastic.maxReplicas",
         cel="!has(self.elastic) || (self.workers.replicas >= self.elastic.minReplicas "
         "&& self.workers.replicas <= self.elastic.maxReplicas)",
         holds=lambda s: s.elastic is None or s.elastic.min_replicas <= s.workers.replicas <= s.elastic.max_replicas,
@@ -72,28 +72,29 @@ RULES = (
     ),
     Rule(
         field="elastic",
-        message="does not go with spec.scheduling.gang: kueue, which admits groups of a fixed size; leave one of them out",
+        message="cannot be combined with spec.scheduling.gang: kueue, which admits groups of a fixed size; "
+        "remove one of them",
         cel="!has(self.elastic) || self.scheduling.gang != 'kueue'",
         holds=lambda s: s.elastic is None or s.scheduling.gang != "kueue",
         value=lambda s: s.scheduling.gang,
     ),
     Rule(
         field="scheduling.queue",
-        message="needs spec.scheduling.gang: kueue or volcano, which have queues",
+        message="requires spec.scheduling.gang: kueue or volcano, which have queues",
         cel="self.scheduling.queue == '' || self.scheduling.gang in ['kueue', 'volcano']",
         holds=lambda s: s.scheduling.queue == "" or s.scheduling.gang in ("kueue", "volcano"),
         value=lambda s: s.scheduling.queue,
     ),
     Rule(
         field="pricing.perWorkerHour",
-        message="cannot stand beside spec.pricing.machine: give the price or the machine",
+        message="cannot be combined with spec.pricing.machine: set the price or the machine",
         cel="!(has(self.pricing.machine) && has(self.pricing.perWorkerHour))",
         holds=lambda s: s.pricing.machine is None or s.pricing.per_worker_hour is None,
         value=lambda s: s.pricing.per_worker_hour,
     ),
     Rule(
         field="workers.resources",
-        message="GPUs are asked for by spec.workers.gpu, not by resources",
+        message="must not contain GPUs: request them with spec.workers.gpu",
         cel="!self.workers.resources.requests.exists(k, k.endsWith('/gpu')) "
         "&& !self.workers.resources.limits.exists(k, k.endsWith('/gpu'))",
         holds=lambda s: (
@@ -104,7 +105,7 @@ RULES = (
 )
 
 FIXED = ("model", "dataset", "train", "storage")
-"""Parts of the spec that are what the job is: they never change. Only the API server can tell."""
+"""Immutable parts of the spec. Only the API server can check this."""
 
 TRANSITIONS = (
     (
@@ -116,7 +117,7 @@ TRANSITIONS = (
     (
         "scheduling.queue",
         "self.scheduling.queue == oldSelf.scheduling.queue || (self.runPolicy.suspend && oldSelf.runPolicy.suspend)",
-        "can be changed only while the job is suspended: its pods stand in the queue that they were made for",
+        "can be changed only while the job is suspended: existing pods stay in the queue for which they were created",
     ),
     (
         "scheduling.gang",
@@ -126,12 +127,12 @@ TRANSITIONS = (
     (
         "storage",
         "has(self.storage) == has(oldSelf.storage)",
-        "cannot be added or removed: it is part of what the job is; create another job",
+        "cannot be added or removed; create another job",
     ),
     (
         "pricing.currency",
         "self.pricing.currency == oldSelf.pricing.currency",
-        "cannot be changed: costs in different currencies do not add up",
+        "cannot be changed: costs in different currencies cannot be added",
     ),
     (
         "runPolicy.managedBy",
@@ -140,11 +141,11 @@ TRANSITIONS = (
         "cannot be changed",
     ),
 )
-"""Other rules for updates: (field below spec, CEL, message)."""
+"""Further rules for updates: (field below spec, CEL, message)."""
 
 
 def violations(job: YoloTrainingJob) -> Iterator[tuple[str, object, str]]:
-    """(path, value, message) for every rule that a well-formed job breaks."""
+    """(path, value, message) for every rule that a well-formed job violates."""
     name = job.metadata.name
     if not re.fullmatch(NAME_PATTERN, name) or len(name) > MAX_NAME_LENGTH:
         yield "metadata.name", name, NAME_MESSAGE

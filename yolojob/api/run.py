@@ -1,4 +1,4 @@
-"""What a worker is told about the run that it belongs to."""
+"""The run that the operator or a local run passes to each worker."""
 
 from __future__ import annotations
 
@@ -15,4 +15,5 @@ class Run(ApiModel):
     spec: YoloTrainingJobSpec
 
     def to_env(self) -> str:
+        """The value of the environment variable ENV_RUN."""
         return self.model_dump_json(by_alias=True, exclude_none=True)

@@ -1,4 +1,4 @@
-"""`status` of a YoloTrainingJob, and the report by which a running trainer tells what goes into it."""
+"""Defines the `status` of a YoloTrainingJob."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def _rfc3339(moment: datetime) -> str:
 
 
 Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, return_type=str)]
-"""A moment, to the second and in UTC, as Kubernetes writes it."""
+"""A time in UTC with a resolution of one second, as in Kubernetes."""
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
 class JobPhase(enum.StrEnum):
-    """One word for where the job stands, derived from the conditions."""
+    """The job's state in one word, derived from the conditions."""
 
     PENDING = "Pending"
     QUEUED = "Queued"
@@ -37,6 +37,8 @@ class JobPhase(enum.StrEnum):
 
 
 class ConditionType(enum.StrEnum):
+    """The types of a job's conditions."""
+
     ACCEPTED = "Accepted"
     SCHEDULED = "Scheduled"
     RUNNING = "Running"
@@ -57,7 +59,7 @@ class Condition(LenientModel):
 
 
 class WorkerCounts(LenientModel):
-    """Pods of the current attempt."""
+    """Worker pods of the current attempt."""
 
     desired: Count = 0
     active: Count = 0
@@ -65,85 +67,89 @@ class WorkerCounts(LenientModel):
     succeeded: Count = 0
     failed: Count = 0
     completed_indexes: str = ""
-    """Workers of the current attempt that have succeeded, such as 0,2-4; also those whose pods are gone."""
+    """Workers of the current attempt that have succeeded, such as 0,2-4; includes those whose pods were deleted."""
     selector: str = ""
     """Label selector of the worker pods, for the scale subresource."""
 
 
 class Progress(LenientModel):
-    """How far the training is."""
+    """Progress of the training."""
 
     epoch: Count = 0
     """Epochs completed."""
     epochs: Count = 0
-    """Epochs to do."""
+    """Total number of epochs."""
     step: Count = 0
-    """Steps done in the epoch that is running."""
+    """Steps completed in the current epoch."""
     steps: Count = 0
-    """Steps of an epoch."""
+    """Steps per epoch."""
     staged_bytes: Count | None = None
-    """Bytes of the data set that are on the first worker's node, while it is being fetched."""
+    """Bytes of the dataset on the first worker's node, during staging."""
     dataset_bytes: Count | None = None
-    """Bytes of the data set in all, where its server says so."""
+    """Total bytes of the dataset, if its server reports them."""
     images_per_second: Seconds | None = None
     """Images trained per second by the whole job, over the last steps."""
     checkpoint_failures: Count | None = None
-    """Checkpoints and uploads that failed and are tried again; the training goes on."""
+    """Failed checkpoints and uploads; they are retried while the training continues."""
     rollbacks: Count | None = None
-    """Times that the training went back to a checkpoint because its loss was not finite."""
+    """Number of rollbacks to a checkpoint because the loss was not finite."""
     loss: float | None = None
-    """Sum of the loss items, mean of the epoch so far."""
+    """Sum of the loss items, averaged over the current epoch so far."""
     map50: float | None = None
     """mAP at IoU 0.50 of the newest validation, 0 to 1."""
     map: float | None = None
     """mAP at IoU 0.50 to 0.95 of the newest validation, 0 to 1."""
     eta: Time | None = None
-    """When the training is expected to end."""
+    """Expected end of the training."""
     updated_at: Time | None = None
-    """When the trainer said so."""
+    """Time of the trainer's report."""
 
 
 class Timing(LenientModel):
-    """Where the time went, in seconds, over all attempts. From queuedSeconds to unaccountedSeconds the parts share no time."""
+    """Where the time went, in seconds, over all attempts. The parts from queuedSeconds to unaccountedSeconds do not
+    overlap."""
 
     queued_seconds: Seconds | None = None
-    """From the job's creation until its pods were asked for, and waiting in a queue for admission."""
+    """From the job's creation until its pods were created, and waiting in a queue for admission."""
     scheduling_seconds: Seconds | None = None
-    """Waiting for a place on a node."""
+    """Waiting for a node."""
     image_pull_seconds: Seconds | None = None
-    """From the pods' places to the first worker's start: images, volumes."""
+    """From the assignment of nodes to the first worker's start: pulling images, mounting volumes."""
     rendezvous_seconds: Seconds | None = None
-    """The first worker's wait for the others."""
+    """The first worker's wait for the other workers."""
     staging_seconds: Seconds | None = None
-    """Fetching and indexing the data set."""
+    """Downloading and indexing the dataset."""
     startup_seconds: Seconds | None = None
-    """Process start to first step, without rendezvous and staging: imports, building the model, loading the state."""
+    """From process start to first step, without rendezvous and staging: imports, building the model, loading the
+    state."""
     training_seconds: dict[str, Seconds] = Field(default_factory=dict)
-    """Wall time of the steps by phase, of global rank 0."""
+    """Wall-clock time of global rank 0's steps, by phase."""
     validation_seconds: Seconds | None = None
     """Validation."""
     checkpoint_seconds: Seconds | None = None
     """Saving state and weights."""
     lost_seconds: Seconds | None = None
-    """Earlier attempts' running time that no checkpoint has kept: training to be done again, and their end."""
+    """Running time of earlier attempts after their last checkpoint: training that is repeated, and their end."""
     shutdown_seconds: Seconds | None = None
-    """From the first worker's end until the last one's is known."""
+    """From the end of the first worker until the end of the last worker is known."""
     restart_seconds: Seconds | None = None
-    """Between two attempts: the old pods' end, back-off."""
+    """Between two attempts: termination of the old pods, back-off."""
     suspended_seconds: Seconds | None = None
-    """Suspended."""
+    """While the job is suspended."""
     unaccounted_seconds: Seconds | None = None
-    """Running time that no trainer has accounted for: rounding, and images that make no report."""
+    """Running time that no trainer has reported: rounding, and trainer images without reports."""
     running_seconds: Seconds | None = None
-    """From the first worker's start to its end, over all attempts: rendezvous to lostSeconds, and unaccountedSeconds."""
+    """From the first worker's start to its end, over all attempts: the parts from rendezvousSeconds to lostSeconds, and
+    unaccountedSeconds."""
     all_reduce_with_overlap_seconds: Seconds | None = None
-    """Reducing gradients in all. The part that is not hidden behind the backward pass is trainingSeconds.all_reduce."""
+    """All-reduce of gradients, including the part that overlaps with the backward pass. trainingSeconds.all_reduce is
+    the part that does not overlap."""
     updated_at: Time | None = None
-    """Time is accounted for up to this moment."""
+    """The account covers the time until this moment."""
 
     @property
     def parts(self) -> dict[TimePart, float]:
-        """Seconds by part, in the order in which they happen. Together they are the wall clock."""
+        """Seconds by part, in the order in which the parts happen. Their sum is the wall-clock time."""
         parts = dict.fromkeys(TimePart, 0.0)
         for part in TimePart:
             if part not in STEP_PARTS:
@@ -155,95 +161,100 @@ class Timing(LenientModel):
 
     @property
     def spent(self) -> dict[TimePart, float]:
-        """`parts` without those that took no time."""
+        """`parts` without parts of 0 seconds."""
         return {part: seconds for part, seconds in self.parts.items() if seconds > 0}
 
     @property
     def trained_seconds(self) -> float:
-        """What the trainer itself has accounted for."""
-        own = (self.rendezvous_seconds, self.staging_seconds, self.startup_seconds)
+        """Seconds that the trainer itself has reported."""
+        start = (self.rendezvous_seconds, self.staging_seconds, self.startup_seconds)
         others = (self.validation_seconds, self.checkpoint_seconds)
-        return sum(self.training_seconds.values()) + sum(value or 0.0 for value in (*own, *others))
+        return sum(self.training_seconds.values()) + sum(value or 0.0 for value in (*start, *others))
 
 
 class Cost(LenientModel):
-    """What the pods cost while they ran, over all attempts."""
+    """Cost of the pods' running time, over all attempts."""
 
     currency: str | None = None
-    """ISO 4217; none where there is no price."""
+    """Currency (ISO 4217); not set without a price."""
     per_hour: Seconds | None = None
-    """Of the current attempt's workers together."""
+    """Cost of all workers of the current attempt per hour."""
     so_far: Seconds | None = None
+    """Cost so far."""
     estimated_total: Seconds | None = None
-    """When the training ends as progress.eta says."""
+    """Cost of the whole job if it ends at progress.eta."""
     lost: Seconds | None = None
-    """Of timing.lostSeconds."""
+    """Cost of timing.lostSeconds."""
     budget: Seconds | None = None
-    """spec.pricing.budget, when the account was last written."""
+    """spec.pricing.budget at the last update of the cost."""
     price_source: str | None = None
-    """Where the price comes from, or why there is none."""
+    """Source of the price, or why there is no price."""
 
 
 class Attempt(LenientModel):
-    """One gang of pods."""
+    """One attempt: a gang of pods that is created and ends together."""
 
     attempt: Count
-    """Its number; the first is 1."""
+    """Number of the attempt; the first is 1."""
     workers: Count
-    """Its size."""
+    """Number of workers."""
     device: Literal["GPU", "CPU"] = "CPU"
-    """What it trains on."""
+    """Device of the training."""
     start_time: Time | None = None
-    """When its pods were asked for."""
+    """When its pods were created."""
     running_time: Time | None = None
-    """When all of them ran."""
+    """When all its pods were running."""
     end_time: Time | None = None
-    """When the job went on to the next attempt, or ended."""
+    """When the next attempt followed, or the job ended."""
     reason: str | None = None
-    """Why it ended."""
+    """Why it ended: a CamelCase word."""
     message: Annotated[str, Field(max_length=1024)] | None = None
+    """Why it ended, in a sentence."""
     running_seconds_before: Seconds = 0.0
-    """timing.runningSeconds when it began."""
+    """timing.runningSeconds at its start."""
     pod_seconds: Seconds = 0.0
-    """Running time of its pods, summed."""
+    """Sum of the running times of its pods."""
     per_worker_hour: Seconds | None = None
-    """Price of one worker for one hour, as it was when the attempt began."""
+    """Price of one worker for one hour, at the start of the attempt."""
     currency: str | None = None
+    """Currency of perWorkerHour and cost (ISO 4217)."""
     cost: Seconds | None = None
     """podSeconds × perWorkerHour."""
 
 
 class Result(LenientModel):
-    """What came out."""
+    """The result of the training."""
 
     weights: str
     """URI of best.pt."""
     map50: float | None = None
+    """mAP at IoU 0.50 of the best model, 0 to 1."""
     map: float | None = None
+    """mAP at IoU 0.50 to 0.95 of the best model, 0 to 1."""
 
 
 class YoloTrainingJobStatus(LenientModel):
-    """Where the job stands."""
+    """The observed state of the job."""
 
     phase: Annotated[JobPhase, Field(strict=False)] = JobPhase.PENDING
     conditions: list[Condition] = Field(default_factory=list)
     observed_generation: Count = 0
     start_time: Time | None = None
-    """When the first pods were asked for; anew after a suspension, and after a queue has held them back."""
+    """When the first pods were created; reset after a suspension, and after waiting for admission by a queue."""
     completion_time: Time | None = None
     """When the job succeeded or failed."""
     attempt: Count = 0
-    """Number of the gang of pods that is current; the first is 1."""
+    """Number of the current attempt; the first is 1."""
     restarts: Count = 0
-    """Attempts that failed; counted against spec.runPolicy.backoffLimit."""
+    """Failed attempts; they count towards spec.runPolicy.backoffLimit."""
     disruptions: Count = 0
-    """Attempts lost to preemption, eviction, lost nodes; not counted."""
+    """Attempts that ended by preemption, eviction or loss of a node; they do not count towards the limit."""
     next_attempt_time: Time | None = None
-    """Back-off: not before this moment is the next attempt made."""
+    """Back-off: the next attempt starts at this time."""
     next_scale_up_time: Time | None = None
-    """Not before this moment is room for more workers looked for (spec.elastic)."""
+    """The operator looks for resources for more workers at this time (spec.elastic)."""
     history: list[Attempt] = Field(default_factory=list)
-    """The newest attempts, the current one last."""
+    """The most recent attempts; the last one is the current attempt."""
     workers: WorkerCounts = Field(default_factory=WorkerCounts)
     progress: Progress | None = None
     timing: Timing | None = None

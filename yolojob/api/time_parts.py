@@ -1,4 +1,4 @@
-"""The parts of a job's wall-clock time: their order, groups, labels and colours, for every table, plot and metric."""
+"""Defines the parts of a job's wall-clock time: their order, groups, labels and colours."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable
 
 
 class TimeGroup(enum.StrEnum):
-    """Where in a job's life a part belongs."""
+    """The phase of a job's life to which a part belongs."""
 
     WAITING = "waiting"
     """Before a pod runs."""
     START = "start"
     """From a pod's start to its first training step."""
     STEP = "step"
-    """Within training steps, and between them."""
+    """Training steps and the training loop between them."""
     EVALUATION = "evaluation"
     """Between training steps: validation and checkpoints."""
     INTERRUPTION = "interruption"
-    """What failures, restarts and suspensions cost."""
+    """Time lost by failures, restarts and suspensions."""
 
 
 class TimePart(enum.StrEnum):
-    """A part of the wall-clock time. The members stand in the order in which the parts happen.
+    """A part of the wall-clock time. The members are in the order in which the parts happen.
 
     The value is the part's name in `status.timing`, in traces, and as the label of a metric.
     """
@@ -62,11 +62,11 @@ class TimePart(enum.StrEnum):
     RESTART = "restart", TimeGroup.INTERRUPTION, "#fa4549"
     SUSPENDED = "suspended", TimeGroup.INTERRUPTION, "#7d8590"
     UNACCOUNTED = "unaccounted", TimeGroup.INTERRUPTION, "#e07b39"
-    """Running time that no trainer has accounted for."""
+    """Running time that no trainer has reported."""
 
     @property
     def label(self) -> str:
-        """For people: "image pull"."""
+        """The name for people: "image pull"."""
         return self.value.replace("_", " ")
 
 
@@ -77,17 +77,17 @@ def in_group(*groups: TimeGroup) -> tuple[TimePart, ...]:
 
 STEP_PARTS = in_group(TimeGroup.STEP)
 NETWORK_PARTS = (TimePart.FORWARD, TimePart.LOSS, TimePart.BACKWARD)
-"""The network's own work in a step."""
+"""The model's part of a step."""
 TRAINER_PARTS = in_group(TimeGroup.STEP, TimeGroup.EVALUATION)
-"""What a trainer's phase clock measures."""
+"""The parts that a trainer's phase clock measures."""
 
 
 def in_order(parts: Iterable[TimePart]) -> list[TimePart]:
     """Each part once, in the order in which they happen."""
-    there = set(parts)
-    return [part for part in TimePart if part in there]
+    present = set(parts)
+    return [part for part in TimePart if part in present]
 
 
 def known_part(name: str) -> TimePart:
-    """The part with this name; OTHER for a name that this version does not know."""
+    """The part with this name; OTHER for a name that this version does not define."""
     return next((part for part in TimePart if part.value == name), TimePart.OTHER)

@@ -1,7 +1,7 @@
-"""`spec.train`: Ultralytics' training settings under their own names, typed.
+"""Defines `spec.train`: Ultralytics' training settings under their own names, typed.
 
-The list is ours, so that neither CRD nor operator needs Ultralytics; a trainer test holds it against the package. A
-setting that is left out is not passed on: Ultralytics' own default (said in each field's text) applies.
+The list is written here so that CRD and operator do not need Ultralytics; a test compares it with the package. A
+setting that is not set is not passed on: Ultralytics' default (given in the field's description) applies.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 REPLACED: dict[str, str] = {
-    "model": "spec.model.name names it",
-    "data": "spec.dataset names it",
-    "device": "spec.workers.gpu decides",
-    "project": "spec.storage.uri is where results go",
-    "name": "metadata.name is the run's name",
-    "exist_ok": "the run's folder is metadata.name's own",
+    "model": "use spec.model.name",
+    "data": "use spec.dataset",
+    "device": "use spec.workers.gpu",
+    "project": "use spec.storage.uri",
+    "name": "use metadata.name",
+    "exist_ok": "each job has a folder of its own, by metadata.name",
     "resume": "a run always resumes from its newest checkpoint",
-    "save": "spec.checkpoint decides what is saved",
-    "cfg": "write the settings themselves under spec.train",
-    "time": "spec.runPolicy.activeDeadlineSeconds bounds a run's time",
-    "task": "only detection is trained",
+    "save": "use spec.checkpoint",
+    "cfg": "write the settings directly under spec.train",
+    "time": "use spec.runPolicy.activeDeadlineSeconds",
+    "task": "only detection is supported",
     "mode": "a job always trains",
-    "pretrained": "spec.model.weights names the starting weights",
-    "rect": "samples are shuffled and shared between workers, which rectangular batches exclude",
+    "pretrained": "use spec.model.weights",
+    "rect": "rectangular batches cannot be combined with shuffling samples across workers",
     "quantize": "quantization-aware training is not supported",
     "distill_model": "distillation is not supported",
     "dis": "distillation is not supported",
-    "profile": "spec.tuning and the job's metrics measure speed",
+    "profile": "use spec.tuning and the job's metrics",
 }
-"""Ultralytics' training settings that `spec.train` does not take, each with what does its work here."""
+"""Ultralytics' training settings that `spec.train` does not have, each with what to use instead."""
 
 
 class TrainSettings(ApiModel):
@@ -52,20 +52,21 @@ class TrainSettings(ApiModel):
     imgsz: Annotated[int, Field(ge=32, le=8192)] = 640
     """Side of the square training image in pixels; rounded up to a multiple of the model's stride."""
     amp: Amp = "auto"
-    """Mixed precision: bf16 where the hardware is good at it, fp16 on older GPUs, else off (auto); or bf16, fp16, false."""
+    """Mixed precision: bf16, fp16 or false. auto: bf16 if the hardware is fast with it, fp16 on older GPUs, otherwise
+    false."""
 
     patience: Count | None = None
-    """Stop after so many epochs without a better validation; 0 never does. Default: 100."""
+    """Stop after this many epochs without a better validation; 0 never stops early. Default: 100."""
     cache: Cache | None = None
-    """Keep decoded images in memory (true, ram) or beside the images (disk). Default: false."""
+    """Cache decoded images in memory (true, ram) or on disk next to the images (disk). Default: false."""
     workers: Count | None = None
-    """Loader processes per worker process, at most as many as there are CPUs. Default: 8, and none on a CPU."""
+    """Loader processes per worker process, limited to the number of CPUs. Default: 8, or 0 on a CPU."""
     optimizer: Literal["auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp"] | None = None
     """Optimizer. Default: auto, which also chooses lr0 and momentum."""
     seed: Count | None = None
     """Seed of initial weights, sample order and augmentation. Default: 0."""
     deterministic: bool | None = None
-    """Deterministic operations. Default: true."""
+    """Use deterministic operations. Default: true."""
     single_cls: bool | None = None
     """Treat all classes as one. Default: false."""
     cos_lr: bool | None = None
@@ -73,21 +74,21 @@ class TrainSettings(ApiModel):
     close_mosaic: Count | None = None
     """Switch mosaic, mixup, cutmix and copy_paste off for the last epochs. Default: 10."""
     fraction: Annotated[float, Field(gt=0)] | None = None
-    """Part of the training images to use; a whole number above 1 is a count. Default: 1.0."""
+    """Fraction of the training images to use; a whole number above 1 is a count. Default: 1.0."""
     freeze: Freeze | None = None
     """Freeze the first N layers, or the listed layers. Default: none."""
     multi_scale: Fraction | None = None
-    """Vary the image size by this part of imgsz. Default: 0.0."""
+    """Vary the image size by this fraction of imgsz. Default: 0.0."""
     compile: Compile | None = None
-    """torch.compile, or its mode. Default: false."""
+    """Use torch.compile, or one of its modes. Default: false."""
     channels_last: bool | None = None
-    """Memory format with channels last. Default: where it is faster."""
+    """Use the channels-last memory format. Default: if it is faster."""
     cls_remap: bool | None = None
     """Map the rows of a pretrained class head by class name. Default: true."""
     save_period: Annotated[int, Field(ge=-1)] | None = None
     """Also keep the weights of every Nth epoch as epochN.pt. Default: -1, off."""
     verbose: bool | None = None
-    """Log what Ultralytics logs. Default: false here."""
+    """Enable Ultralytics' log output. Default: false here."""
     plots: bool | None = None
     """Draw Ultralytics' plots of labels and results. Default: false here."""
 
@@ -111,7 +112,7 @@ class TrainSettings(ApiModel):
     lr0: Fraction | None = None
     """Initial learning rate. Default: 0.01."""
     lrf: Fraction | None = None
-    """Final learning rate as a part of lr0. Default: 0.01."""
+    """Final learning rate as a fraction of lr0. Default: 0.01."""
     momentum: Fraction | None = None
     """SGD momentum, or Adam's beta1. Default: 0.937."""
     weight_decay: Fraction | None = None
@@ -143,7 +144,7 @@ class TrainSettings(ApiModel):
     degrees: Annotated[float, Field(ge=0, le=180)] | None = None
     """Rotation in degrees. Default: 0.0."""
     translate: Fraction | None = None
-    """Translation as a part of the image. Default: 0.1."""
+    """Translation as a fraction of the image size. Default: 0.1."""
     scale: Scale | None = None
     """Scale gain, or [min, max]. Default: 0.5."""
     shear: Annotated[float, Field(ge=-180, le=180)] | None = None

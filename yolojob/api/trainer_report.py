@@ -1,4 +1,4 @@
-"""The report in which a running trainer tells the operator what it does, how far it is, and how it ended."""
+"""Defines the report of a trainer: its state, progress and timing, and its result or failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolojob.api.status import Count, Progress, Result, Seconds, Timing
 
 
 class TrainerState(enum.StrEnum):
-    """What a trainer is doing."""
+    """The current activity of a trainer, or its end."""
 
     STARTING = "Starting"
     STAGING = "Staging"
@@ -28,57 +28,57 @@ class TrainerState(enum.StrEnum):
 
 
 class Failure(LenientModel):
-    """Why a worker ended."""
+    """Why a worker failed."""
 
     rank: Count | None = None
-    """Global rank that said so; none where the launcher speaks."""
+    """Global rank that failed; None if the launcher reports the failure."""
     reason: Annotated[str, Field(pattern="^[A-Z][A-Za-z]*$")]
     """One word in CamelCase, as in a condition."""
     message: str
-    """The rank's own words."""
+    """The message of the rank's error."""
     exit_code: int
 
 
 class Trial(LenientModel):
-    """One setting that was tried before the training."""
+    """One trial before the training."""
 
     settings: str
-    """What was changed: "amp=bf16"."""
+    """The changed settings: "amp=bf16"."""
     images_per_second: Seconds | None = None
     loss: float | None = None
-    """Of the same images and weights in every trial."""
+    """Loss of the same images with the same weights in every trial."""
     verdict: str
-    """kept, slower, no gain, or why it was refused or not tried."""
+    """kept, slower, no gain, or why the setting was rejected or not tried."""
 
 
 class TuningReport(LenientModel):
-    """What spec.tuning has chosen, and why."""
+    """The settings that spec.tuning has chosen, and the trials."""
 
     chosen: dict[str, str]
     trials: list[Trial]
 
 
 class Report(LenientModel):
-    """What global rank 0 serves at /progress, and what stays in the termination message."""
+    """Served by global rank 0 at /progress; the last report becomes the termination message."""
 
     state: Annotated[TrainerState, Field(strict=False)] = TrainerState.STARTING
     world_size: Count = 1
     device: str = ""
-    """What it trains on, for people: "NVIDIA H200", "CPU, 2 threads"."""
+    """Name of the device for people: "NVIDIA H200", "CPU, 2 threads"."""
     precision: str = ""
     """fp32, bf16 or fp16."""
     progress: Progress = Field(default_factory=Progress)
     timing: Timing = Field(default_factory=Timing)
     carried_seconds: Seconds = 0.0
-    """The part of `timing` that this attempt took over with a checkpoint of those before it."""
+    """Seconds of `timing` that come from earlier attempts, with the checkpoint."""
     resumed_from: str | None = None
-    """Where this attempt took up: "epoch 3, image 128"."""
+    """Where this attempt resumed: "epoch 3, image 128"."""
     warnings: list[str] = Field(default_factory=list)
     tuning: TuningReport | None = None
     measurement: Measurement | None = None
-    """Of a bench."""
+    """The result of a bench."""
     model_profile: ModelProfile | None = None
-    """Of an inspection, as is `data`."""
+    """The result of an inspection, together with `data`."""
     data: DataFacts | None = None
     result: Result | None = None
     failure: Failure | None = None

@@ -1,4 +1,4 @@
-"""Where data lies: `SCHEME://LOCATION/PATH`, checked and taken apart."""
+"""Parses URIs of data: `SCHEME://LOCATION/PATH`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REMOTE_SCHEMES = ("s3", "gs", "https")
-"""What is fetched over the network."""
+"""Schemes of data that is fetched over the network."""
 DATASET_SCHEMES = ("builtin", "pvc", "file", *REMOTE_SCHEMES)
 WEIGHTS_SCHEMES = ("pvc", "file", *REMOTE_SCHEMES)
 STORAGE_SCHEMES = ("pvc", "file", "s3", "gs")
 BUILTIN_DATASETS = ("digits",)
 
-# No path segment is "..": what is mounted from a claim stays inside of it. RE2 has no look-around, hence the cases.
+# No path segment is "..", so that paths stay inside their claim. RE2 has no look-around, hence the alternatives.
 _SEGMENT = r"([^./][^/]*|\.|\.[^./][^/]*|\.\.[^/]+)?"
 _BUCKET = rf"[a-z0-9]([-._a-z0-9]{{1,220}}[a-z0-9])(/{_SEGMENT})*"
 _FORMS = {
@@ -22,29 +22,29 @@ _FORMS = {
     "file": (r".+", "file:///FOLDER"),
     "s3": (_BUCKET, "s3://BUCKET/PATH, without '..'"),
     "gs": (_BUCKET, "gs://BUCKET/PATH, without '..'"),
-    # No user and password: the address stands in the status and in logs.
+    # No user and password: the URI appears in the status and in logs.
     "https": (r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^\s]+", "https://HOST/PATH"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uri:
-    """A URI that was checked and taken apart."""
+    """A valid URI and its parts."""
 
     text: str
-    """As it was written."""
+    """The URI as the user wrote it."""
     scheme: str
     location: str
     """Claim, bucket, host or built-in name; empty for `file`."""
     path: str
-    """Below the location, without slashes at its ends; for `file` the path as it was written."""
+    """Path below the location, without slashes at its ends; for `file`, the path unchanged."""
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is fetched over the network."""
+        """Whether the data is fetched over the network."""
         return self.scheme in REMOTE_SCHEMES
 
     def under(self, volumes: Path) -> Path:
@@ -60,14 +60,14 @@ class Uri:
             return volumes / self.location / self.path
         if self.scheme == "file":
             return Path(self.path)
-        raise ValueError(f"{self.text}: not a path of this machine")
+        raise ValueError(f"{self.text}: not a path on this machine")
 
 
 def parse(text: str, schemes: tuple[str, ...]) -> Uri:
-    """Check a URI and take it apart.
+    """Parse a URI.
 
     Raises:
-        ValueError: names what is wrong and what would be right.
+        ValueError: the URI is invalid; the message says what is expected.
     """
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in schemes:
@@ -82,5 +82,5 @@ def parse(text: str, schemes: tuple[str, ...]) -> Uri:
 
 
 def pattern(schemes: tuple[str, ...]) -> str:
-    """What `parse` accepts, as one regular expression for the CRD."""
+    """A regular expression that accepts the same URIs as `parse`, for the CRD."""
     return "^(" + "|".join(f"{scheme}://{_FORMS[scheme][0]}" for scheme in schemes) + ")$"

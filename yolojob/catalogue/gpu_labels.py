@@ -1,4 +1,4 @@
-"""GPU types by the labels under which platforms offer them; the table is `data/gpus.yaml`."""
+"""Maps GPU types to the node labels of the platforms, by the table `data/gpus.yaml`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ LABELS = {
 
 @functools.cache
 def table() -> dict[str, dict[str, list[str]]]:
-    """Values of each kind of label by GPU type."""
+    """Label values by GPU type and platform."""
     text = files("yolojob.catalogue").joinpath("data/gpus.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
 def labels(types: list[str]) -> dict[str, list[str]]:
-    """Label by label, the values that mean one of these GPU types.
+    """The values of each node label that stand for one of these GPU types.
 
-    A type that the table does not know is taken as the value itself, so a new GPU can be asked for by its label's value.
+    A type that is not in the table is used as the label's value itself, so that new GPUs can be requested by that
+    value.
     """
     known = table()
-    out: dict[str, list[str]] = {}
+    values_by_label: dict[str, list[str]] = {}
     for kind, names in LABELS.items():
         values = [v for t in types for v in (known[t.upper()][kind] if t.upper() in known else [t])]
         for name in names:
             if values:
-                out[name] = values
-    return out
+                values_by_label[name] = values
+    return values_by_label

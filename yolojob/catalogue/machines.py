@@ -1,4 +1,4 @@
-"""Machines that can be rented and what their GPUs can do: dated data files with sources, and a user's file laid over them."""
+"""Loads the catalogue of rentable machines and GPUs: data files with dates and sources, overridden by a user's file."""
 
 from __future__ import annotations
 
@@ -22,97 +22,98 @@ class Machine(ApiModel):
     """A machine that can be rented."""
 
     provider: str
-    """Who rents it out: gcp, aws, or a name of the user's."""
+    """Provider: gcp, aws, or a name of the user's choice."""
     gpu: str
-    """Its GPUs' type, as in spec.workers.gpu.types."""
+    """GPU type, as in spec.workers.gpu.types."""
     gpus: Annotated[int, Field(ge=0)]
-    """GPUs in all."""
+    """Number of GPUs."""
     cpus: Annotated[int, Field(ge=1)]
-    """Virtual CPUs."""
+    """Number of virtual CPUs."""
     network: Positive
-    """To other machines, in Gbit/s."""
+    """Network rate to other machines, in Gbit/s."""
     price: Positive
-    """On demand, for one hour."""
+    """On-demand price for one hour."""
     spot: Positive | None = None
-    """Spot or preemptible, for one hour."""
+    """Spot or preemptible price for one hour."""
     date: Annotated[date, Field(strict=False)]
-    """When the price was seen."""
+    """Date of the price."""
     source: str
-    """Where."""
+    """Source of the price."""
 
 
 class Accelerator(ApiModel):
-    """What a GPU can do, by its maker's data sheet."""
+    """Performance of a GPU, from its manufacturer's data sheet."""
 
     half: Positive
     """Dense peak in half precision, in TFLOP/s."""
     single: Positive
     """Peak in single precision, in TFLOP/s."""
     memory: Positive
-    """In GB."""
+    """Memory in GB."""
     bandwidth: Positive
-    """Of its memory, in GB/s."""
+    """Memory bandwidth in GB/s."""
     watts: Positive
-    """Board power."""
+    """Board power in W."""
     source: str
 
 
 class Catalogue(ApiModel):
-    """What is known of machines."""
+    """Machines with prices, and GPUs."""
 
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")]
     machines: dict[str, Machine]
     accelerators: dict[str, Accelerator]
 
     def machine(self, name: str) -> Machine:
-        """
+        """The machine with this name.
+
         Raises:
-            UnknownMachine: there is none of this name; offers those that are nearest.
+            UnknownMachine: the catalogue has no such machine; the message suggests close matches.
         """
         if name not in self.machines:
-            near = difflib.get_close_matches(name, self.machines, n=3, cutoff=0.3)
+            matches = difflib.get_close_matches(name, self.machines, n=3, cutoff=0.3)
             raise UnknownMachine(
-                f"the catalogue has no machine {name}; it has {', '.join(near or sorted(self.machines))}"
+                f"the catalogue has no machine {name}; it has {', '.join(matches or sorted(self.machines))}"
             )
         return self.machines[name]
 
 
 class UnknownMachine(UserError):
-    """No machine of this name; the words offer others."""
+    """The catalogue has no machine of this name; the message suggests others."""
 
 
 class InvalidCatalogue(UserError):
-    """A user's file is none; the words name the field."""
+    """A user's catalogue file is invalid; the message names the field."""
 
 
 @functools.cache
 def builtin() -> Catalogue:
-    """The catalogue that comes along."""
+    """The built-in catalogue."""
     return Catalogue.model_validate(_builtin())
 
 
 def load(path: Path | None) -> Catalogue:
-    """The catalogue, with the machines, accelerators and currency of a user's file laid over it.
+    """The built-in catalogue, overridden by the machines, accelerators and currency of a user's file.
 
     Raises:
-        InvalidCatalogue: the file cannot be read, or is no catalogue.
+        InvalidCatalogue: the file cannot be read, or is not a catalogue.
     """
     if path is None:
         return builtin()
     try:
-        own = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidCatalogue(f"{path}: {error}") from None
-    if not isinstance(own, dict) or not set(own) <= set(Catalogue.model_fields):
+    if not isinstance(content, dict) or not set(content) <= set(Catalogue.model_fields):
         raise InvalidCatalogue(
-            f"{path}: must be a mapping with {', '.join(Catalogue.model_fields)}, as machines.yaml has"
+            f"{path}: must be a mapping with {', '.join(Catalogue.model_fields)}, as in machines.yaml"
         )
     merged = _builtin()
-    currency = own.get("currency", merged["currency"])
+    currency = content.get("currency", merged["currency"])
     if currency != merged["currency"]:
         merged["machines"] = {}  # prices in another currency cannot be compared with these
     for part in ("machines", "accelerators"):
-        merged[part] = {**merged[part], **(own.get(part) or {})}
+        merged[part] = {**merged[part], **(content.get(part) or {})}
     try:
         return Catalogue.model_validate({**merged, "currency": currency})
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a worker costs per hour: as the job says, or as the machine under it is listed in `data/machines.yaml`. Pure."""
+"""Determines the price of a worker: from the job's spec, or from the catalogue by the worker's machine. Pure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Price:
     per_worker_hour: float
     currency: str
     words: str
-    """Where it comes from."""
+    """Source of the price."""
 
 
 class NoPrice(UserError):
-    """There is no price; the words say what is missing."""
+    """The price is unknown; the message says what is missing."""
 
 
 def price_of(
@@ -28,16 +28,16 @@ def price_of(
 ) -> Price:
     """The price of one worker of a job.
 
-    A worker that asks for some of a machine's GPUs pays that share of it; one that asks for none pays all of it.
+    A worker that requests some of a machine's GPUs pays its share of the machine; a worker without GPUs pays all of it.
 
     Args:
-        spec: the job; its own spec.pricing goes first.
-        machine: name of the machine that the worker runs on, where it is known.
-        spot: that machine is a spot machine.
-        known: the catalogue; the one that comes along unless given.
+        spec: the job; its spec.pricing takes precedence.
+        machine: name of the worker's machine; empty if unknown.
+        spot: whether it is a spot machine.
+        known: the catalogue. Default: the built-in one.
 
     Raises:
-        NoPrice: neither the job nor the catalogue has one.
+        NoPrice: neither the job nor the catalogue has a price.
     """
     pricing = spec.pricing
     if pricing.per_worker_hour is not None:
@@ -46,21 +46,21 @@ def price_of(
         )
     name, spot = (pricing.machine, pricing.spot) if pricing.machine else (machine, spot or pricing.spot)
     if not name:
-        raise NoPrice("no price: set spec.pricing.perWorkerHour, or spec.pricing.machine to one of the catalogue")
+        raise NoPrice("no price: set spec.pricing.perWorkerHour, or spec.pricing.machine to a machine of the catalogue")
     known = known or machines.builtin()
     try:
         row = known.machine(name)
     except machines.UnknownMachine as unknown:
         raise NoPrice(f"no price: {unknown}; set spec.pricing.perWorkerHour") from None
-    whole = row.spot if spot else row.price
-    if whole is None:
+    machine_price = row.spot if spot else row.price
+    if machine_price is None:
         raise NoPrice(f"no price: the catalogue has no spot price for {name}; set spec.pricing.perWorkerHour")
-    asked = spec.workers.gpu.count if spec.workers.gpu else 0
-    share = min(asked / row.gpus, 1.0) if asked and row.gpus else 1.0
-    part = "" if share == 1.0 else f", {asked} of {row.gpus} GPUs"
+    requested = spec.workers.gpu.count if spec.workers.gpu else 0
+    share = min(requested / row.gpus, 1.0) if requested and row.gpus else 1.0
+    part = "" if share == 1.0 else f", {requested} of {row.gpus} GPUs"
     kind = "spot" if spot else "on demand"
     return Price(
-        per_worker_hour=whole * share,
+        per_worker_hour=machine_price * share,
         currency=known.currency,
         words=f"{name}{part}, {kind}, seen {row.date}: {row.source}",
     )

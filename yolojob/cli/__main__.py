@@ -1,4 +1,4 @@
-"""`python -m yolojob.cli` is the command `yolojob`."""
+"""Runs the command line as `python -m yolojob.cli`."""
 
 from yolojob.cli.main import main
 

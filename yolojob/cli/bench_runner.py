@@ -1,4 +1,4 @@
-"""Benches, run: here as a local run, in a cluster as an ordinary short job."""
+"""Runs benches: on this machine as a local run, in a cluster as an ordinary short job."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from yolojob.api.status import ConditionType, JobPhase, YoloTrainingJobStatus
 from yolojob.api.time_parts import TimeGroup, in_group
 from yolojob.api.trainer_report import Report
 from yolojob.cli import job_view, live_view
-from yolojob.cli.local_run_view import INTERRUPTED, follow_local_run, own_code
+from yolojob.cli.local_run_view import INTERRUPTED, command_exit_code, follow_local_run
 from yolojob.client.client import Client
 from yolojob.client.local_run import LocalRun, Places
 from yolojob.estimation.bench_records import Record
 from yolojob.estimation.target import LOCAL, Target
 
-PENDING_SECONDS = 900
-"""A bench whose pods do not run after so long is given up, with the reason."""
-KEPT_SECONDS = 3600
-"""A bench's job that nobody could delete deletes itself after so long."""
+PENDING_TIMEOUT_SECONDS = 900
+"""A bench fails, with the reason, when its pods are not running after this time."""
+TTL_SECONDS = 3600
+"""A bench's job that this command could not delete is deleted by the operator after this time."""
 
 
 class BenchFailed(UserError):
-    """In words for people."""
+    """A bench could not be run; the message gives the reason."""
 
-    def __init__(self, words: str, code: int = ExitCode.FAILED) -> None:
-        super().__init__(words)
+    def __init__(self, message: str, code: int = ExitCode.FAILED) -> None:
+        super().__init__(message)
         self.code = code
 
 
 def run_here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, console: Console) -> Report:
-    """Run a bench, trials or an inspection on this machine, and keep nothing.
+    """Run a bench, trials or an inspection on this machine, and keep no files.
 
     Raises:
         InvalidManifest: this machine cannot run the job.
-        BenchFailed: it could not be measured.
+        BenchFailed: the run failed or was interrupted.
     """
     with tempfile.TemporaryDirectory(prefix="yolojob-") as folder:
         job = job.model_copy(deep=True)
-        job.spec.storage = None  # nothing is kept, and no checkpoint is taken up
+        job.spec.storage = None  # keeps no files, and resumes from no checkpoint
         local = LocalRun(
             job, Places(runs=Path(folder), volumes=places.volumes, cache=places.cache), mode=mode, seconds=seconds
         )
@@ -60,17 +60,17 @@ def run_here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, con
         raise BenchFailed("interrupted", INTERRUPTED)
     if code != ExitCode.SUCCEEDED:
         failure = report.failure
-        words = f"{failure.reason}: {failure.message}" if failure else f"exit code {code}"
-        raise BenchFailed("\n".join(filter(None, (log, words))), own_code(code))
+        message = f"{failure.reason}: {failure.message}" if failure else f"exit code {code}"
+        raise BenchFailed("\n".join(filter(None, (log, message))), command_exit_code(code))
     return report
 
 
 def bench_here(job: YoloTrainingJob, places: Places, target: Target, seconds: int, console: Console) -> Record:
-    """Bench a job on this machine.
+    """Measure a job on this machine.
 
     Raises:
         InvalidManifest: this machine cannot run the job.
-        BenchFailed: it could not be measured.
+        BenchFailed: the run failed or was interrupted.
     """
     job = job.model_copy(deep=True)
     job.spec.workers.replicas = target.workers or job.spec.workers.replicas
@@ -81,40 +81,40 @@ def bench_here(job: YoloTrainingJob, places: Places, target: Target, seconds: in
 
 
 def bench_in_cluster(
-    job: YoloTrainingJob, target: Target, namespace: str | None, seconds: int, say: Callable[[str], None]
+    job: YoloTrainingJob, target: Target, namespace: str | None, seconds: int, on_progress: Callable[[str], None]
 ) -> Record:
-    """Bench a job in a cluster, as a job of its own that is deleted at the end.
+    """Measure a job in a cluster, by a separate job that is deleted at the end.
 
     Args:
-        job: what is measured.
-        target: the context, and which workers.
-        namespace: where; the context's own unless given.
-        seconds: time for the measurements.
-        say: told how far it is.
+        job: the job to measure.
+        target: the context, the GPU type and the number of workers.
+        namespace: namespace of the bench's job. Default: the job's, or the context's.
+        seconds: duration of the measurements.
+        on_progress: called with a line of text whenever the state changes.
 
     Raises:
-        ClusterError: the cluster is not to be reached, or refuses.
-        BenchFailed: it could not be measured.
+        ClusterError: the cluster cannot be reached, or rejects the job.
+        BenchFailed: the run failed or was interrupted.
     """
     client = Client(target.context, namespace or job.metadata.namespace)
-    short = _short(job, target, seconds)
-    name = short.metadata.name
-    client.submit(short)
+    bench_job = _bench_job(job, target, seconds)
+    name = bench_job.metadata.name
+    client.submit(bench_job)
     try:
-        status = _wait(client, name, say)
+        status = _wait_until_finished(client, name, on_progress)
         report = client.report(name)
         if status.phase is JobPhase.FAILED or report is None or report.measurement is None:
-            raise BenchFailed(f"{target.text}: {_why(status)}", _code(report))
+            raise BenchFailed(f"{target.text}: {_failure_message(status)}", _exit_code(report))
         return _record(client, name, target, status, report)
     finally:
         client.delete(name)
 
 
-def _short(job: YoloTrainingJob, target: Target, seconds: int) -> YoloTrainingJob:
-    """The job that measures in place of training."""
-    short = job.model_copy(deep=True, update={"status": None})
-    short.metadata.name = f"{job.metadata.name[:36]}-bench-{uuid.uuid4().hex[:6]}"
-    spec = short.spec
+def _bench_job(job: YoloTrainingJob, target: Target, seconds: int) -> YoloTrainingJob:
+    """The job that measures instead of training."""
+    bench_job = job.model_copy(deep=True, update={"status": None})
+    bench_job.metadata.name = f"{job.metadata.name[:36]}-bench-{uuid.uuid4().hex[:6]}"
+    spec = bench_job.spec
     spec.storage, spec.elastic, spec.tuning = None, None, Tuning()
     spec.workers.replicas = target.workers or spec.workers.replicas
     if target.gpu:
@@ -122,9 +122,9 @@ def _short(job: YoloTrainingJob, target: Target, seconds: int) -> YoloTrainingJo
         spec.workers.gpu = Gpu(count=count, types=[target.gpu])
     spec.run_policy = RunPolicy(
         backoff_limit=0,
-        clean_pod_policy="None",  # its last words are the measurement
-        ttl_seconds_after_finished=KEPT_SECONDS,
-        pre_running_deadline_seconds=spec.run_policy.pre_running_deadline_seconds or PENDING_SECONDS,
+        clean_pod_policy="None",  # the measurement is the pod's termination message
+        ttl_seconds_after_finished=TTL_SECONDS,
+        pre_running_deadline_seconds=spec.run_policy.pre_running_deadline_seconds or PENDING_TIMEOUT_SECONDS,
     )
     environment = [
         {"name": constants.ENV_MODE, "value": Mode.BENCH.value},
@@ -136,39 +136,39 @@ def _short(job: YoloTrainingJob, target: Target, seconds: int) -> YoloTrainingJo
         containers.append({"name": constants.CONTAINER, "env": environment})
     else:
         trainer["env"] = [*trainer.get("env", []), *environment]
-    return short
+    return bench_job
 
 
-def _wait(client: Client, name: str, say: Callable[[str], None]) -> YoloTrainingJobStatus:
-    told = ""
+def _wait_until_finished(client: Client, name: str, on_progress: Callable[[str], None]) -> YoloTrainingJobStatus:
+    last_line = ""
     for change, job in client.watch(name, known=True):
         if change == "DELETED":
             break
-        if (line := job_view.job_line(job)) != told:
-            told = line
-            say(line)
-        refused = _condition(job.status, ConditionType.ACCEPTED)
+        if (line := job_view.job_line(job)) != last_line:
+            last_line = line
+            on_progress(line)
+        accepted = _condition(job.status, ConditionType.ACCEPTED)
         if job.has_ended and job.status:
             return job.status
-        if refused and refused[0] == "False":
-            raise BenchFailed(refused[1], ExitCode.BAD_INPUT)
-    raise ClusterError(f"{name} was deleted by somebody else")
+        if accepted and accepted[0] == "False":
+            raise BenchFailed(accepted[1], ExitCode.BAD_INPUT)
+    raise ClusterError(f"{name} was deleted while the bench was running")
 
 
 def _condition(status: YoloTrainingJobStatus | None, kind: ConditionType) -> tuple[str, str] | None:
-    """(status, words) of a condition."""
-    found = next((c for c in status.conditions if c.type is kind), None) if status else None
-    return (found.status, f"{found.reason}: {found.message}") if found else None
+    """(status, "reason: message") of a condition; None if it is not set."""
+    condition = next((c for c in status.conditions if c.type is kind), None) if status else None
+    return (condition.status, f"{condition.reason}: {condition.message}") if condition else None
 
 
-def _why(status: YoloTrainingJobStatus) -> str:
+def _failure_message(status: YoloTrainingJobStatus) -> str:
     failed = _condition(status, ConditionType.FAILED)
-    return failed[1] if failed else "it left no measurement: is its image older than this command?"
+    return failed[1] if failed else "no measurement was reported; the trainer image may be older than this command"
 
 
-def _code(report: Report | None) -> int:
-    bad = report is not None and report.failure is not None and report.failure.exit_code == ExitCode.BAD_INPUT
-    return ExitCode.BAD_INPUT if bad else ExitCode.FAILED
+def _exit_code(report: Report | None) -> int:
+    bad_input = report is not None and report.failure is not None and report.failure.exit_code == ExitCode.BAD_INPUT
+    return ExitCode.BAD_INPUT if bad_input else ExitCode.FAILED
 
 
 def _record(client: Client, name: str, target: Target, status: YoloTrainingJobStatus, report: Report) -> Record:
@@ -177,14 +177,14 @@ def _record(client: Client, name: str, target: Target, status: YoloTrainingJobSt
     waits = {part.value: timing.parts[part] for part in in_group(TimeGroup.WAITING)} if timing else {}
     price = attempt.per_worker_hour if attempt else None
     currency = attempt.currency if attempt else None
-    words = (status.cost.price_source or "") if status.cost else ""
+    source = (status.cost.price_source or "") if status.cost else ""
     if price is None and (hourly := client.hourly_cost(name)) is not None:
-        price, currency, words = hourly, "USD", "OpenCost, of the whole node"
+        price, currency, source = hourly, "USD", "OpenCost, for the whole node"
     return Record(
         target=target.place,
         waits=waits,
         per_worker_hour=price,
         currency=currency,
-        price_source=words,
+        price_source=source,
         measurement=report.measurement,
     )

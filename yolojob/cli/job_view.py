@@ -10,51 +10,62 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from yolojob.api.crd import COLUMNS
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import Attempt, Condition, Cost, JobPhase, Progress, YoloTrainingJobStatus
 from yolojob.api.trainer_report import Report
-from yolojob.cli.live_view import PIPE_WIDTH, epochs_done, progress_figures, stacked_bar
-from yolojob.format import duration
+from yolojob.cli.console import PIPE_WIDTH, print_line
+from yolojob.cli.live_view import epochs_done, progress_figures, stacked_bar
+from yolojob.format import coarse_age, duration
+
+MIN_TABLE_WIDTH = 80
+"""Columns of the list of jobs on a narrower terminal, which breaks the lines."""
 
 
-def show_jobs(found: list[YoloTrainingJob], console: Console) -> None:
-    """One line for each job, with the columns of `kubectl get ytj`."""
-    table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("NAME", "PHASE", "WORKERS", "EPOCH", "MAP50", "IMG/S", "ETA", "COST", "AGE"):
-        table.add_column(column, no_wrap=True)
-    now = datetime.now(UTC)
-    for job in found:
-        status = job.status or YoloTrainingJobStatus()
-        p = status.progress or Progress()
-        created = job.metadata.creation_timestamp
-        table.add_row(
-            job.metadata.name,
-            status.phase.value,
-            f"{status.workers.ready}/{status.workers.desired}",
-            f"{p.epoch}/{p.epochs}" if p.epochs else "",
-            f"{p.map50:.3f}" if p.map50 is not None else "",
-            f"{p.images_per_second:.1f}" if p.images_per_second else "",
-            duration(max((p.eta - now).total_seconds(), 0)) if p.eta else "",
-            f"{status.cost.so_far:.2f} {status.cost.currency}"
-            if status.cost and status.cost.so_far is not None
-            else "",
-            duration((now - created).total_seconds()) if created else "",
-        )
-    console.print(table, width=PIPE_WIDTH, crop=False)  # a narrow terminal breaks lines; nothing is cut off
+def show_jobs(jobs: list[YoloTrainingJob], console: Console) -> None:
+    """Print a line for each job, with the columns of `kubectl get ytj`.
+
+    On a terminal, a long name is folded, so that the columns fit into 80 characters.
+    """
+    table = Table(box=None, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
+    table.add_column("NAME", overflow="fold")
+    for name, *_ in COLUMNS:
+        table.add_column(name.upper(), no_wrap=True)
+    for job in jobs:
+        cells = _job_cells(job)
+        table.add_row(job.metadata.name, *(cells[name] for name, *_ in COLUMNS))
+    width = max(console.width, MIN_TABLE_WIDTH) if console.is_terminal else PIPE_WIDTH
+    console.print(table, width=width, crop=False)
+
+
+def _job_cells(job: YoloTrainingJob) -> dict[str, str]:
+    """Text by the names of the CRD's columns."""
+    status = job.status or YoloTrainingJobStatus()
+    progress, cost = status.progress or Progress(), status.cost
+    created, now = job.metadata.creation_timestamp, datetime.now(UTC)
+    return {
+        "Phase": status.phase.value,
+        "Workers": f"{status.workers.ready}/{status.workers.desired}",
+        "Restarts": str(status.restarts),
+        "Epoch": f"{progress.epoch}/{progress.epochs}" if progress.epochs else "",
+        "mAP50": f"{progress.map50:.3f}" if progress.map50 is not None else "",
+        "Img/s": f"{progress.images_per_second:.1f}" if progress.images_per_second else "",
+        "ETA": coarse_age(max((progress.eta - now).total_seconds(), 0)) if progress.eta else "",
+        "Cost": f"{cost.so_far:.2f} {cost.currency}" if cost and cost.so_far is not None else "",
+        "Age": coarse_age((now - created).total_seconds()) if created else "",
+    }
 
 
 def job_line(job: YoloTrainingJob) -> str:
-    """Where a job in a cluster stands, in one line."""
+    """The state of a job in a cluster, in one line."""
     status = job.status or YoloTrainingJobStatus()
     report = Report(progress=status.progress or Progress())
     figures = "  ".join(f"{k} {v}" for k, v in progress_figures(report).items() if k not in ("step", "ETA"))
     latest = _latest_condition(status)
-    why = (
-        f"  {latest.reason}: {latest.message}"
-        if latest and status.phase not in (JobPhase.RUNNING, JobPhase.SUCCEEDED)
-        else ""
-    )
-    return f"{job.metadata.name}: {status.phase.value.lower()}  {figures}{why}".rstrip()
+    reason = ""
+    if latest and status.phase not in (JobPhase.RUNNING, JobPhase.SUCCEEDED):
+        reason = f"  {latest.reason}: {latest.message}"
+    return f"{job.metadata.name}: {status.phase.value.lower()}  {figures}{reason}".rstrip()
 
 
 def job_panel(job: YoloTrainingJob) -> RenderableType:
@@ -83,7 +94,7 @@ def job_panel(job: YoloTrainingJob) -> RenderableType:
 
 
 def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Console) -> None:
-    """What has become of a job: conditions, events, time, result."""
+    """Print a job in full: progress, conditions, events, attempts, cost, result."""
     status = job.status or YoloTrainingJobStatus()
     console.print(job_panel(job))
     table = Table(title="Conditions", title_justify="left", box=None, pad_edge=False)
@@ -106,15 +117,13 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
     if len(status.history) > 1:
         console.print(_attempts_table(status.history))
     if status.cost:
-        console.print(f"Cost: {_cost_line(status.cost)}", highlight=False, soft_wrap=True)
+        print_line(console, f"Cost: {_cost_line(status.cost)}")
     if status.restarts or status.disruptions:
-        console.print(
-            f"Restarts: {status.restarts} (limit {job.spec.run_policy.backoff_limit}), disruptions: {status.disruptions}"
-        )
-    if status.result:
-        found = status.result
-        accuracy = f", mAP50 {found.map50:.3f}, mAP50-95 {found.map:.3f}" if found.map50 is not None else ""
-        console.print(f"Result: {found.weights}{accuracy}", highlight=False, soft_wrap=True)
+        limit = job.spec.run_policy.backoff_limit
+        console.print(f"Restarts: {status.restarts} (limit {limit}), disruptions: {status.disruptions}")
+    if result := status.result:
+        accuracy = f", mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}" if result.map50 is not None else ""
+        print_line(console, f"Result: {result.weights}{accuracy}")
 
 
 def _attempts_table(history: list[Attempt]) -> Table:
@@ -129,17 +138,17 @@ def _attempts_table(history: list[Attempt]) -> Table:
 
 
 def _cost_line(cost: Cost) -> str:
-    """In one line; where there is no price, what is missing."""
+    """The cost in one line; without a price, what is missing."""
     if cost.so_far is None:
         return cost.price_source or "no price"
-    words = f"{cost.so_far:.4f} {cost.currency} so far, {cost.per_hour or 0:.4f} per hour"
+    text = f"{cost.so_far:.4f} {cost.currency} so far, {cost.per_hour or 0:.4f} per hour"
     if cost.estimated_total is not None:
-        words += f", {cost.estimated_total:.4f} in all"
+        text += f", {cost.estimated_total:.4f} in total"
     if cost.budget is not None:
-        words += f", budget {cost.budget:.4f}"
+        text += f", budget {cost.budget:.4f}"
     if cost.lost:
-        words += f", of it lost {cost.lost:.4f}"
-    return f"{words} ({cost.price_source})" if cost.price_source else words
+        text += f", {cost.lost:.4f} of it lost"
+    return f"{text} ({cost.price_source})" if cost.price_source else text
 
 
 def _latest_condition(status: YoloTrainingJobStatus) -> Condition | None:

@@ -1,4 +1,4 @@
-"""How a run looks in a terminal."""
+"""Shows a run in a terminal: a live panel or lines, trials, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from rich.text import Text
 from yolojob.api.status import Progress
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import Report, TrainerState, TuningReport
+from yolojob.cli.console import print_line
 from yolojob.format import byte_size, duration
-
-PIPE_WIDTH = 1000
-"""Columns where there is no terminal: programs read lines, whole."""
 
 
 def progress_figures(report: Report) -> dict[str, str]:
+    """Text by the name of the figure; figures without a value are left out."""
     p = report.progress
     figures = {
         "epoch": f"{p.epoch}/{p.epochs}" if p.epochs else "",
@@ -35,19 +34,19 @@ def progress_figures(report: Report) -> dict[str, str]:
 
 
 def _staged(progress: Progress) -> str:
-    """How much of the data set is there."""
-    there = byte_size(progress.staged_bytes or 0)
-    return f"{there} of {byte_size(progress.dataset_bytes)}" if progress.dataset_bytes else there
+    """How much of the dataset has been staged."""
+    staged = byte_size(progress.staged_bytes or 0)
+    return f"{staged} of {byte_size(progress.dataset_bytes)}" if progress.dataset_bytes else staged
 
 
 def epochs_done(progress: Progress) -> float:
-    """Epochs done, with the running one's part."""
+    """Epochs done, including the fraction of the current one."""
     part = progress.step / progress.steps if progress.steps else 0.0
     return min(progress.epoch + part, progress.epochs)
 
 
 def stacked_bar(parts: dict[TimePart, float], width: int = 60) -> RenderableType:
-    """One bar with a stretch for each part, and a legend."""
+    """One bar with a segment for each part, and a legend."""
     total = sum(parts.values()) or 1.0
     bar, legend = Text(), Text()
     used, exact = 0, 0.0
@@ -63,7 +62,7 @@ def stacked_bar(parts: dict[TimePart, float], width: int = 60) -> RenderableType
 
 
 def report_panel(name: str, report: Report | None) -> RenderableType:
-    """The live view."""
+    """The live panel of a run."""
     if report is None:
         return Text(f"{name}: starting", style="bold")
     title = Text.assemble((name, "bold"), f"  {report.state.value.lower()}")
@@ -78,7 +77,7 @@ def report_panel(name: str, report: Report | None) -> RenderableType:
         grid.add_row(Text(_staged(report.progress)))
         lines.append(grid)
     if report.progress.epochs:
-        bar = Table.grid()  # a bar alone does not end its line
+        bar = Table.grid()  # a progress bar on its own does not end its line
         bar.add_row(ProgressBar(total=report.progress.epochs, completed=epochs_done(report.progress), width=60))
         lines.append(bar)
         grid = Table.grid(padding=(0, 2))
@@ -92,7 +91,7 @@ def report_panel(name: str, report: Report | None) -> RenderableType:
 
 
 class LiveView:
-    """Shows reports: as a live panel on a terminal, as a line per epoch elsewhere."""
+    """Shows reports: as a live panel on a terminal, otherwise as a line per epoch."""
 
     def __init__(self, name: str, console: Console) -> None:
         self._name = name
@@ -100,7 +99,7 @@ class LiveView:
         self._live = (
             Live(report_panel(name, None), console=console, refresh_per_second=4) if console.is_terminal else None
         )
-        self._shown: tuple[TrainerState, int, int] | None = None
+        self._last_key: tuple[TrainerState, int, int] | None = None
 
     def __enter__(self) -> LiveView:
         if self._live:
@@ -118,40 +117,38 @@ class LiveView:
         p = report.progress
         tenths = 10 * (p.staged_bytes or 0) // p.dataset_bytes if p.dataset_bytes else 0
         key = (TrainerState.TRAINING if p.epochs else report.state, p.epoch, tenths)
-        if key != self._shown:
-            self._shown = key
+        if key != self._last_key:
+            self._last_key = key
             figures = progress_figures(report)
             staged = f" {_staged(p)}" if p.staged_bytes is not None else ""
-            words = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step")
-            words = words or f"{report.state.value.lower()}{staged}"
-            self._console.print(f"{self._name}: {words}", highlight=False, soft_wrap=True)
-
-
-def plain_console() -> Console:
-    """For what others have written: brackets in it are no markup, and a pipe cuts nothing off."""
-    made = Console(markup=False, emoji=False)
-    return made if made.is_terminal else Console(markup=False, emoji=False, width=PIPE_WIDTH)
+            text = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step")
+            text = text or f"{report.state.value.lower()}{staged}"
+            print_line(self._console, f"{self._name}: {text}")
 
 
 def show_trials(report: TuningReport, console: Console) -> None:
-    """The trials, and what was chosen."""
+    """Print the trials and the chosen settings."""
     table = Table(title="Trials", title_justify="left", box=None)
     table.add_column("setting")
     table.add_column("img/s", justify="right")
     table.add_column("")
     table.add_column("verdict")
-    most = max((trial.images_per_second or 0.0 for trial in report.trials), default=0.0)
+    fastest = max((trial.images_per_second or 0.0 for trial in report.trials), default=0.0)
     for trial in report.trials:
         rate = trial.images_per_second
-        bar = Bar(most, 0, rate, width=30, color="green" if trial.verdict == "kept" else "bright_black") if rate else ""
+        bar = (
+            Bar(fastest, 0, rate, width=30, color="green" if trial.verdict == "kept" else "bright_black")
+            if rate
+            else ""
+        )
         table.add_row(trial.settings, f"{rate:.1f}" if rate else "", bar, trial.verdict)
     console.print(table)
-    words = ", ".join(f"{name}={value}" for name, value in report.chosen.items())
-    console.print(f"Chosen: {words}", highlight=False, soft_wrap=True)
+    chosen = ", ".join(f"{name}={value}" for name, value in report.chosen.items())
+    print_line(console, f"Chosen: {chosen}")
 
 
 def show_summary(name: str, report: Report, console: Console) -> None:
-    """What is left to say when the run has ended well."""
+    """Print the summary of a run that succeeded."""
     parts = report.timing.spent
     total = sum(parts.values())
     table = Table(title=f"{name}: where {duration(total)} went", title_justify="left", box=None)
@@ -166,11 +163,11 @@ def show_summary(name: str, report: Report, console: Console) -> None:
     if report.tuning:
         show_trials(report.tuning, console)
     for warning in report.warnings:
-        console.print(f"! {warning}", style="yellow", highlight=False)
+        print_line(console, f"! {warning}", style="yellow")
     if result := report.result:
         accuracy = (
             f"mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}" if result.map50 is not None else "not validated"
         )
-        console.print(f"\nBest model: {accuracy}", style="bold", highlight=False)
-        console.print(result.weights, soft_wrap=True, highlight=False)
-        console.print(f"Try it: yolo predict model={result.weights} source=IMAGE", style="dim", soft_wrap=True)
+        print_line(console, f"\nBest model: {accuracy}", style="bold")
+        print_line(console, result.weights)
+        print_line(console, f"Try it: yolo predict model={result.weights} source=IMAGE", style="dim")

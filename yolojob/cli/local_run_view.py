@@ -1,4 +1,4 @@
-"""A local run on the terminal: followed until it ends, saved at Ctrl-C."""
+"""Follows a local run on the terminal until it ends; Ctrl-C saves its state."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from yolojob.client.local_run import LocalRun
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
+POLL_INTERVAL_SECONDS = 0.3
 
 
 def follow_local_run(local: LocalRun, view: live_view.LiveView) -> tuple[int, bool]:
@@ -24,12 +25,12 @@ def follow_local_run(local: LocalRun, view: live_view.LiveView) -> tuple[int, bo
     with view:
         while True:
             try:
-                code = local.wait(0.3)
+                code = local.wait(POLL_INTERVAL_SECONDS)
                 if code is not None:
                     return code, interrupted
                 if time.monotonic() >= deadline:
                     deadline = math.inf
-                    typer.echo(f"spec.runPolicy.activeDeadlineSeconds: {seconds} s are over: saving…", err=True)
+                    typer.echo(f"spec.runPolicy.activeDeadlineSeconds: {seconds} s have passed; saving…", err=True)
                     local.stop()
                 if report := local.progress():
                     view.update(report)
@@ -38,10 +39,10 @@ def follow_local_run(local: LocalRun, view: live_view.LiveView) -> tuple[int, bo
                     local.kill()
                 else:
                     interrupted = True
-                    typer.echo("Saving… (Ctrl-C again gives up the steps since the last checkpoint)", err=True)
+                    typer.echo("Saving… (Ctrl-C again discards the steps since the last checkpoint)", err=True)
                     local.stop()
 
 
-def own_code(code: int) -> ExitCode:
-    """The command's exit code for a trainer that ended badly."""
+def command_exit_code(code: int) -> ExitCode:
+    """The command's exit code for a trainer's exit code that is not 0."""
     return ExitCode.BAD_INPUT if code == ExitCode.BAD_INPUT else ExitCode.FAILED

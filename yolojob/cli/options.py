@@ -1,4 +1,4 @@
-"""Options, arguments and error handling that all commands share."""
+"""Options, arguments, output formats and error handling that the commands share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.console import Console
 
 from yolojob.api import manifest
 from yolojob.api.constants import ExitCode
@@ -20,38 +22,59 @@ from yolojob.client.client import Client
 from yolojob.client.kubeconfig import contexts
 
 CLOSED_PIPE = 141
-"""128 + SIGPIPE, as a shell says it; not the 1 of a training that failed."""
+"""Exit code after a closed pipe: 128 + SIGPIPE, as shells report it. It differs from 1, a training that failed."""
 
 
 def complete_job_names(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Jobs whose names begin so, for the shell's completion."""
+    """Names of the jobs that start with `incomplete`, for the shell's completion."""
     try:
-        found = Client(ctx.params.get("context"), ctx.params.get("namespace")).list()
+        jobs = Client(ctx.params.get("context"), ctx.params.get("namespace")).list()
     except UserError:
         return []
-    return [job.metadata.name for job in found if job.metadata.name.startswith(incomplete)]
+    return [job.metadata.name for job in jobs if job.metadata.name.startswith(incomplete)]
 
 
 def complete_contexts(incomplete: str) -> list[str]:
     return [name for name in contexts() if name.startswith(incomplete)]
 
 
+ManifestFile = Annotated[Path, typer.Argument(metavar="FILE", help="Manifest with one YoloTrainingJob.")]
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="The job's metadata.name.", autocompletion=complete_job_names)
 ]
-
-
 Context = Annotated[
     str | None,
-    typer.Option(help="Context of the kubeconfig; its current one unless given.", autocompletion=complete_contexts),
+    typer.Option(help="Context of the kubeconfig. Default: its current context.", autocompletion=complete_contexts),
 ]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: the namespace of the context.")]
 
-
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="The context's own unless given.")]
+VolumesFolder = Annotated[Path, typer.Option(help="Folder in which pvc://CLAIM/PATH is CLAIM/PATH.")]
+CacheFolder = Annotated[Path, typer.Option(envvar="YOLOJOB_CACHE_DIR", help="Folder for staged datasets.")]
+MeasurementsFolder = Annotated[Path, typer.Option("--measurements", help="Folder for the results of benches.")]
+BenchSeconds = Annotated[
+    int, typer.Option(min=5, max=600, help="Duration of a bench's measurements, after its start-up.")
+]
+CatalogueFile = Annotated[
+    Path | None,
+    typer.Option("--catalogue", help="File with your own machines and accelerators; see docs/costs.md."),
+]
+AssumeSettings = Annotated[
+    list[str] | None,
+    typer.Option("--assume", metavar="KEY=VALUE", help="An assumption, such as electricityPrice=0.3; repeatable."),
+]
+AssumptionsFile = Annotated[Path | None, typer.Option("--assumptions", help="YAML file with assumptions by name.")]
+TrainingImages = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of training images, for a dataset that is a remote archive."),
+]
+DEFAULT_VOLUMES = Path("volumes")
+DEFAULT_CACHE = Path("~/.cache/yolojob")
+DEFAULT_MEASUREMENTS = Path("measurements")
+DEFAULT_BENCH_SECONDS = 45
 
 
 class FigureOutput(enum.StrEnum):
-    """How a command that computes figures prints them."""
+    """Output formats of the commands that compute figures."""
 
     TEXT = "text"
     JSON = "json"
@@ -59,7 +82,7 @@ class FigureOutput(enum.StrEnum):
 
 
 class ObjectOutput(enum.StrEnum):
-    """How a command that prints Kubernetes objects prints them."""
+    """Output formats of the commands that print Kubernetes objects."""
 
     TEXT = "text"
     JSON = "json"
@@ -84,9 +107,14 @@ def dump(content: Any, output: FigureOutput | ObjectOutput) -> None:
     typer.echo(text.rstrip())
 
 
+def text_console(output: FigureOutput) -> Console:
+    """The console for people: stdout, or stderr when stdout carries JSON or YAML."""
+    return Console(stderr=output is not FigureOutput.TEXT)
+
+
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Errors as one line, and the exit code for what the user can mend."""
+    """Print expected errors in one line each, and exit with their code."""
     try:
         yield
     except manifest.InvalidManifest as error:
@@ -97,7 +125,7 @@ def exit_on_error() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.code) from None
     except BrokenPipeError:
-        # Who reads has enough, as of `| head`. Python would write what is left once more, at its end.
+        # The reader has closed the pipe, as `| head` does. Without this, Python's flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(CLOSED_PIPE) from None
     except OSError as error:

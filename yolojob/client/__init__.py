@@ -1,4 +1,4 @@
-"""Jobs in a cluster and on this machine, from Python: `Client().submit(job)`."""
+"""Runs jobs in a cluster or on this machine, from Python: `Client().submit(job)`."""
 
 from yolojob.api.errors import ClusterError, NotFound
 from yolojob.client.client import Change, Client

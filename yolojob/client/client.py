@@ -1,15 +1,13 @@
-"""Jobs in a cluster, from Python: `Client().submit(job)`. Synchronous and typed; the command line stands on it.
+"""Jobs in a cluster, from Python: `Client().submit(job)`. Synchronous and typed; the command line uses it.
 
-Needs `pip install 'yolojob[client]'` and a kubeconfig, or a pod's own service account.
+Needs `pip install 'yolojob[client]'` and a kubeconfig, or a pod's service account.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,36 +17,30 @@ from yolojob.api.errors import ClusterError, NotFound
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.trainer_report import Report
 from yolojob.client import pod_logs
+from yolojob.client.job_watch import CONNECT_TIMEOUT_SECONDS, RESPONSE_TIMEOUT_SECONDS, Change, JobWatch
 from yolojob.client.kubeconfig import configure
-from yolojob.client.responses import Broken, Expired, Json, as_job, as_object, asked, events
+from yolojob.client.responses import Json, as_job, as_job_or_skip, as_object, call_api
 
 __all__ = ["Change", "Client", "ClusterError", "NotFound"]
 
-log = logging.getLogger(__name__)
+JsonList = list[Json]
 
-Jsons = list[Json]
-Change = Literal["ADDED", "MODIFIED", "DELETED"]
-"""What a watch tells of a job."""
-
-WATCH_SECONDS = 240
-"""A watch is begun anew after so long; the API server ends it within five to ten minutes anyway."""
-PATIENCE, PAUSE = 60.0, 1.0
-"""Seconds for which a watch tries to come back, and between two tries."""
-TIMEOUT = (10, 60)
-"""Seconds for connecting, and for an answer."""
-
-NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-"""Of objects: an RFC 1123 subdomain. The client puts names into paths as they are, where an empty one means all."""
+NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+"""An RFC 1123 subdomain. The Kubernetes client puts names into paths unchanged, where an empty name means all
+objects."""
+OPENCOST = ("opencost:9003", "opencost", "metrics")
+"""Service and port, namespace, path: https://www.opencost.io/docs/integrations/metrics"""
+REQUEST_TIMEOUT = (CONNECT_TIMEOUT_SECONDS, RESPONSE_TIMEOUT_SECONDS)
 
 
 class Client:
-    """One namespace of one cluster."""
+    """Jobs of one namespace of one cluster."""
 
     def __init__(self, context: str | None = None, namespace: str | None = None) -> None:
         """
         Args:
-            context: of the kubeconfig (KUBECONFIG, or ~/.kube/config); its current one unless given.
-            namespace: the context's own, or `default`, unless given.
+            context: context of the kubeconfig (KUBECONFIG, or ~/.kube/config). Default: its current context.
+            namespace: namespace of the jobs. Default: the context's, or `default`.
 
         Raises:
             ClusterError: there is no kubeconfig, or no such context.
@@ -58,115 +50,73 @@ class Client:
         except ImportError:
             raise ClusterError("the Kubernetes client is missing: pip install 'yolojob[client]'") from None
         configuration = client.Configuration()
-        configuration.retries = 1  # watches have a patience of their own, and who asks once wants to know
-        own = configure(configuration, context)
-        self.namespace = _name(namespace or own, "namespace")
+        configuration.retries = 1  # a watch reconnects by itself, and other requests should fail early
+        context_namespace = configure(configuration, context)
+        self.namespace = _check_name(namespace or context_namespace, "namespace")
         api = client.ApiClient(configuration)
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
 
     def submit(self, job: YoloTrainingJob) -> YoloTrainingJob:
-        """Create a job; what the API server made of it.
+        """Create a job. Returns it as the API server stored it.
 
         Raises:
-            ClusterError: there is one of this name already, it names another namespace, or the API server refuses it.
+            ClusterError: a job of this name exists, the job names another namespace, or the API server rejects it.
         """
         if job.metadata.namespace not in (None, self.namespace):
             raise ClusterError(
-                f"metadata.namespace: {job.metadata.namespace}: it does not go to namespace {self.namespace}"
+                f'metadata.namespace is "{job.metadata.namespace}", but the namespace is "{self.namespace}"'
             )
         body = job.to_json()
         body.pop("status", None)
         body["metadata"].pop("namespace", None)
-        return self._job(lambda: self._objects.create_namespaced_custom_object(*self._where, body, **_IN_TIME))
+        return as_job(self._request(self._objects.create_namespaced_custom_object, *self._path, body))
 
     def get(self, name: str) -> YoloTrainingJob:
-        """A job as it is now.
+        """The current state of a job.
 
         Raises:
-            NotFound: there is none of this name.
+            NotFound: no job has this name.
         """
-        _name(name)
-        return self._job(lambda: self._objects.get_namespaced_custom_object(*self._where, name, **_IN_TIME), name)
+        _check_name(name)
+        return as_job(self._request(self._objects.get_namespaced_custom_object, *self._path, name, about=name))
 
     def list(self) -> list[YoloTrainingJob]:
         """All jobs of the namespace, by name."""
-        found = as_object(self._call(lambda: self._objects.list_namespaced_custom_object(*self._where, **_IN_TIME)))
-        return [job for item in found.get("items") or () if (job := self._seen(item, alone=False))]
+        response = as_object(self._request(self._objects.list_namespaced_custom_object, *self._path))
+        return [job for item in response.get("items") or () if (job := as_job_or_skip(item))]
 
     def watch(
         self, name: str | None = None, seconds: float | None = None, *, known: bool = False
     ) -> Iterator[tuple[Change, YoloTrainingJob]]:
-        """Every change from now on, beginning with what is there, for ever or for so many seconds.
+        """Report the existing jobs, and then every change.
 
-        A job that is not there yet is waited for. A connection that breaks is made anew, for as long as the API server is away
-        no longer than PATIENCE; what went meanwhile is told as DELETED.
+        A named job may be created later. If the connection breaks, the watch reconnects, unless the API server is away
+        for more than 60 s; jobs that were deleted meanwhile are reported as DELETED.
 
         Args:
-            name: one job; all of the namespace unless given.
-            seconds: for so long.
-            known: the named job has been there; if it is not, it was deleted.
+            name: name of one job. Default: all jobs of the namespace.
+            seconds: duration of the watch. Default: without end.
+            known: the named job has existed; if it is missing, it was deleted.
 
         Raises:
-            NotFound: the named job was deleted while nobody could tell.
-            ClusterError: the API server refuses, or does not come back.
+            NotFound: the named job was deleted while the watch was not connected.
+            ClusterError: the API server rejects the watch, or does not answer.
         """
         if name is not None:
-            _name(name)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        broken: float | None = None
-        selector = {"field_selector": f"metadata.name={name}"} if name else {}
-        version: str | None = None
-        there: dict[str, YoloTrainingJob] = {}
-        while deadline is None or time.monotonic() < deadline:
-            left = WATCH_SECONDS if deadline is None else max(min(deadline - time.monotonic(), WATCH_SECONDS), 1)
-            # A watch by itself would not tell of what is gone.
-            news = self._now(selector, there, left) if version is None else self._later(selector, version, left)
-            try:
-                for event in events(news, name or "", self.namespace):
-                    broken = None
-                    version = event["object"]["metadata"]["resourceVersion"]
-                    if event["type"] == "BOOKMARK":
-                        if known and name and name not in there:
-                            raise NotFound(f"{name} was deleted")
-                    elif job := self._seen(event["object"], alone=name is not None):
-                        known = name is not None
-                        if event["type"] == "DELETED":
-                            there.pop(job.metadata.name, None)
-                            known = False
-                        else:
-                            there[job.metadata.name] = job
-                        yield event["type"], job
-            except Expired:
-                version = None  # too long ago: begin anew with what is there
-            except Broken as error:
-                now = time.monotonic()
-                broken = broken or now
-                if now - broken > PATIENCE:
-                    raise ClusterError(str(error)) from error
-                time.sleep(PAUSE)
-
-    @staticmethod
-    def _seen(item: Json, *, alone: bool) -> YoloTrainingJob | None:
-        """A job of several; none where it cannot be read: one odd job does not hide the others."""
-        try:
-            return as_job(item)
-        except ClusterError as error:
-            if alone:
-                raise
-            log.warning("%s", error)
-            return None
+            _check_name(name)
+        yield from JobWatch(self._objects, self.namespace, name, seconds, must_exist=known).changes()
 
     def wait(self, name: str, seconds: float | None = None) -> YoloTrainingJob:
         """Wait until a job has succeeded or failed.
 
         Args:
-            name: the job.
-            seconds: for so long; for ever unless given, and with 0 one look.
+            name: name of the job.
+            seconds: time limit; 0 checks once. Default: without limit.
 
         Raises:
-            NotFound: there is none of this name, or it was deleted.
-            TimeoutError: it has not ended within so many seconds.
+            NotFound: no job has this name, or it was deleted.
+            TimeoutError: the job has not ended within this time.
         """
         job = self.get(name)
         if job.has_ended:
@@ -180,40 +130,40 @@ class Client:
 
     def logs(
         self, name: str, worker: int | None = None, *, follow: bool = False, tail: int | None = None
-    ) -> Iterator[tuple[int, str]]:
-        """(worker, line) of one worker, or of all as they come.
+    ) -> Generator[tuple[int, str], None, None]:
+        """The log lines of one worker, or of all workers as they come: (worker, line).
 
         Args:
-            name: the job.
-            worker: its number; all of them unless given.
-            follow: wait for all pods to be made and to start, and go on as lines come, until they end.
-            tail: begin with so many of each worker's last lines; with its first one unless given.
+            name: name of the job.
+            worker: number of one worker. Default: all workers.
+            follow: wait until all pods exist and have started, and read new lines until the pods end.
+            tail: start with this many last lines of each worker. Default: with the first line.
 
         Raises:
-            NotFound: there is no such job, or it has no such worker.
-            ClusterError: a log could not be read; told when the others have ended.
+            NotFound: the job does not exist, has no such worker, or has no pods.
+            ClusterError: a log could not be read; raised after the other logs have ended.
         """
         job = self.get(name)
         replicas = job.spec.workers.replicas
         if worker is not None and not 0 <= worker < replicas:
             raise NotFound(f"{name} has no worker {worker}: there are {replicas}, from 0 to {replicas - 1}")
 
-        def pods() -> Mapping[int, str]:
-            return {i: pod for i, pod in self._workers(job).items() if worker in (None, i)}
+        def existing_pods() -> Mapping[int, str]:
+            return {index: pod for index, pod in self._workers(job).items() if worker in (None, index)}
 
-        def count() -> int:
-            now = self.get(name)
-            if now.has_ended:
+        def expected_count() -> int:
+            current = self.get(name)
+            if current.has_ended:
                 return 0
-            return 1 if worker is not None else _gang_size(now)
+            return 1 if worker is not None else _attempt_size(current)
 
-        found = pod_logs.wanted(pods, count) if follow else pods()
-        if not found:
-            raise NotFound(f"{name} has no pods now: they are made when it runs, and deleted by spec.runPolicy")
-        yield from pod_logs.lines(found, self._open_log, follow=follow, tail=tail, seconds=TIMEOUT[1])
+        pods = pod_logs.wait_for_pods(existing_pods, expected_count) if follow else existing_pods()
+        if not pods:
+            raise NotFound(f"{name} has no pods now: they exist while the job runs, and as long as spec.runPolicy says")
+        yield from pod_logs.read_logs(pods, self._open_log, pod_logs.LogOptions(follow=follow, tail=tail))
 
     def report(self, name: str) -> Report | None:
-        """The last words of a job's first worker; none while it has not ended, and when its pod is gone."""
+        """The final report of a job's first worker; None while the worker runs, and after its pod was deleted."""
         try:
             pod = self._pod(worker_name(name, 0))
         except NotFound:
@@ -228,162 +178,118 @@ class Client:
         return None
 
     def hourly_cost(self, name: str) -> float | None:
-        """What OpenCost says of the first worker's node, in the currency that it is set to; none where it is not installed.
+        """OpenCost's price of the first worker's node, in OpenCost's currency; None if OpenCost is not installed.
 
-        Its service is called opencost, in the namespace opencost, as its chart has it.
+        OpenCost is expected as service `opencost` in namespace `opencost`, its chart's defaults.
         """
         try:
             node = self._pod(worker_name(name, 0))["spec"].get("nodeName")
-            answer = self._call(
-                lambda: self._core.connect_get_namespaced_service_proxy_with_path(
-                    *OPENCOST, _preload_content=False, **_IN_TIME
-                )
-            )
+            method = self._core.connect_get_namespaced_service_proxy_with_path
+            response = self._request(method, *OPENCOST, _preload_content=False)
         except ClusterError:
             return None
         pattern = rf'^node_total_hourly_cost{{[^}}]*node="{re.escape(node or "")}"[^}}]*}} (\S+)$'
-        found = re.search(pattern, answer.data.decode(), re.MULTILINE)
-        return float(found[1]) if found else None
+        match = re.search(pattern, response.data.decode(), re.MULTILINE)
+        return float(match[1]) if match else None
 
     def suspend(self, name: str) -> YoloTrainingJob:
-        """Stop the pods and keep the checkpoint."""
+        """Stop the job's pods and keep its checkpoint."""
         return self._patch(name, {"spec": {"runPolicy": {"suspend": True}}})
 
     def resume(self, name: str) -> YoloTrainingJob:
-        """Let a suspended job go on."""
+        """Resume a suspended job."""
         return self._patch(name, {"spec": {"runPolicy": {"suspend": False}}})
 
     def scale(self, name: str, replicas: int) -> YoloTrainingJob:
-        """Change the number of workers, of an elastic or a suspended job.
+        """Change the number of workers of an elastic or a suspended job.
 
         Raises:
-            ClusterError: the job is neither.
+            ClusterError: the job is neither elastic nor suspended.
         """
         return self._patch(name, {"spec": {"workers": {"replicas": replicas}}})
 
     def delete(self, name: str) -> None:
-        """Delete a job and its pods; what is in its storage stays.
+        """Delete a job and its pods; its storage is kept.
 
         Raises:
-            NotFound: there is none of this name.
+            NotFound: no job has this name.
         """
-        _name(name)
-        self._call(lambda: self._objects.delete_namespaced_custom_object(*self._where, name, **_IN_TIME), name)
+        _check_name(name)
+        self._request(self._objects.delete_namespaced_custom_object, *self._path, name, about=name)
 
-    def events(self, name: str) -> Jsons:
-        """What the operator has told of a job, oldest first, as core/v1 Events."""
-        _name(name)
+    def events(self, name: str) -> JsonList:
+        """The operator's events about a job, the oldest first, as core/v1 Events."""
+        _check_name(name)
         selector = f"involvedObject.kind={constants.KIND},involvedObject.name={name}"
-        answer = self._read(
-            lambda: self._core.list_namespaced_event(
-                self.namespace, field_selector=selector, _preload_content=False, **_IN_TIME
-            )
-        )
-        items: Jsons = answer.get("items") or []
-        return sorted(items, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "")
+        response = self._read(self._core.list_namespaced_event, self.namespace, field_selector=selector)
+        items: JsonList = response.get("items") or []
+        return sorted(items, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
 
     @property
-    def _where(self) -> tuple[str, str, str, str]:
+    def _path(self) -> tuple[str, str, str, str]:
         return constants.GROUP, constants.VERSION, self.namespace, constants.PLURAL
 
-    def _now(self, selector: Json, there: Mapping[str, YoloTrainingJob], seconds: float) -> Iterator[Json]:
-        """How the jobs are, as a watch tells it first; and from where to go on.
-
-        Args:
-            selector: of the list.
-            there: those that were told of before.
-            seconds: that the list may take.
-        """
-        limit = (TIMEOUT[0], min(TIMEOUT[1], seconds))
-        found = as_object(self._objects.list_namespaced_custom_object(*self._where, **selector, _request_timeout=limit))
-        uids = {item["metadata"]["uid"] for item in found["items"]}
-        for job in [job for job in there.values() if job.metadata.uid not in uids]:
-            gone = job.to_json()
-            gone["metadata"].setdefault("resourceVersion", "")
-            yield {"type": "DELETED", "object": gone}
-        for item in found["items"]:
-            yield {"type": "ADDED", "object": item}
-        yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}}}
-
-    def _later(self, selector: Json, version: str, seconds: float) -> Iterator[Json]:
-        """What a watch tells from that version on, for so long."""
-        from kubernetes import watch
-
-        yield from watch.Watch().stream(
-            self._objects.list_namespaced_custom_object,
-            *self._where,
-            timeout_seconds=int(seconds),
-            resource_version=version,
-            _request_timeout=(TIMEOUT[0], seconds + TIMEOUT[1]),
-            **selector,
-        )
-
     def _patch(self, name: str, body: Json) -> YoloTrainingJob:
-        _name(name)
-        return self._job(
-            lambda: self._objects.patch_namespaced_custom_object(*self._where, name, body, **_IN_TIME), name
-        )
+        _check_name(name)
+        return as_job(self._request(self._objects.patch_namespaced_custom_object, *self._path, name, body, about=name))
 
     def _workers(self, job: YoloTrainingJob) -> dict[int, str]:
-        """Names of a job's pods that train, by worker."""
+        """Names of the job's worker pods, without spares, by worker."""
         selector = f"{constants.LABEL_JOB}={job.metadata.name},!{constants.LABEL_SPARE}"
-        answer = self._read(
-            lambda: self._core.list_namespaced_pod(
-                self.namespace, label_selector=selector, _preload_content=False, **_IN_TIME
-            )
-        )
-        metadata = [item["metadata"] for item in answer.get("items") or ()]
-        own = (m for m in metadata if any(o["uid"] == job.metadata.uid for o in m.get("ownerReferences") or ()))
-        return dict(sorted((int(m["labels"][constants.LABEL_WORKER]), m["name"]) for m in own))
+        response = self._read(self._core.list_namespaced_pod, self.namespace, label_selector=selector)
+        metadata = [item["metadata"] for item in response.get("items") or ()]
+        owned = (m for m in metadata if any(o["uid"] == job.metadata.uid for o in m.get("ownerReferences") or ()))
+        return dict(sorted((int(m["labels"][constants.LABEL_WORKER]), m["name"]) for m in owned))
 
     def _pod(self, name: str) -> Json:
-        return self._read(
-            lambda: self._core.read_namespaced_pod(name, self.namespace, _preload_content=False, **_IN_TIME), name
-        )
+        return self._read(self._core.read_namespaced_pod, name, self.namespace, about=name)
 
-    def _open_log(self, pod: str, follow: bool, tail: int | None, seconds: float) -> Any:
+    def _open_log(self, pod: str, options: pod_logs.LogOptions) -> Any:
+        """The response with a pod's log, not read yet. It raises the Kubernetes client's own errors."""
+        seconds = pod_logs.MAX_FOLLOW_SECONDS if options.follow else RESPONSE_TIMEOUT_SECONDS
         return self._core.read_namespaced_pod_log(
             pod,
             self.namespace,
             container=constants.CONTAINER,
-            follow=follow,
+            follow=options.follow,
             _preload_content=False,
-            _request_timeout=(TIMEOUT[0], seconds),
-            **({} if tail is None else {"tail_lines": tail}),
+            _request_timeout=(CONNECT_TIMEOUT_SECONDS, seconds),
+            **({} if options.tail is None else {"tail_lines": options.tail}),
         )
 
-    def _read(self, call: Callable[[], Any], name: str = "") -> Json:
-        """What has been asked for raw."""
-        return as_object(self._call(call, name).data)
+    def _read(self, method: Callable[..., Any], *arguments: Any, about: str = "", **options: Any) -> Json:
+        """The JSON object of a response, without the Kubernetes client's own models."""
+        return as_object(self._request(method, *arguments, about=about, _preload_content=False, **options).data)
 
-    def _job(self, call: Callable[[], object], name: str = "") -> YoloTrainingJob:
-        return as_job(self._call(call, name))
+    def _request(self, method: Callable[..., Any], *arguments: Any, about: str = "", **options: Any) -> Any:
+        """Call a method of the Kubernetes client, with a timeout.
 
-    def _call(self, call: Callable[[], Any], name: str = "") -> Any:
-        return asked(call, name, self.namespace)
+        Args:
+            method: the method.
+            arguments: its arguments.
+            about: name of the object of the request, for the message of an error.
+            options: its keyword arguments.
+
+        Raises:
+            ClusterError: the request failed.
+        """
+        return call_api(lambda: method(*arguments, _request_timeout=REQUEST_TIMEOUT, **options), about, self.namespace)
 
 
-OPENCOST = ("opencost:9003", "opencost", "metrics")
-"""Service and port, namespace, path: https://www.opencost.io/docs/integrations/metrics"""
-
-
-_IN_TIME: Any = {"_request_timeout": TIMEOUT}
-
-
-def _name(text: str, what: str = "NAME") -> str:
-    """The text, if an object can be called so.
+def _check_name(text: str, field: str = "NAME") -> str:
+    """The text, if it is a valid name of an object.
 
     Raises:
-        ClusterError: it cannot.
+        ClusterError: it is not.
     """
-    if not NAME.fullmatch(text):
+    if not NAME_PATTERN.fullmatch(text):
         raise ClusterError(
-            f"{what}: {text!r}: must be lowercase letters, digits, '-' or '.', with a letter or digit at each end"
+            f"{field}: {text!r}: must be lowercase letters, digits, '-' or '.', with a letter or digit at each end"
         )
     return text
 
 
-def _gang_size(job: YoloTrainingJob) -> int:
-    """Workers of the newest attempt, which may be fewer than are wished for."""
+def _attempt_size(job: YoloTrainingJob) -> int:
+    """Number of workers of the newest attempt, which may be fewer than spec.workers.replicas."""
     history = job.status.history if job.status else []
     return history[-1].workers if history else job.spec.workers.replicas

@@ -1,4 +1,4 @@
-"""A run on this machine, without a cluster: the trainer's processes, what they say, and how they end."""
+"""Runs a job on this machine, without a cluster: starts the trainer's processes, and reads their reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.trainer_report import Failure, Report, TrainerState
 
-LOG = "train.log"
+LOG_NAME = "train.log"
+MAX_PORT_ATTEMPTS = 100
+PROGRESS_TIMEOUT_SECONDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +36,16 @@ class Places:
     """Folders of a local run."""
 
     runs: Path
-    """Where runs without spec.storage leave their results, by name."""
+    """Folder for the results of jobs without spec.storage, in a subfolder for each job."""
     volumes: Path
-    """Where pvc://CLAIM/PATH is CLAIM/PATH."""
+    """Folder in which pvc://CLAIM/PATH is CLAIM/PATH."""
     cache: Path
-    """Where staged data sets are kept from run to run."""
+    """Folder for staged datasets, kept from run to run."""
 
     def output(self, job: YoloTrainingJob) -> Path:
         """Folder of the job's checkpoints and results."""
-        where = job.spec.storage.uri if job.spec.storage else None
-        folder = self.runs / job.metadata.name if where is None or where.is_remote else where.under(self.volumes)
+        uri = job.spec.storage.uri if job.spec.storage else None
+        folder = self.runs / job.metadata.name if uri is None or uri.is_remote else uri.under(self.volumes)
         return folder.absolute()
 
 
@@ -56,11 +58,11 @@ class LocalRun:
         """Prepare the run's folder.
 
         Args:
-            job: what is trained.
-            places: folders of this machine.
-            mode: what is to be done.
-            trace_steps: steps to record as a Chrome trace.
-            seconds: time for the measurements of a bench.
+            job: the job.
+            places: folders on this machine.
+            mode: train, tune, bench or inspect.
+            trace_steps: number of steps to record as a Chrome trace.
+            seconds: duration of a bench's measurements.
 
         Raises:
             InvalidManifest: this machine cannot run this job.
@@ -74,7 +76,7 @@ class LocalRun:
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._created: Path | None = None
-        """The topmost folder that was not there before."""
+        """The topmost folder that this run created."""
         if importlib.util.find_spec("yolojob_trainer") is None or importlib.util.find_spec("torch") is None:
             raise InvalidManifest(
                 [Fault(path="yolojob", message="the trainer is missing: pip install 'yolojob[trainer]'")]
@@ -82,25 +84,25 @@ class LocalRun:
         try:
             self._created = next((p for p in reversed((self.output, *self.output.parents)) if not p.exists()), None)
             self.output.mkdir(parents=True, exist_ok=True)
-            self.log = self.output / LOG
+            self.log = self.output / LOG_NAME
             self.log.touch()
         except OSError as error:
-            where = "spec.storage.uri" if job.spec.storage else "--runs"
+            path = "spec.storage.uri" if job.spec.storage else "--runs"
             raise InvalidManifest(
-                [Fault(path=where, value=str(self.output), message=f"cannot be written: {error.strerror}")]
+                [Fault(path=path, value=str(self.output), message=f"cannot be written: {error.strerror}")]
             ) from None
 
         self._scratch = tempfile.TemporaryDirectory(prefix="yolojob-")
-        self._final = Path(self._scratch.name) / "report.json"
+        self._report_file = Path(self._scratch.name) / "report.json"
 
     def close(self, code: int) -> None:
-        """Leave nothing behind but results: what bad input has made is removed again."""
+        """Remove temporary files and, after bad input, the folders that this run created."""
         self._scratch.cleanup()
         if code == ExitCode.BAD_INPUT and self._created is not None:
             shutil.rmtree(self._created, ignore_errors=True)
 
     def start(self) -> None:
-        """Start the processes. They have a session of their own: Ctrl-C here reaches only us, and we pass it on."""
+        """Start the processes in a session of their own: Ctrl-C reaches only this process, which calls `stop`."""
         self._port = _free_ports(self.world_size)
         run = Run(name=self.job.metadata.name, namespace=self.job.metadata.namespace or "local", spec=self.job.spec)
         environment = {
@@ -113,7 +115,7 @@ class LocalRun:
             constants.ENV_TRACE_STEPS: str(self._trace_steps),
             constants.ENV_MODE: self._mode,
             constants.ENV_BENCH_SECONDS: str(self._seconds or ""),
-            constants.ENV_TERMINATION_LOG: str(self._final),
+            constants.ENV_TERMINATION_LOG: str(self._report_file),
             "PET_NNODES": "1",
             "PET_NODE_RANK": "0",
             "PET_NPROC_PER_NODE": str(self.world_size),
@@ -132,15 +134,17 @@ class LocalRun:
             )
 
     def progress(self) -> Report | None:
-        """What rank 0 says at this moment; none while it does not answer."""
+        """The current report of rank 0; None while rank 0 does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/progress", timeout=2) as answer:
-                return Report.model_validate(json.load(answer))
-        except (OSError, HTTPException, ValueError, ValidationError):  # it may end in the middle of its answer
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self._port}/progress", timeout=PROGRESS_TIMEOUT_SECONDS
+            ) as response:
+                return Report.model_validate(json.load(response))
+        except (OSError, HTTPException, ValueError, ValidationError):  # the process may end while it answers
             return None
 
     def wait(self, seconds: float) -> int | None:
-        """The exit code; none when the run goes on after so many seconds."""
+        """The exit code; None if the run has not ended after this time."""
         assert self._process is not None
         try:
             return self._process.wait(seconds)
@@ -148,26 +152,30 @@ class LocalRun:
             return None
 
     def stop(self) -> None:
-        """Ask all processes to save and end."""
+        """Tell all processes to save the state and exit."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End all processes at once."""
+        """Kill all processes."""
         assert self._process is not None
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def report(self, code: int) -> Report:
-        """The last word: what the trainer left, or what can be told without it."""
+        """The trainer's final report; without one, a report of the failure.
+
+        Args:
+            code: the exit code.
+        """
         try:
-            report = Report.model_validate_json(self._final.read_text())
+            report = Report.model_validate_json(self._report_file.read_text())
         except (OSError, ValidationError):
             report = Report(state=TrainerState.FAILED)
         if code != ExitCode.SUCCEEDED and report.failure is None:
-            message = f"the trainer ended with exit code {code} and left no word; its log is {self.log}"
+            message = f"the trainer exited with code {code} without a report; its log is {self.log}"
             report.state = TrainerState.FAILED
             report.failure = Failure(reason=Reason.TRAINER_ENDED, message=message, exit_code=code)
         if report.result and (self.output / "weights" / "best.pt").exists():
@@ -176,8 +184,8 @@ class LocalRun:
 
 
 def _free_ports(count: int) -> int:
-    """The first of `count` consecutive ports that are free at this moment."""
-    for _ in range(100):
+    """The first of `count` consecutive ports that are currently free."""
+    for _ in range(MAX_PORT_ATTEMPTS):
         sockets: list[socket.socket] = []
         try:
             for i in range(count):
@@ -191,4 +199,4 @@ def _free_ports(count: int) -> int:
         finally:
             for probe in sockets:
                 probe.close()
-    raise OSError(f"found no {count} free ports in a row")
+    raise OSError(f"found no {count} consecutive free ports")

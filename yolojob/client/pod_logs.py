@@ -1,4 +1,4 @@
-"""Logs of several pods at once, line by line as they come."""
+"""Reads the logs of several pods at once, line by line."""
 
 from __future__ import annotations
 
@@ -6,94 +6,153 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from yolojob.api.errors import ClusterError
-from yolojob.client.responses import words
+from yolojob.client.responses import error_message
 
-MOST_LINES = 10_000
-"""Lines that wait for a reader who is slow."""
-PAUSE = 1.0
-"""Seconds between two looks at a pod that has not started."""
-FOLLOWED_SECONDS = 30 * 86400.0
-"""Who follows waits for words as long as it takes; the client wants a number."""
-NOT_YET = ("ContainerCreating", "PodInitializing")
-"""Why a container has not started, of which nothing but patience is wanted. Other reasons are told."""
-
-Line = tuple[int, str]
-Open = Callable[[str, bool, int | None, float], Any]
-"""(pod, follow, tail, seconds between two words) → the answer, not read yet."""
+MAX_QUEUED_LINES = 10_000
+"""Lines that are read ahead of a slow consumer."""
+POLL_INTERVAL_SECONDS = 1.0
+"""Time between two checks whether a pod has started."""
+MAX_FOLLOW_SECONDS = 30 * 86400.0
+"""Read timeout while following a log, which may be silent for any time; the Kubernetes client needs a number."""
+STOP_TIMEOUT_SECONDS = 5.0
+"""Time limit for ending a thread that reads a log."""
+STARTING_REASONS = ("ContainerCreating", "PodInitializing")
+"""Reasons for which a container has not started yet, and will. Other reasons are errors."""
 
 
-def lines(pods: Mapping[int, str], open_log: Open, *, follow: bool, tail: int | None, seconds: float) -> Iterator[Line]:
-    """(worker, line) of all these pods.
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """What to read of a log."""
+
+    follow: bool
+    """Wait until the pod has started, and read new lines until it ends."""
+    tail: int | None
+    """Number of last lines to start with; None: start with the first line."""
+
+
+WorkerLine = tuple[int, str]
+"""(worker, line)."""
+Result = tuple[int, str | ClusterError | None]
+"""(worker, line, error or end)."""
+OpenLog = Callable[[str, LogOptions], Any]
+"""Returns the response with a pod's log, not read yet."""
+
+
+def read_logs(pods: Mapping[int, str], open_log: OpenLog, options: LogOptions) -> Iterator[WorkerLine]:
+    """The lines of all pods, as they come.
 
     Args:
-        pods: names by worker.
-        open_log: asks for one.
-        follow: wait for the pods to start, and go on until they end.
-        tail: begin with so many of each pod's last lines; with its first one unless given.
-        seconds: to wait for words, of who does not follow.
+        pods: names of the pods by worker.
+        open_log: requests a pod's log.
+        options: what to read.
 
     Raises:
-        ClusterError: a log could not be read; told when the others have ended.
+        ClusterError: a log could not be read; raised after the other logs have ended.
     """
-    found: queue.Queue[tuple[int, str | ClusterError | None]] = queue.Queue(MOST_LINES)
+    results: queue.Queue[Result] = queue.Queue(MAX_QUEUED_LINES)
+    readers = [
+        _LogReader(worker, partial(open_log, pod, options), options.follow, results) for worker, pod in pods.items()
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        running, error = len(readers), None
+        while running:
+            worker, result = results.get()
+            if result is None:
+                running -= 1
+            elif isinstance(result, str):
+                yield worker, result
+            else:
+                error = result
+        if error is not None:
+            raise error
+    finally:
+        for reader in readers:
+            reader.stop()
 
-    def read(worker: int, pod: str) -> None:
+
+class _LogReader:
+    """Reads the log of one worker in a thread, and puts its lines into a queue, with None at the end."""
+
+    def __init__(self, worker: int, open_log: Callable[[], Any], follow: bool, results: queue.Queue[Result]) -> None:
+        self._worker, self._open_log, self._follow = worker, open_log, follow
+        self._results = results
+        self._response: Any = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread: a process that exits while threads read from sockets may abort."""
+        self._stopped.set()
+        if self._thread.is_alive() and self._response is not None:
+            with suppress(
+                AttributeError, OSError, RuntimeError, ValueError
+            ):  # it has just ended, or urllib3 is older than 2.3
+                self._response.shutdown()
+        self._thread.join(STOP_TIMEOUT_SECONDS)
+
+    def _run(self) -> None:
         try:
+            self._response = self._open_started()
             rest = b""
-            for block in _started(pod, open_log, follow=follow, tail=tail, seconds=seconds).stream(4096):
-                *whole, rest = (rest + block).split(b"\n")
-                for text in whole:
-                    found.put((worker, text.decode(errors="replace")))
+            for block in self._response.stream(4096) if self._response is not None else ():
+                *lines, rest = (rest + block).split(b"\n")
+                for line in lines:
+                    self._put(line.decode(errors="replace"))
             if rest:
-                found.put((worker, rest.decode(errors="replace")))
-        except Exception as error:  # noqa: BLE001 - of the client's many, each means the same here
-            found.put((worker, ClusterError(f"worker {worker}: no log: {words(error)}")))
+                self._put(rest.decode(errors="replace"))
+        except Exception as error:  # noqa: BLE001 - the Kubernetes client raises many kinds, all with the same meaning
+            self._put(ClusterError(f"worker {self._worker}: no log: {error_message(error)}"))
         finally:
-            found.put((worker, None))
+            self._put(None)
 
-    for worker, pod in pods.items():
-        threading.Thread(target=read, args=(worker, pod), daemon=True).start()
-    left, error = len(pods), None
-    while left:
-        worker, said = found.get()
-        if said is None:
-            left -= 1
-        elif isinstance(said, str):
-            yield worker, said
-        else:
-            error = said
-    if error is not None:
-        raise error
+    def _put(self, result: str | ClusterError | None) -> None:
+        while not self._stopped.is_set():
+            with suppress(queue.Full):
+                self._results.put((self._worker, result), timeout=POLL_INTERVAL_SECONDS)
+                return
 
+    def _open_started(self) -> Any:
+        """The response with the log; None after `stop`.
 
-def _started(pod: str, open_log: Open, *, follow: bool, tail: int | None, seconds: float) -> Any:
-    """A pod's log. Who follows it waits for its place and its start."""
-    from kubernetes.client import ApiException
+        With `follow`, waits until the pod has a node and its container has started.
+        """
+        from kubernetes.client import ApiException
 
-    while True:
-        try:
-            answer = open_log(pod, follow, tail, FOLLOWED_SECONDS if follow else seconds)
-            if answer.status != 204 or not follow:  # No Content: it has no node yet
-                return answer
-        except ApiException as error:
-            waits = error.status == 400 and any(reason in words(error) for reason in NOT_YET)
-            if not (follow and waits):
-                raise
-        time.sleep(PAUSE)
+        while not self._stopped.is_set():
+            try:
+                response = self._open_log()
+                if response.status != 204 or not self._follow:  # No Content: the pod has no node yet
+                    return response
+            except ApiException as error:
+                is_starting = error.status == 400 and any(reason in error_message(error) for reason in STARTING_REASONS)
+                if not (self._follow and is_starting):
+                    raise
+            self._stopped.wait(POLL_INTERVAL_SECONDS)
+        return None
 
 
-def wanted(pods: Callable[[], Mapping[int, str]], count: Callable[[], int]) -> Mapping[int, str]:
-    """The pods, once all of them are there.
+def wait_for_pods(
+    existing_pods: Callable[[], Mapping[int, str]], expected_count: Callable[[], int]
+) -> Mapping[int, str]:
+    """The pods, once all of them exist.
 
     Args:
-        pods: those that there are, by worker.
-        count: how many there will be; 0 when no more will come.
+        existing_pods: returns the pods that exist, by worker.
+        expected_count: returns the number of pods to wait for; 0 if no more pods will be created.
     """
     while True:
-        size, there = count(), pods()
-        if len(there) >= size:
-            return there
-        time.sleep(PAUSE)
+        count, pods = expected_count(), existing_pods()
+        if len(pods) >= count:
+            return pods
+        time.sleep(POLL_INTERVAL_SECONDS)

@@ -1,4 +1,4 @@
-"""The files that benches leave: one for each job, place and number of workers."""
+"""Stores benches' results: one file for each job, place and number of workers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from yolojob.api.measurement import Amount, Measurement
 
 
 class InvalidRecord(UserError):
-    """A file is no record; the words name it."""
+    """A record file cannot be read; the message names the file."""
 
 
-class Records:
-    """A folder of them."""
+class RecordFolder:
+    """A folder of records."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def write(self, record: Record) -> Path:
-        """Keep a record; an older one of the same job, place and number of workers is replaced."""
+        """Write a record. It replaces an older one of the same job, place and number of workers."""
         self._folder.mkdir(parents=True, exist_ok=True)
         measured = record.measurement
         place = re.sub(r"[^A-Za-z0-9.-]+", "-", record.target)
@@ -32,10 +32,10 @@ class Records:
         return path
 
     def for_job(self, fingerprint: str) -> list[Record]:
-        """All of one job, in all places.
+        """All records of one job.
 
         Raises:
-            InvalidRecord: a file is damaged, or of another version.
+            InvalidRecord: a file is damaged, or was written by an incompatible version.
         """
         return [self._read(path) for path in sorted(self._folder.glob(f"{fingerprint}-*.json"))]
 
@@ -44,25 +44,26 @@ class Records:
         try:
             return Record.model_validate_json(path.read_text())
         except (OSError, ValidationError) as error:
-            raise InvalidRecord(f"{path} is no measurement of this version; remove it: {error}") from None
+            raise InvalidRecord(f"{path} is not a measurement of this version; remove it: {error}") from None
 
 
-def best(records: list[Record], target: str, workers: int) -> Record | None:
-    """The record of this place that is nearest to so many workers."""
-    there = [r for r in records if r.target == target]
-    return min(there, key=lambda r: abs(r.measurement.workers - workers), default=None)
+def closest_record(records: list[Record], place: str, workers: int) -> Record | None:
+    """The record of this place whose number of workers is closest."""
+    candidates = [r for r in records if r.target == place]
+    return min(candidates, key=lambda r: abs(r.measurement.workers - workers), default=None)
 
 
 class Record(ApiModel):
-    """A measurement and where it was made: what `yolojob bench` writes into a file."""
+    """A measurement and its place, as `yolojob bench` writes it into a file."""
 
     target: str
-    """As it was asked for: local, or a kubeconfig's context."""
+    """The place: `local`, or a context of the kubeconfig, with the GPU type after a colon."""
     waits: dict[str, Amount] = Field(default_factory=dict)
-    """Seconds before the pods ran, by part: queued, scheduling, image pull."""
+    """Seconds before the pods were running, by time part: queued, scheduling, image_pull."""
     per_worker_hour: Amount | None = None
-    """Price of a worker there, and its currency, where there is one."""
+    """Price of one worker for one hour; None if unknown."""
     currency: str | None = None
+    """Currency of `per_worker_hour`."""
     price_source: str = ""
-    """Where it comes from, or what is missing."""
+    """Where the price comes from, or what is missing."""
     measurement: Measurement

@@ -1,7 +1,7 @@
-"""What a training costs, in parts, and what it takes of energy. Pure.
+"""Computes the bill of a training by part, and its energy. Pure.
 
-The sum of `machines` is price × running time of each pod, as `status.cost` has it. Without a price there is none, and the
-words say what is missing: never 0.
+The part `machines` is price × running time of each pod, as in `status.cost`. Without a price there is no total, never
+0, and `price_source` says what is missing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from yolojob.estimation.assumptions import Assumptions
 from yolojob.estimation.estimate import Basis, Estimate, total
 from yolojob.estimation.prediction import Prediction
 
-GIB = 2**30
-RESTARTED = (TimePart.SCHEDULING, TimePart.IMAGE_PULL, TimePart.STAGING, TimePart.STARTUP)
-"""What a worker that replaces an interrupted one does again."""
+BYTES_PER_GIB = 2**30
+REPEATED_AT_RESTART = (TimePart.SCHEDULING, TimePart.IMAGE_PULL, TimePart.STAGING, TimePart.STARTUP)
+"""Parts that the replacement of an interrupted worker repeats."""
 
 
 class BillPart(enum.StrEnum):
-    """A part of a bill. The members stand in the order in which bills list them."""
+    """A part of a bill. Bills list the parts in the order of the members."""
 
     colour: str
     """`#rrggbb`."""
@@ -41,112 +41,122 @@ class BillPart(enum.StrEnum):
 
     @property
     def label(self) -> str:
-        """For people: "repeated work"."""
+        """The name for people: "repeated work"."""
         return self.value.replace("_", " ")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:
-    """What a training costs."""
+    """The cost of a training."""
 
     currency: str
     parts: dict[BillPart, Estimate]
     price_source: str
     """Where the price comes from, or what is missing."""
     per_hour: float | None = None
-    """Of all workers, while they run."""
+    """Cost of all workers per running hour; None without a price."""
     spot: bool = False
 
     @property
     def total(self) -> Estimate | None:
-        """None where a part of it has no price."""
+        """The sum of the parts; None without a price."""
         return total(self.parts.values()) if self.per_hour is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """What a training takes of energy."""
+    """The energy that a training consumes."""
 
     kwh: Estimate
-    words: str
-    """By which counter, or from which data sheet."""
+    source: str
+    """The counter or data sheet that the power comes from."""
 
 
-def rented(
+@dataclass(frozen=True, kw_only=True)
+class RentalPrice:
+    """The price of a rented worker, or why there is none."""
+
+    per_worker_hour: float | None
+    currency: str
+    source: str
+    """Where the price comes from, or what is missing."""
+    spot: bool = False
+    """Whether the workers may be interrupted."""
+
+
+def bill_rented(
     predicted: Prediction,
     spec: YoloTrainingJobSpec,
-    assumed: Assumptions,
-    *,
-    per_worker_hour: float | None,
-    currency: str,
-    words: str,
+    assumptions: Assumptions,
+    price: RentalPrice,
     dataset_bytes: int | None,
-    spot: bool = False,
 ) -> Bill:
     """The bill for rented machines.
 
     Args:
-        predicted: how long.
-        spec: the job; its checkpoints bound what an interruption costs.
-        assumed: tariffs.
-        per_worker_hour: price of a worker; none where there is none.
-        currency: of it.
-        words: where it comes from, or why there is none.
-        dataset_bytes: that are stored at the provider.
-        spot: whether the workers may be interrupted.
+        predicted: the time.
+        spec: the job; its checkpoint intervals limit the cost of an interruption.
+        assumptions: tariffs.
+        price: the price of a worker.
+        dataset_bytes: size of the dataset, which is stored at the provider; None if unknown.
     """
-    if per_worker_hour is None:
-        return Bill(currency=currency, parts={}, price_source=words)
+    if price.per_worker_hour is None:
+        return Bill(currency=price.currency, parts={}, price_source=price.source)
     hours = predicted.running.times(1 / 3600)
-    per_hour = per_worker_hour * predicted.workers
+    per_hour = price.per_worker_hour * predicted.workers
     parts = {BillPart.MACHINES: hours.times(per_hour)}
-    if spot:
-        lost = repeated(predicted, spec, assumed)
-        parts[BillPart.REPEATED_WORK] = lost.times(per_hour / 3600)
-    stored = (dataset_bytes or 0) / GIB + assumed.results_gib
+    if price.spot:
+        repeated = repeated_work_seconds(predicted, spec, assumptions)
+        parts[BillPart.REPEATED_WORK] = repeated.times(per_hour / 3600)
+    stored = (dataset_bytes or 0) / BYTES_PER_GIB + assumptions.results_gib
     parts[BillPart.STORAGE] = Estimate.within(
-        stored * assumed.storage_price * assumed.storage_months, 0.2, Basis.PREDICTED
+        stored * assumptions.storage_price * assumptions.storage_months, 0.2, Basis.PREDICTED
     )
-    parts[BillPart.EGRESS] = Estimate.within(assumed.results_gib * assumed.egress_price, 0.5, Basis.PREDICTED)
-    if assumed.people_hours and assumed.people_rate:
-        parts[BillPart.PEOPLE] = Estimate.within(assumed.people_hours * assumed.people_rate, 0.5, Basis.PREDICTED)
-    return Bill(currency=currency, parts=parts, price_source=words, per_hour=per_hour, spot=spot)
+    parts[BillPart.EGRESS] = Estimate.within(assumptions.results_gib * assumptions.egress_price, 0.5, Basis.PREDICTED)
+    if assumptions.people_hours and assumptions.people_rate:
+        parts[BillPart.PEOPLE] = Estimate.within(
+            assumptions.people_hours * assumptions.people_rate, 0.5, Basis.PREDICTED
+        )
+    return Bill(currency=price.currency, parts=parts, price_source=price.source, per_hour=per_hour, spot=price.spot)
 
 
-def repeated(predicted: Prediction, spec: YoloTrainingJobSpec, assumed: Assumptions) -> Estimate:
-    """Seconds that interruptions are expected to cost: half of the time between two checkpoints, and a new start, each."""
+def repeated_work_seconds(predicted: Prediction, spec: YoloTrainingJobSpec, assumptions: Assumptions) -> Estimate:
+    """Expected seconds lost by interruptions: each costs half of the time between two checkpoints, and a new start."""
     seconds = predicted.running.value
-    interruptions = assumed.interruptions_per_hour * predicted.workers * seconds / 3600
+    interruptions = assumptions.interruptions_per_hour * predicted.workers * seconds / 3600
     epoch = seconds / spec.train.epochs * spec.checkpoint.every_epochs
-    between = min(float(spec.checkpoint.every_seconds), epoch)
-    start = sum(predicted.parts[p].value for p in RESTARTED if p in predicted.parts)
-    expected = interruptions * (between / 2 + start)
+    checkpoint_interval = min(float(spec.checkpoint.every_seconds), epoch)
+    start = sum(predicted.parts[p].value for p in REPEATED_AT_RESTART if p in predicted.parts)
+    expected = interruptions * (checkpoint_interval / 2 + start)
     return Estimate(value=expected, low=0.0, high=expected * 3, basis=Basis.PREDICTED)
 
 
-def owned(predicted: Prediction, power: Power | None, assumed: Assumptions, currency: str) -> Bill:
-    """The bill for a machine of one's own: electricity, and its part of what it has cost."""
+def bill_owned(predicted: Prediction, power: Power | None, assumptions: Assumptions, currency: str) -> Bill:
+    """The bill for an owned machine: electricity, and its depreciation."""
     if power is None:
-        words = "no price: how much power this machine takes is not known; set --assume watts=…"
-        return Bill(currency=currency, parts={}, price_source=words)
+        source = "no price: the power of this machine is unknown; set --assume watts=…"
+        return Bill(currency=currency, parts={}, price_source=source)
     hours = predicted.total.times(1 / 3600)
-    parts = {BillPart.ELECTRICITY: power.kwh.times(assumed.electricity_price)}
-    words = f"electricity at {assumed.electricity_price:g} {currency}/kWh"
-    depreciation = assumed.hourly_depreciation
+    parts = {BillPart.ELECTRICITY: power.kwh.times(assumptions.electricity_price)}
+    source = f"electricity at {assumptions.electricity_price:g} {currency}/kWh"
+    depreciation = assumptions.hourly_depreciation
     if depreciation is None:
-        words += "; the machine itself is not counted (--assume purchasePrice=…)"
+        source += "; the machine itself is not counted (--assume purchasePrice=…)"
     else:
         parts[BillPart.MACHINES] = hours.times(depreciation)
-        words += f", {assumed.purchase_price:g} {currency} over {assumed.years:g} years at {assumed.utilisation:.0%}"
-    if assumed.people_hours_local and assumed.people_rate:
-        parts[BillPart.PEOPLE] = Estimate.within(assumed.people_hours_local * assumed.people_rate, 0.5, Basis.PREDICTED)
-    value = sum(f.value for f in parts.values())
+        source += f", {assumptions.purchase_price:g} {currency} over {assumptions.years:g} years"
+        source += f" at {assumptions.utilisation:.0%}"
+    if assumptions.people_hours_local and assumptions.people_rate:
+        parts[BillPart.PEOPLE] = Estimate.within(
+            assumptions.people_hours_local * assumptions.people_rate, 0.5, Basis.PREDICTED
+        )
+    value = sum(part.value for part in parts.values())
     return Bill(
-        currency=currency, parts=parts, price_source=words, per_hour=value / hours.value if hours.value else 0.0
+        currency=currency, parts=parts, price_source=source, per_hour=value / hours.value if hours.value else 0.0
     )
 
 
-def energy(predicted: Prediction, watts: float, words: str, assumed: Assumptions, basis: Basis) -> Power:
-    """Energy at this power of all workers together."""
-    kwh = predicted.running.times(watts * assumed.pue / 3.6e6).at_worst(basis)
-    return Power(kwh=kwh, words=words)
+def estimate_energy(predicted: Prediction, watts: float, source: str, assumptions: Assumptions, basis: Basis) -> Power:
+    """The energy of a training in which all workers together take this power."""
+    kwh = predicted.running.times(watts * assumptions.pue / 3.6e6).limit_basis(basis)
+    return Power(kwh=kwh, source=source)

@@ -1,4 +1,4 @@
-"""A number that says how it is known, and how far it may be off. Pure."""
+"""Estimates: values with a 90 % interval and a basis (measured, scaled or predicted). Pure."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from yolojob.api.base import ApiModel
 
 
 class Basis(enum.StrEnum):
-    """How a figure is known, from best to worst."""
+    """What an estimate is based on, from most to least certain."""
 
     MEASURED = "measured"
     """This job was measured on this target."""
     SCALED = "scaled from a measurement"
-    """Of this job, with other workers or on another machine."""
+    """This job was measured with another number of workers, or on another machine."""
     PREDICTED = "predicted"
-    """From data sheets and assumptions."""
+    """Computed from data sheets and assumptions."""
 
 
-_ORDER = list(Basis)
-NEGLIGIBLE = 0.05
-"""A part of a sum that is smaller than this does not decide how the sum is known."""
+_BASIS_ORDER = list(Basis)
+NEGLIGIBLE_FRACTION = 0.05
+"""Parts below this fraction of a sum do not determine the basis of the sum."""
 
 
 class Estimate(ApiModel):
-    """A value, and an interval in which the truth is expected in nine cases of ten."""
+    """A value, and an interval that contains the true value in nine of ten cases."""
 
     value: Annotated[float, Field(ge=0)]
     low: Annotated[float, Field(ge=0)]
@@ -36,31 +36,33 @@ class Estimate(ApiModel):
     basis: Annotated[Basis, Field(strict=False)]
 
     @classmethod
-    def within(cls, value: float, part: float, basis: Basis) -> Estimate:
-        """The value, give or take this part of it."""
-        return cls(value=value, low=value * max(1 - part, 0.0), high=value * (1 + part), basis=basis)
+    def within(cls, value: float, fraction: float, basis: Basis) -> Estimate:
+        """An estimate that may be off by this fraction of the value in both directions."""
+        return cls(value=value, low=value * max(1 - fraction, 0.0), high=value * (1 + fraction), basis=basis)
 
     @classmethod
-    def factor(cls, value: float, factor: float) -> Estimate:
-        """A prediction that may be off by this factor."""
+    def within_factor(cls, value: float, factor: float) -> Estimate:
+        """A prediction that may be off by this factor in both directions."""
         return cls(value=value, low=value / factor, high=value * factor, basis=Basis.PREDICTED)
 
     def times(self, factor: float) -> Estimate:
+        """The value and its interval, multiplied."""
         return Estimate(value=self.value * factor, low=self.low * factor, high=self.high * factor, basis=self.basis)
 
-    def at_worst(self, basis: Basis) -> Estimate:
-        """No better known than this."""
-        return self.model_copy(update={"basis": max(self.basis, basis, key=_ORDER.index)})
+    def limit_basis(self, basis: Basis) -> Estimate:
+        """The same estimate, with the less certain of its own basis and this one."""
+        return self.model_copy(update={"basis": max(self.basis, basis, key=_BASIS_ORDER.index)})
 
 
-def total(figures: Iterable[Estimate]) -> Estimate:
-    """The sum. Its parts err together, so their intervals add up; the worst part that counts says how the sum is known."""
-    parts = list(figures)
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    """The sum. The parts' errors are correlated, so their intervals add up; the least certain part that is not
+    negligible determines the basis."""
+    parts = list(estimates)
     value = sum(f.value for f in parts)
-    bases = [f.basis for f in parts if f.value > NEGLIGIBLE * value] or [Basis.MEASURED]
+    bases = [f.basis for f in parts if f.value > NEGLIGIBLE_FRACTION * value] or [Basis.MEASURED]
     return Estimate(
         value=value,
         low=sum(f.low for f in parts),
         high=sum(f.high for f in parts),
-        basis=max(bases, key=_ORDER.index),
+        basis=max(bases, key=_BASIS_ORDER.index),
     )

@@ -1,4 +1,4 @@
-"""One place for a training, with its time, its money, its energy; and which of several places to choose. Pure."""
+"""Options: targets with their predicted time, cost and energy. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from yolojob.estimation.prediction import Prediction
 from yolojob.estimation.target import Target
 from yolojob.format import money_amount
 
-MOST_WORKERS = 8
-"""Scaling is shown up to here."""
+MAX_SCALING_WORKERS = 8
+"""Largest number of workers in scaling curves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A target, worked out."""
+    """A target with its predicted time, cost and energy."""
 
     target: Target
     name: str
@@ -26,9 +26,9 @@ class Option:
     bill: Bill
     power: Power | None
     scaling: dict[int, Prediction] = field(default_factory=dict)
-    """By number of workers."""
+    """Predictions by number of workers."""
     stays: bool = True
-    """Whether the data stays at this place."""
+    """Whether the data stays at this site."""
 
     @property
     def seconds(self) -> float:
@@ -39,31 +39,31 @@ class Option:
         return self.bill.total.value if self.bill.total else None
 
 
-def cost_text(figure: Estimate | None, currency: str) -> str:
-    """An amount; where there is no price, that."""
-    return "no price" if figure is None else money_amount(figure.value, currency)
+def cost_text(cost: Estimate | None, currency: str) -> str:
+    """The amount, or "no price"."""
+    return "no price" if cost is None else money_amount(cost.value, currency)
 
 
 def option_json(option: Option) -> dict[str, Any]:
-    """An option as plain data."""
+    """The option as plain data, for programs."""
 
-    def plain(figure: Estimate | None) -> dict[str, Any] | None:
-        return figure.model_dump(mode="json") if figure else None
+    def plain(estimate: Estimate | None) -> dict[str, Any] | None:
+        return estimate.model_dump(mode="json") if estimate else None
 
     return {
         "target": option.target.text,
         "name": option.name,
         "workers": option.predicted.workers,
         "seconds": plain(option.predicted.total),
-        "parts": {part.value: plain(figure) for part, figure in option.predicted.parts.items()},
+        "parts": {part.value: plain(estimate) for part, estimate in option.predicted.parts.items()},
         "imagesPerSecond": round(option.predicted.images_per_second, 2),
         "limit": option.predicted.limit,
         "cost": plain(option.bill.total),
-        "costParts": {part.value: plain(figure) for part, figure in option.bill.parts.items()},
+        "costParts": {part.value: plain(estimate) for part, estimate in option.bill.parts.items()},
         "currency": option.bill.currency,
         "price": option.bill.price_source,
         "kwh": plain(option.power.kwh) if option.power else None,
-        "energy": option.power.words if option.power else None,
+        "energy": option.power.source if option.power else None,
         "staysHere": option.stays,
         "scaling": {str(n): round(p.total.value, 2) for n, p in option.scaling.items()},
     }

@@ -1,4 +1,4 @@
-"""Where a job might be trained: `local`, a kubeconfig's context, or a machine of the catalogue. Pure."""
+"""Parses targets, the places where a job can be trained: `local`, a context, or a machine of the catalogue. Pure."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from yolojob.catalogue.machines import Catalogue, Machine, UnknownMachine
 
 LOCAL = "local"
 PROVIDERS = {"gke": "gcp", "gcp": "gcp", "eks": "aws", "aws": "aws"}
-"""Prefixes of machines, and whose they are."""
+"""Providers of the catalogue's machines, by the prefix of a target."""
 _COUNT = re.compile(r"(.+?)x([1-9][0-9]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A place, and how many workers."""
+    """A place, and the number of workers."""
 
     text: str
-    """As it was asked for."""
+    """The target as the user wrote it."""
     workers: int | None = None
-    """None: as the job says."""
+    """Number of workers; None for the job's own number."""
     context: str | None = None
-    """Of the kubeconfig, where it is a cluster."""
+    """Context of the kubeconfig, for a cluster."""
     gpu: str | None = None
-    """GPU type of its workers there."""
+    """GPU type of the workers in the cluster."""
     machine: str | None = None
-    """Of the catalogue: what is rented, or what the cluster's nodes are."""
+    """Machine of the catalogue: the rented machine, or the machine type of the cluster's nodes."""
 
     @property
     def is_local(self) -> bool:
@@ -37,65 +37,66 @@ class Target:
 
     @property
     def place(self) -> str:
-        """Where it is, without the number of workers: what a measurement is kept under."""
+        """The place without the number of workers: the key of stored measurements."""
         if self.context is None:
             return self.machine or LOCAL
         return f"{self.context}:{self.gpu}" if self.gpu else self.context
 
     @property
     def is_measurable(self) -> bool:
-        """Whether a bench can run there."""
+        """Whether a bench can run on this target."""
         return self.is_local or self.context is not None
 
 
 class UnknownTarget(UserError):
-    """No such place; the words offer others."""
+    """The target does not exist; the message suggests others."""
 
 
-def parse(text: str, contexts: Collection[str], known: Catalogue) -> Target:
-    """`local`, CONTEXT, CONTEXT:GPU, CONTEXT:MACHINE, MACHINE, gke:MACHINE or eks:MACHINE, each also with xN for N workers.
+def parse(text: str, contexts: Collection[str], catalogue: Catalogue) -> Target:
+    """`local`, CONTEXT, CONTEXT:GPU, CONTEXT:MACHINE, MACHINE, gke:MACHINE or eks:MACHINE, each also with xN for N
+    workers.
 
     Args:
-        text: as the user wrote it.
-        contexts: of the kubeconfig.
-        known: the catalogue.
+        text: the target as the user wrote it.
+        contexts: names of the kubeconfig's contexts.
+        catalogue: the catalogue of machines.
 
     Raises:
-        UnknownTarget: it is none of these; offers what is nearest.
+        UnknownTarget: it is none of these; the message suggests close matches.
     """
-    whole = _place(text, text, contexts, known)
-    if whole is not None:
-        return whole
+    target = _place(text, text, contexts, catalogue)
+    if target is not None:
+        return target
     if match := _COUNT.fullmatch(text):
-        found = _place(text, match[1], contexts, known)
-        if found is not None:
-            return replace(found, workers=int(match[2]))
+        target = _place(text, match[1], contexts, catalogue)
+        if target is not None:
+            return replace(target, workers=int(match[2]))
     name = (match[1] if match else text).rpartition(":")[2]
     prefix = text.rpartition(":")[0]
     if prefix and prefix not in PROVIDERS and prefix not in contexts:
-        there = ", ".join(sorted(contexts)) or "none"
+        existing = ", ".join(sorted(contexts)) or "none"
         raise UnknownTarget(
-            f"{text}: no context {prefix} in the kubeconfig (there is {there}), and no provider: gke, eks"
+            f"{text}: {prefix} is neither a context of the kubeconfig ({existing}) nor a provider (gke, eks)"
         )
     try:
-        known.machine(name)
+        catalogue.machine(name)
     except UnknownMachine as unknown:
         places = ", ".join((LOCAL, *sorted(contexts)))
-        raise UnknownTarget(f"{text}: {unknown}; or say {places}") from None
+        raise UnknownTarget(f"{text}: {unknown}; or use {places}") from None
     raise UnknownTarget(f"{text}: {name} is not a machine of {prefix}")
 
 
-def _place(text: str, name: str, contexts: Collection[str], known: Catalogue) -> Target | None:
+def _place(text: str, name: str, contexts: Collection[str], catalogue: Catalogue) -> Target | None:
     if name == LOCAL:
         return Target(text=text)
     if name in contexts:
         return Target(text=text, context=name)
     prefix, colon, rest = name.rpartition(":")
     if colon and prefix in contexts:
-        if rest in known.machines:
+        if rest in catalogue.machines:
             return Target(text=text, context=prefix, machine=rest)
         return Target(text=text, context=prefix, gpu=rest.upper()) if rest.upper() in gpu_labels.table() else None
-    machine: Machine | None = known.machines.get(rest)
+    machine: Machine | None = catalogue.machines.get(rest)
     if machine is None or (colon and PROVIDERS.get(prefix, prefix) != machine.provider):
         return None
     return Target(text=text, machine=rest)

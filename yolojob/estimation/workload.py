@@ -1,4 +1,4 @@
-"""How much there is to do in a job: steps, optimizer steps, validations, checkpoints. Pure, and exactly what the trainer does."""
+"""Counts the work of a job: steps, optimizer steps, validations, checkpoints. Pure; the trainer does the same."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from dataclasses import dataclass
 from yolojob.api.spec import YoloTrainingJobSpec
 
 CLOSE_MOSAIC, WARMUP_EPOCHS, NOMINAL_BATCH = 10, 3.0, 64
-"""Ultralytics' defaults of close_mosaic, warmup_epochs and nbs; a trainer's test holds them against the package."""
+"""Ultralytics' defaults of close_mosaic, warmup_epochs and nbs; a test compares them with the package."""
 MIXES = {"mosaic": 1.0, "mixup": 0.0, "cutmix": 0.0, "copy_paste": 0.0}
 """Augmentations that close_mosaic switches off, with their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """All of a job, when nothing stops it early."""
+    """The work of a whole job, without early stopping."""
 
     epochs: int
     steps: int
-    """Of an epoch."""
+    """Steps per epoch."""
     images: int
-    """Of an epoch."""
+    """Images per epoch."""
     mosaic_epochs: int
-    """The first ones, which mix several images into one."""
+    """Number of first epochs, in which samples are mixed from several images."""
     updates: int
-    """Optimizer steps in all."""
+    """Optimizer steps of the whole job."""
     validations: int
     saves: int
 
 
 def count_workload(spec: YoloTrainingJobSpec, images: int) -> Workload:
-    """The work of a job with so many training images.
+    """Count the work of a job with this many training images.
 
-    A new best model is saved at once, also between two checkpoints; how often that happens nobody knows, and it is not in here.
+    A new best model is saved immediately, also between two checkpoints. How often that happens cannot be predicted, so
+    it is not counted.
     """
     train, checkpoint = spec.train, spec.checkpoint
     steps = -(-images // train.batch)
@@ -52,12 +53,12 @@ def count_workload(spec: YoloTrainingJobSpec, images: int) -> Workload:
 
 
 def _updates(spec: YoloTrainingJobSpec, steps: int) -> int:
-    """Optimizer steps: fewer than steps where gradients accumulate, which begins gradually in the first epochs."""
+    """Optimizer steps: fewer than steps if gradients accumulate; accumulation grows gradually in the first epochs."""
     train = spec.train
     nominal = max(round((train.nbs or NOMINAL_BATCH) / train.batch), 1)
     nominal = min(nominal, steps * train.epochs)
-    asked = train.warmup_epochs if train.warmup_epochs is not None else WARMUP_EPOCHS
-    warm = round(min(asked, max(train.epochs - 1, 0)) * steps)
+    warmup = train.warmup_epochs if train.warmup_epochs is not None else WARMUP_EPOCHS
+    warm = round(min(warmup, max(train.epochs - 1, 0)) * steps)
     warm_epochs = min(-(-(warm + 1) // steps), train.epochs) if warm else 0
     updates, accumulate = 0, nominal
     for epoch in range(warm_epochs):

@@ -1,4 +1,4 @@
-"""What to change first, by where the time of a run went. Pure; each piece says what it is worth."""
+"""Suggests what to change first, by where the time of a run went, with an estimate of the time saved. Pure."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ class Advice:
     """One thing to change."""
 
     what: str
-    """What takes the time: "data wait is 61 %"."""
+    """What takes the time: "data wait is 61%"."""
     change: str
+    """The proposed change."""
     saves: float
-    """Seconds, about."""
+    """Estimated saving in seconds."""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.change} would save about {rough_duration(self.saves)}"
 
 
-CACHED = 0.8
-"""Part of the waiting for data that decoded images in memory save; the rest is augmentation. Assumed."""
+CACHE_SAVING = 0.8
+"""Fraction of the data wait that decoded images in memory save; the rest is augmentation. Assumed."""
 
 
 def suggest(
     parts: dict[TimePart, float], stragglers: dict[int, float], spec: YoloTrainingJobSpec | None
 ) -> list[Advice]:
-    """Advice, the most valuable first.
+    """Advice, sorted by the time it saves.
 
     Args:
-        parts: seconds of the run by part, as `status.timing` has them.
-        stragglers: seconds of computing in a step, by rank.
-        spec: the job's, where it is known.
+        parts: seconds of the run by part, as in `status.timing`.
+        stragglers: seconds of computing per step, by rank.
+        spec: the job's spec, if known.
     """
     total = sum(parts.values()) or 1.0
     share = {part: seconds / total for part, seconds in parts.items()}
     steps = sum(parts.get(p, 0.0) for p in STEP_PARTS if p is not TimePart.OTHER)
-    found: list[Advice] = []
+    suggestions: list[Advice] = []
 
-    def add(part: TimePart, least: float, change: str, saves: float) -> None:
-        if share.get(part, 0.0) > least:
-            found.append(Advice(what=f"{part.label} is {share[part]:.0%}", change=change, saves=saves))
+    def add(part: TimePart, threshold: float, change: str, saves: float) -> None:
+        if share.get(part, 0.0) > threshold:
+            suggestions.append(Advice(what=f"{part.label} is {share[part]:.0%}", change=change, saves=saves))
 
     wait = parts.get(TimePart.DATA_WAIT, 0.0)
     cached = spec is not None and spec.train.cache in (True, "ram")
     change = "more loader processes (train.workers) and CPUs" if cached else "cache: ram"
-    add(TimePart.DATA_WAIT, 0.1, change, wait * (0.5 if cached else CACHED))
+    add(TimePart.DATA_WAIT, 0.1, change, wait * (0.5 if cached else CACHE_SAVING))
     add(TimePart.ALL_REDUCE, 0.15, "fewer workers, or a larger train.batch,", parts.get(TimePart.ALL_REDUCE, 0.0) * 0.5)
     add(
         TimePart.VALIDATION,
         0.2,
-        "val: false (the last epoch is validated all the same)",
+        "val: false (the last epoch is always validated)",
         parts.get(TimePart.VALIDATION, 0.0) * 0.9,
     )
     every = spec.checkpoint.every_epochs if spec else 1
@@ -62,30 +63,39 @@ def suggest(
     add(
         TimePart.IMAGE_PULL,
         0.1,
-        "pulling the image onto the nodes beforehand",
+        "pre-pulling the image onto the nodes",
         parts.get(TimePart.IMAGE_PULL, 0.0) * 0.9,
     )
     add(
         TimePart.STAGING,
         0.1,
-        "trainer.cacheVolume of the chart, so that nodes keep the data set,",
+        "trainer.cacheVolume of the chart, so that nodes keep the dataset,",
         parts.get(TimePart.STAGING, 0.0) * 0.9,
     )
     add(TimePart.QUEUED, 0.2, "more quota, or a higher priority class,", parts.get(TimePart.QUEUED, 0.0) * 0.5)
-    add(TimePart.SCHEDULING, 0.1, "nodes that are there already", parts.get(TimePart.SCHEDULING, 0.0) * 0.8)
+    add(TimePart.SCHEDULING, 0.1, "nodes that are already running", parts.get(TimePart.SCHEDULING, 0.0) * 0.8)
     add(TimePart.LOST, 0.05, "a smaller checkpoint.everySeconds", parts.get(TimePart.LOST, 0.0) * 0.5)
-    if len(stragglers) > 1:
-        slow = max(stragglers, key=lambda rank: stragglers[rank])
-        others = [value for rank, value in stragglers.items() if rank != slow]
-        usual = sorted(others)[len(others) // 2]
-        if stragglers[slow] > 1.1 * usual:
-            saves = steps * (1 - usual / stragglers[slow])
-            ratio = stragglers[slow] / usual
-            found.append(
-                Advice(
-                    what=f"rank {slow} computes {ratio:.2f} times as long as the others",
-                    change="another node",
-                    saves=saves,
-                )
-            )
-    return sorted(found, key=lambda advice: -advice.saves)
+    if (slow_rank := _straggler(stragglers, steps)) is not None:
+        suggestions.append(slow_rank)
+    return sorted(suggestions, key=lambda advice: -advice.saves)
+
+
+def _straggler(seconds_per_step: dict[int, float], steps: float) -> Advice | None:
+    """Advice about the slowest rank; None if it is not much slower than the others.
+
+    Args:
+        seconds_per_step: seconds of computing per step, by rank.
+        steps: seconds of all steps.
+    """
+    if len(seconds_per_step) < 2:
+        return None
+    slow = max(seconds_per_step, key=lambda rank: seconds_per_step[rank])
+    others = sorted(seconds for rank, seconds in seconds_per_step.items() if rank != slow)
+    median = others[len(others) // 2]
+    if seconds_per_step[slow] <= 1.1 * median:
+        return None
+    return Advice(
+        what=f"rank {slow} takes {seconds_per_step[slow] / median:.2f} times as long as the others to compute a step",
+        change="another node",
+        saves=steps * (1 - median / seconds_per_step[slow]),
+    )

@@ -1,4 +1,4 @@
-"""A comparison of places: what stands on its page and in its picture."""
+"""Compares options: the data behind the page and the picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolojob.reports import run_files
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Places, worked out and judged."""
+    """Estimated options and the recommendation."""
 
     name: str
     epochs: int
@@ -24,39 +24,47 @@ class Comparison:
     assumptions: list[str]
     buying: BreakEven | None
     curve: list[run_files.Epoch]
-    """Of a finished run of this job, where there is one."""
+    """Validated epochs of a finished run of this job; empty without one."""
 
 
-def build_comparison(job: YoloTrainingJob, survey: Estimator, options: list[Option], curve: Path | None) -> Comparison:
-    """Judge.
+def build_comparison(
+    job: YoloTrainingJob, estimator: Estimator, options: list[Option], curve: Path | None
+) -> Comparison:
+    """Compare the options.
+
+    Args:
+        job: the job.
+        estimator: has the assumptions.
+        options: at least one.
+        curve: folder of a finished run of this job; None without one.
 
     Raises:
-        NoRun: there is no such finished run.
+        NoRun: `curve` is not the folder of a run.
     """
     options = sorted(options, key=lambda o: o.seconds)
-    said = survey.assumed.model_dump(by_alias=True, exclude_none=True)
+    assumptions = estimator.assumptions.model_dump(by_alias=True, exclude_none=True)
     epochs = run_files.epochs(curve) if curve else []
     return Comparison(
         name=job.metadata.name,
         epochs=job.spec.train.epochs,
         options=options,
-        recommendation=recommend(options, survey.assumed),
-        assumptions=[f"{key} = {value}" for key, value in said.items()],
-        buying=break_even(options, survey.assumed),
+        recommendation=recommend(options, estimator.assumptions),
+        assumptions=[f"{key} = {value}" for key, value in assumptions.items()],
+        buying=break_even(options, estimator.assumptions),
         curve=[e for e in epochs if e.map is not None],
     )
 
 
-def to_json(found: Comparison) -> dict[str, Any]:
-    """For programs."""
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as plain data, for programs."""
     return {
-        "name": found.name,
-        "recommendation": found.recommendation,
-        "pareto": [o.name for o in pareto(found.options)],
+        "name": comparison.name,
+        "recommendation": comparison.recommendation,
+        "pareto": [o.name for o in pareto(comparison.options)],
         "options": [
-            {**option_json(o), "costPerEpoch": o.cost / found.epochs if o.cost is not None else None}
-            for o in found.options
+            {**option_json(o), "costPerEpoch": o.cost / comparison.epochs if o.cost is not None else None}
+            for o in comparison.options
         ],
-        "breakEven": found.buying.words if found.buying else None,
-        "assumptions": found.assumptions,
+        "breakEven": comparison.buying.summary if comparison.buying else None,
+        "assumptions": comparison.assumptions,
     }

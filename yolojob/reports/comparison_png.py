@@ -1,4 +1,4 @@
-"""A comparison as one picture, for slides and chats."""
+"""Draws a comparison as one picture, for slides and chats."""
 
 from __future__ import annotations
 
@@ -13,43 +13,42 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from yolojob.estimation.recommendation import pareto
+from yolojob.format import time_unit
 from yolojob.reports.plots import Part, parts_of
 
 
-def draw_comparison(found: Comparison, path: Path) -> None:
-    """Time and money, split; one against the other; with more workers."""
-    from yolojob.format import time_unit
-
-    unit, scale = time_unit(max(o.seconds for o in found.options))
-    figure, ((time, money), (both, more)) = plt.subplots(
-        2, 2, figsize=(14, 6 + len(found.options)), layout="constrained"
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw time and money by part, time against money, and time with more workers."""
+    unit, scale = time_unit(max(o.seconds for o in comparison.options))
+    figure, ((time_axes, money_axes), (pareto_axes, scaling_axes)) = plt.subplots(
+        2, 2, figsize=(14, 6 + len(comparison.options)), layout="constrained"
     )
-    figure.suptitle(f"{found.name}: where to train it")
-    _stack(time, {o.name: {p: f.value * scale for p, f in o.predicted.parts.items()} for o in found.options})
-    time.set(title="Time", xlabel=unit)
-    priced = [o for o in found.options if o.cost is not None]
-    currency = found.options[0].bill.currency
-    _stack(money, {o.name: {p: f.value for p, f in o.bill.parts.items()} for o in priced})
-    money.set(title="Money" if priced else "Money: no price", xlabel=currency)
-    front = pareto(found.options)
-    both.plot([o.seconds * scale for o in front], [o.cost or 0.0 for o in front], ":", color="grey")
+    figure.suptitle(f"{comparison.name}: where to train it")
+    _stack(time_axes, {o.name: {p: f.value * scale for p, f in o.predicted.parts.items()} for o in comparison.options})
+    time_axes.set(title="Time", xlabel=unit)
+    priced = [o for o in comparison.options if o.cost is not None]
+    currency = comparison.options[0].bill.currency
+    _stack(money_axes, {o.name: {p: f.value for p, f in o.bill.parts.items()} for o in priced})
+    money_axes.set(title="Money" if priced else "Money: no price", xlabel=currency)
+    front = pareto(comparison.options)
+    pareto_axes.plot([o.seconds * scale for o in front], [o.cost or 0.0 for o in front], ":", color="grey")
     for option in priced:
-        both.plot(option.seconds * scale, option.cost or 0.0, "o", markersize=9)
+        pareto_axes.plot(option.seconds * scale, option.cost or 0.0, "o", markersize=9)
         right = option.seconds > max(o.seconds for o in priced) / 2
-        both.annotate(
+        pareto_axes.annotate(
             option.name,
             (option.seconds * scale, option.cost or 0.0),
             xytext=(-9 if right else 9, 7),
             textcoords="offset points",
             ha="right" if right else "left",
         )
-    both.set(title="Time against money", xlabel=unit, ylabel=currency, xlim=(0, None), ylim=(0, None))
-    both.margins(0.25)
-    for option in found.options:
+    pareto_axes.set(title="Time against money", xlabel=unit, ylabel=currency, xlim=(0, None), ylim=(0, None))
+    pareto_axes.margins(0.25)
+    for option in comparison.options:
         counts = sorted(option.scaling)
-        more.plot(counts, [option.scaling[n].total.value * scale for n in counts], "o-", label=option.name)
-    more.set(title="With more workers", xlabel="workers", ylabel=unit, ylim=(0, None))
-    more.legend(fontsize=8)
+        scaling_axes.plot(counts, [option.scaling[n].total.value * scale for n in counts], "o-", label=option.name)
+    scaling_axes.set(title="With more workers", xlabel="workers", ylabel=unit, ylim=(0, None))
+    scaling_axes.legend(fontsize=8)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

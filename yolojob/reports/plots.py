@@ -1,4 +1,4 @@
-"""Plots of a page. Each takes plain figures, and one colour means the same part everywhere."""
+"""Draws the plots of the HTML pages. A part has the same colour in every plot."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from yolojob.estimation.billing import BillPart
 from yolojob.reports.html import styled
 
 Part = TypeVar("Part", TimePart, BillPart)
-"""What a stacked bar is made of: parts with a label and a colour, in an order of their own."""
+"""A part of a stacked bar: an enum whose members have a label and a colour, in display order."""
 
 
 def parts_of(rows: Mapping[str, Mapping[Part, float]]) -> list[Part]:
-    """The parts that any row has, each once, in their own order."""
-    there = {part for row in rows.values() for part, value in row.items() if value > 0}
-    return [part for part in type(next(iter(there))) if part in there] if there else []
+    """The parts that take something in any row, in display order."""
+    present = {part for row in rows.values() for part, value in row.items() if value > 0}
+    return [part for part in type(next(iter(present))) if part in present] if present else []
 
 
 def stacked_bars(rows: Mapping[str, Mapping[Part, float]], unit: str, scale: float = 1.0) -> go.Figure:
-    """A horizontal bar for each row, with a stretch for each part."""
+    """A horizontal bar for each row, with a segment for each part."""
     names = list(rows)[::-1]
     parts = parts_of(rows)
     figure = go.Figure()
@@ -33,7 +33,7 @@ def stacked_bars(rows: Mapping[str, Mapping[Part, float]], unit: str, scale: flo
 
 
 def columns(over: Sequence[float], parts: Mapping[TimePart, Sequence[float]], x: str, y: str) -> go.Figure:
-    """Stacked columns: of each epoch, its parts."""
+    """A stacked column for each value of `over`, such as an epoch, with a segment for each part."""
     figure = go.Figure()
     for part, values in parts.items():
         figure.add_bar(x=list(over), y=list(values), name=part.label, marker_color=part.colour)
@@ -41,7 +41,7 @@ def columns(over: Sequence[float], parts: Mapping[TimePart, Sequence[float]], x:
 
 
 def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> go.Figure:
-    """Curves, by name: (x, y)."""
+    """One line for each curve; `curves` maps its name to (x, y)."""
     figure = go.Figure()
     for name, (xs, ys) in curves.items():
         figure.add_scatter(x=list(xs), y=list(ys), name=name, mode="lines+markers" if len(xs) <= 40 else "lines")
@@ -49,7 +49,7 @@ def lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
 
 
 def points(places: Mapping[str, tuple[float, float]], front: Sequence[str], x: str, y: str) -> go.Figure:
-    """Places as points, and a line through those that nothing else beats in both."""
+    """Options as points, and a line through the Pareto front: those that no other option beats in both."""
     figure = go.Figure()
     line = [places[name] for name in front]
     figure.add_scatter(
@@ -57,7 +57,7 @@ def points(places: Mapping[str, tuple[float, float]], front: Sequence[str], x: s
         y=[p[1] for p in line],
         mode="lines",
         line={"dash": "dot", "color": "#8c959f"},
-        name="nothing is faster and cheaper",
+        name="Pareto front",
     )
     for name, (horizontal, vertical) in places.items():
         figure.add_scatter(

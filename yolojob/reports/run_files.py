@@ -1,4 +1,4 @@
-"""A run's own record in its folder: results.csv, the traces of all ranks, tuning. Read-only; whatever is damaged is named."""
+"""Reads the files of a run's folder: results.csv and the traces of all ranks. Errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolojob.api.time_parts import TimePart, known_part
 
 
 class NoRun(UserError):
-    """There is no run; the words say what is missing."""
+    """The folder is not a readable run; the message says what is missing or damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +22,16 @@ class Epoch:
     epoch: int
     """The first is 1."""
     seconds: float
-    """Of training and validation, since the beginning."""
+    """Training and validation time since the start of the run."""
     loss: float | None
+    """Sum of the mean training losses."""
     map50: float | None
     map: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceLine:
-    """One line of a trace: a step, or what lay between two steps."""
+    """One line of a trace: a step, or the time between two steps."""
 
     rank: int
     epoch: int
@@ -39,9 +40,9 @@ class TraceLine:
     start: float
     """Seconds since 1970."""
     images: int
-    """Of the whole job; 0 between steps."""
+    """Images of the whole job in this step; 0 between steps."""
     seconds: dict[TimePart, float]
-    """By phase."""
+    """Seconds by phase."""
 
     @property
     def end(self) -> float:
@@ -49,17 +50,17 @@ class TraceLine:
 
 
 def epochs(folder: Path) -> list[Epoch]:
-    """results.csv, an entry for each epoch.
+    """The epochs of results.csv.
 
     Raises:
-        NoRun: there is none, or it is damaged.
+        NoRun: results.csv is missing or damaged.
     """
     path = folder / "results.csv"
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
         return [_epoch(row) for row in rows]
     except OSError:
-        raise NoRun(f"{folder} is no run that has trained an epoch: there is no {path.name}") from None
+        raise NoRun(f"{folder}: {path.name} not found; not a run's folder, or no epoch has finished") from None
     except (KeyError, ValueError, UnicodeDecodeError) as error:
         raise NoRun(f"{path} is damaged: {error}") from None
 
@@ -79,14 +80,15 @@ def _epoch(row: dict[str, str]) -> Epoch:
 
 
 def _by_part(seconds: dict[str, float]) -> dict[TimePart, float]:
-    found: dict[TimePart, float] = {}
+    parts: dict[TimePart, float] = {}
     for name, value in seconds.items():
-        found[known_part(name)] = found.get(known_part(name), 0.0) + float(value)
-    return found
+        part = known_part(name)
+        parts[part] = parts.get(part, 0.0) + float(value)
+    return parts
 
 
 def traces(folder: Path) -> list[TraceLine]:
-    """All lines of all ranks, in the order of time.
+    """All lines of all ranks, in order of time.
 
     Raises:
         NoRun: there is no trace, or it is damaged.
@@ -94,22 +96,22 @@ def traces(folder: Path) -> list[TraceLine]:
     lines = []
     for path in sorted((folder / "trace").glob("rank-*/epoch-*.jsonl")):
         rank = int(path.parent.name.removeprefix("rank-"))
-        # A run that was killed while it wrote leaves half a line at the end.
+        # A run that was killed while writing leaves an incomplete last line.
         for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
             try:
-                found = json.loads(text)
+                fields = json.loads(text)
                 lines.append(
                     TraceLine(
                         rank=rank,
-                        epoch=int(found["epoch"]),
-                        step=int(found["step"]),
-                        start=float(found["start"]),
-                        images=int(found.get("images", 0)),
-                        seconds=_by_part(found["seconds"]),
+                        epoch=int(fields["epoch"]),
+                        step=int(fields["step"]),
+                        start=float(fields["start"]),
+                        images=int(fields.get("images", 0)),
+                        seconds=_by_part(fields["seconds"]),
                     )
                 )
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise NoRun(f"{path}:{number} is no line of a trace") from None
+                raise NoRun(f"{path}:{number}: malformed trace line") from None
     if not lines:
-        raise NoRun(f"{folder} has no trace")
+        raise NoRun(f"{folder}: no trace found")
     return sorted(lines, key=lambda line: line.start)

@@ -1,4 +1,4 @@
-"""The pages in a real browser: no error on the console, every plot drawn, readable on a desk and on a telephone."""
+"""The HTML pages in a real browser: no console error, every plot drawn, readable on a wide and on a narrow screen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from devcluster import binaries
 from playwright.sync_api import Browser, sync_playwright
 
 WIDTHS = (1280, 390)
+"""Screen widths of a desktop and of a phone, in CSS pixels."""
 COMMAND = ("python", "-m", "yolojob.cli")
 MANIFEST = Path(__file__).parent.parent.parent / "manifests" / "examples" / "digits.yaml"
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, without a window."""
+    """Debian's Chromium, headless."""
     if not shutil.which("chromium"):
         binaries.install("chromium", "fonts-dejavu-core")
     with sync_playwright() as playwright:
@@ -32,9 +33,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its report, and a comparison of the place where it ran with two that would have to be rented."""
-    folder = tmp_path_factory.mktemp("study")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the report of a run, and with a comparison of this machine and two rented ones."""
+    folder = tmp_path_factory.mktemp("pages")
 
     def call(*arguments: str) -> str:
         done = subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, check=False)
@@ -43,11 +44,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     call("run", str(MANIFEST))
     call("report", "volumes/digits")
-    said = call(
+    comparison = call(
         *("compare", str(MANIFEST), "--on", "local", "--on", "gke:g2-standard-4x2", "--on", "eks:g4dn.xlarge"),
         *("--seconds", "10", "--assume", "watts=60", "--assume", "purchasePrice=900", "--curve", "volumes/digits"),
     )
-    assert "This assumes" in said
+    assert "This assumes" in comparison
     if kept := os.environ.get("YOLOJOB_PICTURES"):
         Path(kept).mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "compare.png", kept)
@@ -56,15 +57,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("page_name", ["report", "compare"])
-def test_a_browser_draws_the_page(browser: Browser, study: Path, page_name: str, width: int) -> None:
+def test_page_is_drawn_without_errors(browser: Browser, pages: Path, page_name: str, width: int) -> None:
     """YOLOJOB_PICTURES=docs/images keeps the pictures."""
-    faults: list[str] = []
-    asked: list[str] = []
+    errors: list[str] = []
+    requests: list[str] = []
     page: Any = browser.new_page(viewport={"width": width, "height": 900})
-    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"file://{study}/{page_name}.html")
+    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(f"file://{pages}/{page_name}.html")
     page.wait_for_function(
         "document.querySelectorAll('.plot').length === document.querySelectorAll('.plot .main-svg').length / 3"
     )
@@ -82,11 +83,13 @@ def test_a_browser_draws_the_page(browser: Browser, study: Path, page_name: str,
         assert plot["drawn"] > 0, plot
         assert 0.8 * min(width, 1100) <= plot["width"] <= width
         assert not plot["cut"]
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is wider than the screen"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page is wider than the screen"
     assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 14
-    assert faults == []
-    assert [url for url in asked if not url.startswith(("file://", "data:", "blob:"))] == [], "nothing is fetched"
-    shot = Path(os.environ.get("YOLOJOB_PICTURES") or study) / f"{page_name}-{width}.png"
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("file://", "data:", "blob:"))] == [], (
+        "the page loads something from the network"
+    )
+    shot = Path(os.environ.get("YOLOJOB_PICTURES") or pages) / f"{page_name}-{width}.png"
     shot.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(shot), full_page=True)
     assert shot.stat().st_size > 20_000

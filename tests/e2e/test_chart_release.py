@@ -1,4 +1,4 @@
-"""The chart from its installation to its end, while a training runs."""
+"""The Helm release: its test, its rights, and an upgrade and a reinstallation while a training runs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def test_helm_test_trains(operator: Release) -> None:
-    words = operator.helm("test", "yolojob", "--logs", "--timeout", "8m")
-    assert "Phase:          Succeeded" in words, words
-    assert "1 of 1 epochs" in words, words
+    output = operator.helm("test", "yolojob", "--logs", "--timeout", "8m")
+    assert "Phase:          Succeeded" in output, output
+    assert "1 of 1 epochs" in output, output
     home = Kube(operator.kube.kubeconfig, HOME)
-    assert not home.get("yolotrainingjob", "yolojob-test"), "it cleans up behind itself"
+    assert not home.get("yolotrainingjob", "yolojob-test"), "the test leaves its job behind"
 
 
-def test_who_may_what(kube: Kube, operator: Release) -> None:
-    """The operator reads no secrets; neither it nor a worker may write to its own disk; a worker has no API token."""
+def test_operator_has_no_more_rights_than_it_needs(kube: Kube, operator: Release) -> None:
+    """It may create pods but not read secrets, and its root file system is read-only."""
     account = f"system:serviceaccount:{HOME}:yolojob-operator"
-    for asked in ("get secrets", "list secrets", "create pods --subresource=exec", "update pods", "create pods"):
-        answer = kube.run("auth", "can-i", *asked.split(), "--as", account, check=False).stdout.strip()
-        assert answer == ("yes" if asked == "create pods" else "no"), asked
+    for action in ("get secrets", "list secrets", "create pods --subresource=exec", "update pods", "create pods"):
+        allowed = kube.run("auth", "can-i", *action.split(), "--as", account, check=False).stdout.strip()
+        assert allowed == ("yes" if action == "create pods" else "no"), action
     home = Kube(kube.kubeconfig, HOME)
     written = home.run("exec", "deployment/yolojob-operator", "--", "touch", "/app/x", check=False)
     assert "Read-only file system" in written.stderr
 
 
 @pytest.mark.parametrize("volume", ["lives"], indirect=True)
-def test_a_training_outlives_upgrade_and_reinstallation(kube: Kube, operator: Release, volume: str) -> None:
+def test_training_survives_upgrade_and_reinstallation(kube: Kube, operator: Release, volume: str) -> None:
+    """The worker has a read-only root file system and no API token; its pods keep running without the operator."""
     kube.apply(*documents("lives", epochs=60, patience=100))
     training(kube, "lives", 1)
     written = kube.run("exec", "lives-worker-0", "--", "touch", "/app/x", check=False)
@@ -52,10 +53,10 @@ def test_a_training_outlives_upgrade_and_reinstallation(kube: Kube, operator: Re
     training(kube, "lives", epoch + 1)
 
     operator.uninstall()
-    assert kube.get("crd", "yolotrainingjobs.yolojob.dev"), "the kind stays"
+    assert kube.get("crd", "yolotrainingjobs.yolojob.dev"), "the CRD was deleted with the release"
     job = kube.get("yolotrainingjob", "lives")
     assert job["status"]["phase"] == "Running", json.dumps(job["status"], indent=1)
-    assert len(kube.pods("lives")) == 2, "and so do the pods"
+    assert len(kube.pods("lives")) == 2, "the pods were deleted with the release"
     operator.install()
     status = finished(kube, "lives")
     assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
@@ -63,26 +64,27 @@ def test_a_training_outlives_upgrade_and_reinstallation(kube: Kube, operator: Re
     assert status["progress"]["epoch"] == 60
 
 
-def test_a_pod_that_asks_for_more_is_refused(kube: Kube, operator: Release) -> None:
-    """Where the chart allows a privilege, the namespace has the last word, and the job says so."""
+def test_job_with_host_network_is_refused(kube: Kube, operator: Release) -> None:
+    """The operator refuses it; where the chart allows it, the namespace's Pod Security refuses the pod."""
     job = documents("greedy")[0]
     del job["spec"]["storage"]
     job["spec"]["workers"]["template"] = {"spec": {"hostNetwork": True}}
     kube.apply(job)
-    accepted = eventually(lambda: kube.condition("greedy", "Accepted"), "it is judged", seconds=30)
-    assert accepted
+    accepted = eventually(
+        lambda: kube.condition("greedy", "Accepted"), "the operator accepts or refuses it", seconds=30
+    )
     assert (accepted["status"], accepted["reason"]) == ("False", "TemplateForbidden")
     assert not kube.pods("greedy")
     operator.install("--set", "workers.allow={hostNamespaces}")
     try:
-        words = eventually(
+        message = eventually(
             lambda: next(
                 (c["message"] for c in kube.status("greedy")["conditions"] if "PodSecurity" in c["message"]), ""
             ),
             "the namespace refuses the pod",
             seconds=60,
         )
-        assert "hostNetwork" in words or "host namespaces" in words, words
+        assert "hostNetwork" in message or "host namespaces" in message, message
     finally:
         kube.run("delete", "yolotrainingjob", "greedy")
         operator.install()

@@ -1,4 +1,4 @@
-"""What the project stands on is what the lock files say, whole and unchanged."""
+"""The lock files pin every dependency, and the environment has what they pin."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 
 def requirements(lock: Path) -> list[tuple[Requirement, int]]:
-    """(requirement, number of its hashes) of each line."""
+    """Returns (requirement, number of its hashes) for each line."""
     text = re.sub(r"^\s*#.*$", "", lock.read_text(), flags=re.M).replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip()]
     return [(Requirement(line.partition(" --hash")[0]), line.count("--hash=sha256:")) for line in lines]
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda p: p.stem)
-def test_every_requirement_is_pinned_with_hashes_and_has_no_address(lock: Path) -> None:
-    found = requirements(lock)
-    assert len(found) > 10
-    for requirement, hashes in found:
+def test_lock_file_pins_every_requirement_with_hashes(lock: Path) -> None:
+    pinned = requirements(lock)
+    assert len(pinned) > 10
+    for requirement, hashes in pinned:
         assert hashes > 0, requirement
         assert str(requirement.specifier).startswith("=="), requirement
-        assert requirement.url is None, requirement
+        assert requirement.url is None, f"{requirement}: not from the package index"
 
 
-def test_what_is_installed_is_what_is_locked() -> None:
+def test_environment_has_the_locked_versions() -> None:
     for requirement, _ in requirements(ROOT / "requirements" / "dev.txt"):
         if requirement.marker is None or requirement.marker.evaluate():
             assert version(requirement.name) in requirement.specifier, requirement
 
 
-def test_the_dependencies_fit_together() -> None:
-    """But for opencv-python, which opencv-python-headless stands in for."""
+@pytest.mark.processes
+def test_pip_check_misses_only_opencv_python() -> None:
+    """opencv-python-headless replaces it: see pyproject.toml, tool.uv."""
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
-    said = [line for line in done.stdout.splitlines() if line != "No broken requirements found."]
-    assert len(said) == 1, done.stdout
-    assert re.fullmatch(r"ultralytics \S+ requires opencv-python, which is not installed\.", said[0]), done.stdout
+    problems = [line for line in done.stdout.splitlines() if line != "No broken requirements found."]
+    assert len(problems) == 1, done.stdout
+    assert re.fullmatch(r"ultralytics \S+ requires opencv-python, which is not installed\.", problems[0]), done.stdout

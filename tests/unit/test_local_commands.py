@@ -1,4 +1,4 @@
-"""The command line as its user has it: real commands, what they print, how they end."""
+"""The commands `run`, `validate` and `crd` as processes: output, exit codes, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -13,34 +13,55 @@ import pytest
 from support import ROOT, eventually
 from support.cli import COMMAND, QUICK, call, manifest, small
 
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+pytestmark = pytest.mark.processes
 
 
-def test_help_teaches() -> None:
+def test_help_lists_commands_and_exit_codes() -> None:
     text = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True).stdout
-    for verb in ("run", "validate", "crd"):
-        assert verb in text
+    for command in ("run", "validate", "crd"):
+        assert command in text
     assert "Exit codes" in text
 
 
-def test_crd_is_printed(tmp_path: Path, cache: Path) -> None:
+def test_crd_prints_the_committed_definition(tmp_path: Path, cache: Path) -> None:
     assert call(tmp_path, cache, "crd").stdout == (ROOT / "manifests" / "crd.yaml").read_text()
 
 
-def test_a_valid_manifest(tmp_path: Path, cache: Path) -> None:
+def test_validate_of_example_prints_a_summary(tmp_path: Path, cache: Path) -> None:
     done = call(tmp_path, cache, "validate", ROOT / "manifests" / "examples" / "digits.yaml")
     assert done.returncode == 0
     assert "2 worker(s) × 1 process(es), global batch 16" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "job.yaml"),
+        ("bench", "job.yaml"),
+        ("estimate", "job.yaml"),
+        ("compare", "job.yaml", "--on", "local"),
+        ("report", "."),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_command_without_object_output_refuses_output_name(
+    tmp_path: Path, cache: Path, arguments: tuple[str, ...]
+) -> None:
+    """`-o name` prints names of Kubernetes objects, and these commands print none."""
+    manifest(tmp_path, small())
+    done = call(tmp_path, cache, *arguments, "-o", "name")
+    assert done.returncode == 2, done.stdout
+    assert "'name' is not one of 'text', 'json', 'yaml'" in " ".join(done.stderr.replace("│", " ").split())
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
 def broken(**spec: Any) -> dict[str, Any]:
+    """Returns the small job with other fields of the spec."""
     return small("broken", **spec)
 
 
-BAD = {
+INVALID = {
     "misspelt": (broken(train={"mosiac": 1.0}), "spec.train.mosiac: unknown field; did you mean mosaic?"),
     "batch": (broken(workers={"replicas": 3}), "spec.train.batch: 8 images for 3 processes"),
     "name": ({**broken(), "metadata": {"name": "Not_A_Label"}}, "metadata.name: Not_A_Label: must be a DNS label"),
@@ -54,49 +75,51 @@ BAD = {
     "precision": (broken(train={**QUICK, "amp": "fp16"}), "fp16 needs a GPU"),
     "gpu": (broken(workers={"gpu": {"count": 1}}), "spec.workers.gpu: 1 process(es) need a GPU each"),
 }
+"""(manifest, expected message) of jobs that are refused."""
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_named_and_leaves_nothing_behind(tmp_path: Path, cache: Path, what: str) -> None:
-    document, words = BAD[what]
+@pytest.mark.parametrize("case", INVALID)
+def test_run_of_invalid_job_names_the_fault_and_leaves_no_files(tmp_path: Path, cache: Path, case: str) -> None:
+    document, message = INVALID[case]
     done = call(tmp_path, cache, "run", manifest(tmp_path, document), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
-    assert words in done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["job.yaml"]
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 
-def test_no_space_left(tmp_path: Path, cache: Path) -> None:
-    """A file system of 2 MiB: said before the training, not after its first epoch."""
+def test_run_without_disk_space_is_refused_before_the_training(tmp_path: Path, cache: Path) -> None:
+    """On a file system of 2 MiB. Who may not mount one gets a folder without write permission instead."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:  # without root, /dev/full's cousin: a folder that cannot be written
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    mounted = mount.returncode == 0
+    if not mounted:
         disk.chmod(0o500)
     try:
         done = call(tmp_path, cache, "run", manifest(tmp_path, small(storage={"uri": f"file://{disk}/run"})))
         assert done.returncode == 2
-        expected = "MiB left, and checkpoints and weights need about" if not mounted.returncode else "cannot be written"
+        expected = "MiB left, and checkpoints and weights need about" if mounted else "cannot be written"
         assert expected in done.stderr
         assert list(disk.iterdir()) == []
     finally:
-        if not mounted.returncode:
+        if mounted:
             subprocess.run(["umount", disk], check=True)
 
 
-def test_run_prints_progress_and_a_summary(tmp_path: Path, cache: Path) -> None:
+def test_run_prints_progress_and_summary(tmp_path: Path, cache: Path) -> None:
     done = call(tmp_path, cache, "run", manifest(tmp_path, small()))
     assert done.returncode == 0, done.stderr + done.stdout
     assert "epoch 1/2" in done.stdout
-    for part in ("startup", "data_wait", "forward", "backward", "optimizer", "validation", "checkpoint"):
+    for part in ("startup", "data wait", "forward", "backward", "optimizer", "validation", "checkpoint"):
         assert part in done.stdout
     assert str(tmp_path / "runs" / "small" / "weights" / "best.pt") in done.stdout
     again = call(tmp_path, cache, "run", manifest(tmp_path, small()))
     assert again.returncode == 0
-    assert "To train anew, remove" in again.stdout
+    assert "To train from the start again, remove" in again.stdout
 
 
-def test_json_for_programs(tmp_path: Path, cache: Path) -> None:
+def test_run_with_json_output_prints_the_report(tmp_path: Path, cache: Path) -> None:
     document = small(workers={"replicas": 2}, storage={"uri": "pvc://claim/deep"})
     done = call(tmp_path, cache, "run", manifest(tmp_path, document), "--output", "json")
     assert done.returncode == 0, done.stderr
@@ -111,19 +134,19 @@ def test_json_for_programs(tmp_path: Path, cache: Path) -> None:
     assert timing["trainingSeconds"]["all_reduce"] > 0
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, cache: Path) -> None:
+def test_run_interrupted_by_ctrl_c_resumes_with_the_same_command(tmp_path: Path, cache: Path) -> None:
     document = small(train={**QUICK, "epochs": 6, "fraction": 400}, workers={"replicas": 2})
     path = manifest(tmp_path, document)
     env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache)}
     first = subprocess.Popen(
         [*COMMAND, "run", str(path)], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    saved = tmp_path / "runs" / "small" / "checkpoints"
-    eventually(lambda: list(saved.glob("*.pt")), "a checkpoint", seconds=120)
+    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
+    eventually(lambda: list(checkpoints.glob("*.pt")), "a checkpoint", seconds=120)
     first.send_signal(signal.SIGINT)
-    _, words = first.communicate(timeout=60)
-    assert first.returncode == 130, words
-    assert "run the same command to go on" in words
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert "run the same command to resume" in errors
     assert not list(tmp_path.glob("runs/small/**/*.tmp"))
     done = call(tmp_path, cache, "run", path, "--output", "json")
     assert done.returncode == 0, done.stderr
@@ -131,4 +154,4 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path, cache: Path) 
     assert report["resumedFrom"].startswith("epoch ")
     assert report["progress"]["epoch"] == 6
     rows = (tmp_path / "runs" / "small" / "results.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == [str(i) for i in range(1, 7)]
+    assert [row.split(",")[0] for row in rows[1:]] == [str(epoch) for epoch in range(1, 7)]

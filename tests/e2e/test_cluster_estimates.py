@@ -1,4 +1,4 @@
-"""The same manifest, measured here and in a cluster; and a report whose money is the status' money is the pods' money."""
+"""`bench`, `compare` and `report` with a real cluster: measurements, prices and costs."""
 
 from __future__ import annotations
 
@@ -16,67 +16,73 @@ from support.kube import Kube
 
 pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(900)]
 PRICE = 3.6
+"""USD per worker and hour."""
 
 
-def command(kube: Kube, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = ["python", "-m", "yolojob.cli", *arguments]
-    return subprocess.run(line, cwd=folder, env=kube.environment, capture_output=True, text=True, check=False)
+def run(kube: Kube, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a folder, with the cluster's kubeconfig."""
+    command = ["python", "-m", "yolojob.cli", *arguments]
+    return subprocess.run(command, cwd=folder, env=kube.environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> dict[str, Any]:
-    made: dict[str, Any] = documents("studied")[0]
-    made["spec"]["pricing"] = {"perWorkerHour": PRICE}
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(made))
-    return made
+    """The example job with a price, also written as job.yaml."""
+    document: dict[str, Any] = documents("estimated")[0]
+    document["spec"]["pricing"] = {"perWorkerHour": PRICE}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(document))
+    return document
 
 
-def test_here_and_in_the_cluster_in_one_comparison(kube: Kube, job: dict[str, Any], tmp_path: Path) -> None:
+def test_compare_measures_this_machine_and_the_cluster(kube: Kube, job: dict[str, Any], tmp_path: Path) -> None:
     context = kube.run("config", "current-context").stdout.strip()
     arguments = ("compare", "job.yaml", "--on", "local", "--on", context, "--seconds", "8", "-n", kube.namespace)
-    done = command(kube, tmp_path, *arguments, "--assume", "watts=50", "-o", "json")
+    done = run(kube, tmp_path, *arguments, "--assume", "watts=50", "-o", "json")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {o["target"]: o for o in json.loads(done.stdout)["options"]}
-    assert set(found) == {"local", context}
-    for option in found.values():
+    options = {option["target"]: option for option in json.loads(done.stdout)["options"]}
+    assert set(options) == {"local", context}
+    for option in options.values():
         assert option["seconds"]["basis"] == "measured"
         assert option["workers"] == 2
-    there = found[context]
-    assert {"queued", "scheduling", "image_pull"} <= set(there["parts"])
-    running = sum(
-        f["value"] for part, f in there["parts"].items() if part not in ("queued", "scheduling", "image_pull")
-    )
-    assert there["costParts"]["machines"]["value"] == pytest.approx(2 * PRICE * running / 3600)
+    cluster = options[context]
+    waits = {"queued", "scheduling", "image_pull"}
+    assert waits <= set(cluster["parts"])
+    running = sum(estimate["value"] for part, estimate in cluster["parts"].items() if part not in waits)
+    assert cluster["costParts"]["machines"]["value"] == pytest.approx(2 * PRICE * running / 3600)
     assert (tmp_path / "compare.html").exists()
-    assert not [j for j in kube.get("yolotrainingjobs")["items"] if "-bench-" in j["metadata"]["name"]], "it is deleted"
+    assert not [j for j in kube.get("yolotrainingjobs")["items"] if "-bench-" in j["metadata"]["name"]], (
+        "the bench job is still there"
+    )
 
 
-def test_the_reports_money_is_the_pods_running_time(kube: Kube, job: dict[str, Any], tmp_path: Path) -> None:
+def test_report_cost_is_price_times_running_time_of_the_pods(kube: Kube, job: dict[str, Any], tmp_path: Path) -> None:
     del job["spec"]["storage"]
     job["spec"]["train"]["epochs"] = 2
     job["spec"]["runPolicy"] = {"cleanPodPolicy": "None"}
     kube.apply(job)
-    status = finished(kube, "studied")
+    status = finished(kube, "estimated")
     assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
     seconds = 0.0
-    for pod in kube.pods("studied"):
-        ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
-        began, end = (datetime.fromisoformat(ended[name]) for name in ("startedAt", "finishedAt"))
-        seconds += (end - began).total_seconds()
-    done = command(kube, tmp_path, "report", "studied", "-n", kube.namespace, "-o", "json")
+    for pod in kube.pods("estimated"):
+        terminated = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+        start, end = (datetime.fromisoformat(terminated[name]) for name in ("startedAt", "finishedAt"))
+        seconds += (end - start).total_seconds()
+    done = run(kube, tmp_path, "report", "estimated", "-n", kube.namespace, "-o", "json")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)["cost"]
-    assert said == kube.status("studied")["cost"]
-    assert said["soFar"] == pytest.approx(seconds * PRICE / 3600, abs=2 * PRICE / 3600)
+    cost = json.loads(done.stdout)["cost"]
+    assert cost == kube.status("estimated")["cost"]
+    assert cost["soFar"] == pytest.approx(seconds * PRICE / 3600, abs=2 * PRICE / 3600)
     assert (tmp_path / "report.html").read_text().count("<h2>") >= 3
 
 
-def test_a_bench_that_does_not_fit_says_so_from_afar(kube: Kube, job: dict[str, Any], tmp_path: Path) -> None:
+def test_bench_in_cluster_with_too_large_batch_states_the_missing_memory(
+    kube: Kube, job: dict[str, Any], tmp_path: Path
+) -> None:
     job["spec"]["train"] |= {"batch": 400, "imgsz": 2048}
     job["spec"]["workers"] = {"replicas": 1, "resources": {"limits": {"memory": "4Gi"}}}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     context = kube.run("config", "current-context").stdout.strip()
-    done = command(kube, tmp_path, "bench", "job.yaml", "--on", context, "-n", kube.namespace)
+    done = run(kube, tmp_path, "bench", "job.yaml", "--on", context, "-n", kube.namespace)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "GiB are missing; the largest batch that fits is" in done.stderr
 
@@ -96,24 +102,24 @@ http.server.HTTPServer(("", 9003), Metrics).serve_forever()
 
 @pytest.fixture
 def opencost(kube: Kube, image_names: dict[str, str]) -> Iterator[float]:
-    """A service that answers as OpenCost does, with one price for every node."""
+    """A service that exports metrics like OpenCost, with the same price for every node; yields the price in USD per hour."""
     price = 0.625
     nodes = [n["metadata"]["name"] for n in kube.get("nodes")["items"]]
-    words = (
+    metrics = (
         "\n".join(f'node_total_hourly_cost{{instance="{n}",node="{n}",provider_id=""}} {price}' for n in nodes) + "\n"
     )
     container = {
         "name": "opencost",
         "image": image_names["operator"],
-        "command": ["python", "-c", SERVER, words],
+        "command": ["python", "-c", SERVER, metrics],
         "ports": [{"containerPort": 9003}],
         "readinessProbe": {"tcpSocket": {"port": 9003}, "periodSeconds": 1},
     }
     labels = {"app": "opencost"}
     kube.run("create", "namespace", "opencost")
-    there = Kube(kube.kubeconfig, "opencost")
+    namespace = Kube(kube.kubeconfig, "opencost")
     spec = {"selector": labels, "ports": [{"port": 9003}]}
-    there.apply(
+    namespace.apply(
         {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -122,22 +128,22 @@ def opencost(kube: Kube, image_names: dict[str, str]) -> Iterator[float]:
         },
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "opencost"}, "spec": spec},
     )
-    there.run("wait", "--for=condition=Ready", "pod/opencost", "--timeout=60s")
+    namespace.run("wait", "--for=condition=Ready", "pod/opencost", "--timeout=60s")
     yield price
     kube.run("delete", "namespace", "opencost")
 
 
-def test_opencost_tells_a_price_where_nobody_else_does(
+def test_bench_without_price_in_manifest_takes_it_from_opencost(
     kube: Kube, job: dict[str, Any], opencost: float, tmp_path: Path
 ) -> None:
     del job["spec"]["pricing"]
     job["spec"]["workers"]["replicas"] = 1
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     context = kube.run("config", "current-context").stdout.strip()
-    done = command(
+    done = run(
         kube, tmp_path, "bench", "job.yaml", "--on", context, "--seconds", "5", "-n", kube.namespace, "-o", "json"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = json.loads(done.stdout)
-    assert (found["perWorkerHour"], found["currency"]) == (opencost, "USD")
-    assert "OpenCost" in found["priceWords"]
+    (record,) = json.loads(done.stdout)
+    assert (record["perWorkerHour"], record["currency"]) == (opencost, "USD")
+    assert "OpenCost" in record["priceSource"]

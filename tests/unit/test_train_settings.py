@@ -1,4 +1,4 @@
-"""Our typed list of Ultralytics' training settings, held against the package."""
+"""The typed list of Ultralytics' training settings, compared with the package."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ PREDICT = [
 PREDICT += ["show_labels", "show_conf", "show_boxes", "line_width", "tracker"]
 EXPORT = ["format", "optimize", "dynamic", "simplify", "opset", "workspace", "nms", "dnn"]
 VALIDATE = ["save_json"]
-OURS_ALONE = {"amp"}
+CHANGED_BY_YOLOJOB = {"amp"}
 
 
-def test_every_setting_is_there_or_accounted_for() -> None:
+def test_train_settings_cover_every_setting_of_ultralytics() -> None:
     known = {*TrainSettings.model_fields, *REPLACED, *PREDICT, *EXPORT, *VALIDATE, "retina_masks"}
-    assert set(DEFAULT_CFG_DICT) - known == set(), "new in the package"
-    assert known - set(DEFAULT_CFG_DICT) - {"resume"} == set(), "gone from the package"
+    assert set(DEFAULT_CFG_DICT) - known == set(), "Ultralytics has added a setting"
+    assert known - set(DEFAULT_CFG_DICT) - {"resume"} == set(), "Ultralytics has removed a setting"
 
 
-@pytest.mark.parametrize("name", sorted(set(TrainSettings.model_fields) - OURS_ALONE))
-def test_the_default_in_the_text_is_the_packages_own(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(TrainSettings.model_fields) - CHANGED_BY_YOLOJOB))
+def test_train_settings_document_the_default_of_ultralytics(name: str) -> None:
     field = TrainSettings.model_fields[name]
     default = DEFAULT_CFG_DICT[name]
     if field.default is not None:
         assert field.default == default
         return
     assert field.description
-    said = re.search(r"Default: ([^;,]+?)(?:,.*)?\.$", field.description)
-    assert said, f"{name}: says no default"
-    words = said[1]
-    if default is None or words.endswith("here"):
+    documented = re.search(r"Default: ([^;,]+?)(?:,.*)?\.$", field.description)
+    assert documented, f"{name}: no default in the description"
+    text = documented[1]
+    if default is None or text.endswith("here"):
         return
-    assert words == str(default).lower() or words == str(default), f"{name}: {words}, but {default}"
+    assert text in (str(default).lower(), str(default)), f"{name}: {text}, but {default}"
 
 
-def test_every_setting_reaches_the_package() -> None:
+def test_train_settings_are_accepted_by_ultralytics() -> None:
     from ultralytics.cfg import get_cfg
 
     given = {

@@ -1,0 +1,37 @@
+"""Checks that code and documentation use the field's standard terms."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+FORBIDDEN = ("deeds", "census", "agenda", "ailment", "chief", "trespass", "farewell")
+"""Private words that the project once used for standard terms."""
+_PATTERN = re.compile(rf"\b({'|'.join(FORBIDDEN)})\b", re.IGNORECASE)
+_SUFFIXES = {".py", ".md", ".yaml"}
+_FOLDERS = ("docs", "helm", "manifests", "operator", "tests", "tools", "trainer", "yolojob")
+
+
+def documents() -> list[Path]:
+    """Code and documentation, without this file, which has to name the words."""
+    nested = [path for folder in _FOLDERS for path in (ROOT / folder).rglob("*")]
+    return sorted(p for p in [*ROOT.glob("*"), *nested] if p.suffix in _SUFFIXES and p != Path(__file__))
+
+
+def test_documents_are_found() -> None:
+    names = {str(path.relative_to(ROOT)) for path in documents()}
+    assert {"README.md", "manifests/crd.yaml", "yolojob/api/spec.py", "docs/architecture.md"} <= names
+
+
+@pytest.mark.parametrize("word", FORBIDDEN)
+def test_documents_do_not_use_forbidden_word(word: str) -> None:
+    offenders = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in documents()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if any(match[1].lower() == word for match in _PATTERN.finditer(line))
+    ]
+    assert offenders == [], "\n".join(offenders)
