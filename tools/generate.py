@@ -38,7 +38,7 @@ FILES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "cli.md": command_line,
     ROOT / "docs" / "metrics.md": metrics_reference.render,
     ROOT / "docs" / "reference.md": manifest_reference.render,
-    **{path: lambda p=path: version.render(p) for path in version.STAMPED},
+    **{path: partial(version.render, path) for path in version.STAMPED},
 }
 """Generated files, with the functions that return their text."""
 RENDERED: dict[Path, Callable[[], str]] = {

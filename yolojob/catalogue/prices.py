@@ -15,7 +15,7 @@ class Price:
 
     per_worker_hour: float
     currency: str
-    words: str
+    source: str
     """Source of the price."""
 
 
@@ -24,7 +24,7 @@ class NoPrice(UserError):
 
 
 def price_of(
-    spec: YoloTrainingJobSpec, machine: str = "", *, spot: bool = False, known: machines.Catalogue | None = None
+    spec: YoloTrainingJobSpec, machine: str = "", *, spot: bool = False, catalogue: machines.Catalogue | None = None
 ) -> Price:
     """The price of one worker of a job.
 
@@ -34,7 +34,7 @@ def price_of(
         spec: the job; its spec.pricing takes precedence.
         machine: name of the worker's machine; empty if unknown.
         spot: whether it is a spot machine.
-        known: the catalogue. Default: the built-in one.
+        catalogue: the catalogue. Default: the built-in one.
 
     Raises:
         NoPrice: neither the job nor the catalogue has a price.
@@ -42,14 +42,14 @@ def price_of(
     pricing = spec.pricing
     if pricing.per_worker_hour is not None:
         return Price(
-            per_worker_hour=pricing.per_worker_hour, currency=pricing.currency, words="spec.pricing.perWorkerHour"
+            per_worker_hour=pricing.per_worker_hour, currency=pricing.currency, source="spec.pricing.perWorkerHour"
         )
     name, spot = (pricing.machine, pricing.spot) if pricing.machine else (machine, spot or pricing.spot)
     if not name:
         raise NoPrice("no price: set spec.pricing.perWorkerHour, or spec.pricing.machine to a machine of the catalogue")
-    known = known or machines.builtin()
+    catalogue = catalogue or machines.builtin()
     try:
-        row = known.machine(name)
+        row = catalogue.machine(name)
     except machines.UnknownMachine as unknown:
         raise NoPrice(f"no price: {unknown}; set spec.pricing.perWorkerHour") from None
     machine_price = row.spot if spot else row.price
@@ -61,6 +61,6 @@ def price_of(
     kind = "spot" if spot else "on demand"
     return Price(
         per_worker_hour=machine_price * share,
-        currency=known.currency,
-        words=f"{name}{part}, {kind}, seen {row.date}: {row.source}",
+        currency=catalogue.currency,
+        source=f"{name}{part}, {kind}, seen {row.date}: {row.source}",
     )

@@ -99,8 +99,8 @@ class Estimator:
         if target.is_local:
             return billing.bill_owned(predicted, power, self.assumptions, self.catalogue.currency)
         if target.machine is not None:
-            listed = price_of(_unpriced(self.spec), target.machine, spot=self.spec.pricing.spot, known=self.catalogue)
-            price = RentalPrice(per_worker_hour=listed.per_worker_hour, currency=listed.currency, source=listed.words)
+            listed = price_of(_unpriced(self.spec), target.machine, spot=self.spec.pricing.spot, catalogue=self.catalogue)
+            price = RentalPrice(per_worker_hour=listed.per_worker_hour, currency=listed.currency, source=listed.source)
         else:
             price = RentalPrice(
                 per_worker_hour=record.per_worker_hour,

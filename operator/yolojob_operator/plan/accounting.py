@@ -237,7 +237,7 @@ class Account:
             return
         record.per_worker_hour = sum(p.per_worker_hour for p in prices) / len(prices)
         record.currency = currency
-        self._set_price_source(prices[0].words)
+        self._set_price_source(prices[0].source)
 
     def _set_price_source(self, source: str) -> None:
         self._status.cost = (self._status.cost or Cost()).model_copy(update={"price_source": source})
