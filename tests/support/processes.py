@@ -59,16 +59,18 @@ class ForkServers:
 class Gang:
     """The processes of one attempt."""
 
-    def __init__(self, folder: Path, processes: list[ForkedProcess], started: float) -> None:
+    def __init__(self, folder: Path, processes: list[ForkedProcess], started: float, master_port: int) -> None:
         """
         Args:
             folder: holds the logs, the records of the samples, the report and the output.
             processes: one for each rank.
             started: time before the first process started, seconds since 1970.
+            master_port: port of torch's store, which rank 0 opens.
         """
         self.folder = folder
         self.processes = processes
         self.started = started
+        self.master_port = master_port
         self.output = folder / "out"
         self.record = folder / "record"
         self._report_file = folder / "final"
@@ -134,8 +136,7 @@ class Gangs:
         """
         run = tiny(**spec)
         servers = self.servers.for_ranks(world_size)
-        port = free_port()
-        gang = Gang(self.folder, [], time.time())
+        gang = Gang(self.folder, [], time.time(), free_port())
         (self.folder / "final").unlink(missing_ok=True)
         self.started.append(gang)
         for rank, server in enumerate(servers):
@@ -151,7 +152,7 @@ class Gangs:
                 "WORLD_SIZE": str(world_size),
                 "LOCAL_WORLD_SIZE": str(world_size),
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(gang.master_port),
                 "OMP_NUM_THREADS": "1",
                 **(environment or {}),
             }
