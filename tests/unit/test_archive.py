@@ -63,7 +63,7 @@ def test_unpack_of_a_path_outside_the_folder_is_refused(tmp_path: Path, name: st
         zipped(path, {name: b"x"})
     else:
         tarred(path, "w", [(tarfile.TarInfo(name), b"x")])
-    with pytest.raises(BadInput, match="leads out of the data set"):
+    with pytest.raises(BadInput, match="leads out of the dataset"):
         unpack(path, out, "spec.dataset.uri: it", fits)
     assert contents(tmp_path).keys() == {"archive"}
 

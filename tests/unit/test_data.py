@@ -141,7 +141,7 @@ def test_image_list_that_leads_out_of_the_data_set_is_bad_input(gangs: Gangs, tm
     code, report, _ = train(gangs, folder)
     assert code == ExitCode.BAD_INPUT
     assert report.failure is not None
-    assert "../../etc/secret.jpg leads out of the data set" in report.failure.message
+    assert "../../etc/secret.jpg leads out of the dataset" in report.failure.message
     (folder / "train.txt").write_text("./images/train/0.jpg\n")
     code, _, gang = train(gangs, folder)
     assert code == 0, gang.log()
@@ -156,7 +156,7 @@ def test_download_script_of_a_data_set_is_never_run(gangs: Gangs, tmp_path: Path
     code, report, _ = train(gangs, folder)
     assert code == ExitCode.BAD_INPUT
     assert report.failure is not None
-    assert "val: images/val: there is no" in report.failure.message
+    assert f"val: images/val: {folder / 'images' / 'val'} does not exist" in report.failure.message
     assert not (tmp_path / "ran").exists()
 
 
@@ -204,7 +204,7 @@ def test_shared_images_are_decoded_once_per_node_and_outlive_their_file(
 
 
 def test_fits_without_enough_shared_memory_names_the_setting() -> None:
-    assert image_cache.fits(1) is None
-    message = image_cache.fits(1 << 60)
+    assert image_cache.why_not_fitting(1) is None
+    message = image_cache.why_not_fitting(1 << 60)
     assert message is not None
     assert "spec.workers.sharedMemory" in message

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 from yolojob_trainer.errors import is_lost_peer
-from yolojob_trainer.launch import single_process_environment, verdict
+from yolojob_trainer.launch import root_cause_exit_code, single_process_environment
 from yolojob_trainer.observability.metrics import Metrics, serve
-from yolojob_trainer.observability.progress_report import Throughput, shorten, write_termination_message
+from yolojob_trainer.observability.termination_message import shorten, write_termination_message
+from yolojob_trainer.observability.throughput import Throughput
 from yolojob_trainer.training.phase_clock import Span
 
 from yolojob.api.constants import ExitCode
@@ -65,7 +66,7 @@ def test_termination_message_of_a_lost_peer_does_not_replace_the_cause(tmp_path:
     ],
 )
 def test_verdict_of_several_exit_codes_is_the_cause(codes: list[int], expected: int) -> None:
-    assert verdict(codes) == expected
+    assert root_cause_exit_code(codes) == expected
 
 
 def test_environment_of_a_single_process_is_that_of_the_worker() -> None:
@@ -94,7 +95,7 @@ def test_throughput_is_the_mean_over_a_window() -> None:
     for _ in range(20):
         speed.add(0.2, 16)
     assert speed.rate == pytest.approx(80, rel=0.1)
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="at least 0"):
         speed.add(-1, 1)
 
 

@@ -16,7 +16,7 @@ from support.processes import free_port
 from support.stores import Bucket, https
 from yolojob_trainer.data import staging
 from yolojob_trainer.data.dataset_config import locate
-from yolojob_trainer.data.object_store import Remote, Unavailable
+from yolojob_trainer.data.object_store import ObjectStore, Unavailable
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
 
@@ -33,8 +33,8 @@ def stage(folder: Path, seen: list[tuple[int, int | None]] | None = None) -> Sta
     return Stage(folder, lambda there, total: seen.append((there, total)) if seen is not None else None, FIELD)
 
 
-def remote(uri: str, patience: float = 20.0) -> Remote:
-    return Remote(uri, FIELD, patience)
+def remote(uri: str, retry_timeout: float = 20.0) -> ObjectStore:
+    return ObjectStore(uri, FIELD, retry_timeout)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_stage_of_an_unavailable_store_and_of_a_wrong_address_raises_different_e
 ) -> None:
     bucket.proxy.refuse = lambda _m, _p: 503
     with pytest.raises(Unavailable) as unavailable:
-        stage(tmp_path).fetch(remote(f"s3://{bucket.name}/set", patience=0.5))
+        stage(tmp_path).fetch(remote(f"s3://{bucket.name}/set", retry_timeout=0.5))
     assert bucket.name in str(unavailable.value)
     bucket.proxy.refuse = lambda _m, _p: 0
     for uri, message in ((f"s3://{bucket.name}/nothing", "there are no files"), ("s3://no-such/x", "does not exist")):
@@ -122,7 +122,7 @@ def test_stage_with_wrong_credentials_fails_without_a_retry(
         else:
             monkeypatch.delenv(name)
     with pytest.raises(BadInput, match=message) as denied:
-        stage(tmp_path).fetch(remote(f"s3://{bucket.name}/set", patience=60))
+        stage(tmp_path).fetch(remote(f"s3://{bucket.name}/set", retry_timeout=60))
     requests = bucket.proxy.requests
     assert len(requests) == len(set(requests)), "a request with a wrong key was repeated"
     assert denied.value.reason == "StorageDenied"
@@ -132,11 +132,11 @@ def test_stage_with_wrong_credentials_fails_without_a_retry(
 FETCH = """
 import sys
 from pathlib import Path
-from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import Stage
 
 from yolojob.api.spec import Dataset
-print(Stage(Path(sys.argv[1]), lambda *_: None, "f").fetch(Remote(sys.argv[2], "f")))
+print(Stage(Path(sys.argv[1]), lambda *_: None, "f").fetch(ObjectStore(sys.argv[2], "f")))
 """
 
 
@@ -195,7 +195,7 @@ def test_stage_without_enough_disk_space_fails_before_it_fetches(
 
 def test_stage_of_a_key_that_leads_out_of_the_folder_is_refused(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("set/../../evil.txt", b"x")
-    with pytest.raises(BadInput, match="leads out of the data set"):
+    with pytest.raises(BadInput, match="leads out of the dataset"):
         stage(tmp_path / "cache").fetch(remote(f"s3://{bucket.name}/set"))
     assert not list(tmp_path.rglob("evil.txt"))
 
@@ -216,7 +216,7 @@ def test_stage_of_an_https_archive_over_a_broken_connection_resumes(
         resumed = [r for r in requested if r and not r.startswith("bytes=0-")]
         assert len(resumed) == 1, requested
         assert stage(tmp_path / "cache").fetch(remote(f"{address}/set.zip?signature=newer")) == folder
-        with pytest.raises(BadInput, match="is not there") as missing:
+        with pytest.raises(BadInput, match="does not exist") as missing:
             stage(tmp_path / "cache").fetch(remote(f"{address}/other.zip?signature=secret"))
         assert "secret" not in str(missing.value)
 
@@ -224,7 +224,7 @@ def test_stage_of_an_https_archive_over_a_broken_connection_resumes(
 def test_stage_of_an_https_archive_with_an_unknown_certificate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.zip").write_bytes(b"x")
     with https(tmp_path, tmp_path, ranges=True) as (address, _), pytest.raises(Exception, match=r"(?i)certificate"):
-        stage(tmp_path / "cache").fetch(remote(f"{address}/set.zip", patience=1))
+        stage(tmp_path / "cache").fetch(remote(f"{address}/set.zip", retry_timeout=1))
 
 
 def test_stage_of_google_cloud_storage_fetches_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,13 +238,13 @@ def test_stage_of_google_cloud_storage_fetches_and_writes(tmp_path: Path, monkey
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         source = tmp_path / "a.bin"
         source.write_bytes(os.urandom(100_000))
-        bucket = Remote("gs://data/set", FIELD, 10)
+        bucket = ObjectStore("gs://data/set", FIELD, 10)
         bucket.write(source, "images/a.bin")
-        folder = stage(tmp_path / "cache").fetch(Remote("gs://data/set", FIELD, 10))
+        folder = stage(tmp_path / "cache").fetch(ObjectStore("gs://data/set", FIELD, 10))
         assert contents(folder) == {"images/a.bin": source.read_bytes()}
         bucket.remove("images/a.bin")
         with pytest.raises(BadInput, match="there are no files"):
-            Remote("gs://data/set", FIELD, 3).files()
+            ObjectStore("gs://data/set", FIELD, 3).files()
     finally:
         server.stop()
 

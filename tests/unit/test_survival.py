@@ -21,7 +21,7 @@ from support import eventually
 from support.processes import Gang, Gangs
 from support.stores import Bucket
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
-from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.distributed import heartbeat
 from yolojob_trainer.errors import TrainerError
 
@@ -273,7 +273,9 @@ class TestBucket:
         """Training continues without the bucket; only its end waits, and then fails."""
         (tmp_path / "marker").write_text("x")
         failed: list[str] = []
-        mirror = Mirror(tmp_path, Remote(f"s3://{bucket.name}/run", "spec.storage.uri", patience=0.5), failed.append)
+        mirror = Mirror(
+            tmp_path, ObjectStore(f"s3://{bucket.name}/run", "spec.storage.uri", retry_timeout=0.5), failed.append
+        )
         mirror.start("marker")
         bucket.proxy.refuse = lambda _m, _p: 503
         mirror.put(tmp_path / "marker")

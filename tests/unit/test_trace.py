@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 from support.processes import Gangs
-from yolojob_trainer.observability.trace import line, phase_events
-from yolojob_trainer.training.phase_clock import Clocks, PhaseClock, Span
+from yolojob_trainer.observability.trace import phase_events, span_record
+from yolojob_trainer.training.phase_clock import PhaseClock, Span
+from yolojob_trainer.training.time_account import TimeAccount
 
 from yolojob.api.time_parts import TimePart
 
@@ -31,7 +32,7 @@ def test_phase_clock_marks_leave_no_gap_between_spans() -> None:
 
 
 def test_clocks_sum_spans_by_phase() -> None:
-    clocks = Clocks(staging=1.0, startup=2.0)
+    clocks = TimeAccount(staging=1.0, startup=2.0)
     parts = [(TimePart.FORWARD, 0.25), (TimePart.FORWARD, 0.25), (TimePart.OTHER, 0.125)]
     clocks.add(Span(epoch=0, step=0, images=8, start=0.0, parts=parts, reduction=0.5))
     clocks.add(Span(epoch=0, step=1, images=0, start=0.0, parts=[(TimePart.VALIDATION, 3.0)]))
@@ -46,7 +47,7 @@ def test_clocks_sum_spans_by_phase() -> None:
 def test_span_is_written_as_line_and_as_chrome_events() -> None:
     parts = [(TimePart.DATA_WAIT, 0.25), (TimePart.FORWARD, 0.5)]
     span = Span(epoch=1, step=2, images=16, start=1_000.5, parts=parts, reduction=0.125)
-    assert line(span) == {
+    assert span_record(span) == {
         "epoch": 1,
         "step": 2,
         "start": 1_000.5,

@@ -17,11 +17,16 @@ import yaml
 from support import eventually, minimal
 from support.processes import tiny
 from yolojob_trainer.data.sample_order import SampleOrder
-from yolojob_trainer.training.autotune import Choice, Measured, Tuner
+from yolojob_trainer.distributed.world import World
+from yolojob_trainer.training.autotune import Measured, Tuner
+from yolojob_trainer.training.execution import ExecutionSettings
 
 from yolojob.api.constants import ExitCode
 
-FIRST = Choice(amp="fp32", channels_last=True)
+ALONE = World(
+    rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"), on_lost_peer=lambda _: None
+)
+FIRST = ExecutionSettings(amp="fp32", channels_last=True)
 
 
 class Scripted(Tuner):
@@ -34,16 +39,14 @@ class Scripted(Tuner):
             run=run,
             device=torch.device("cpu"),
             order=SampleOrder(samples=100, batch=10, shards=1, seed=0),
-            world=SimpleNamespace(
-                rank=0, world_size=1, is_main=True, local_world_size=1, sum=lambda values: list(values)
-            ),
+            world=ALONE,
             args=SimpleNamespace(epochs=run.spec.train.epochs),
         )
         super().__init__(pipeline, seconds, whole_job=True)
         self.table = table
         self.tried: list[str] = []
 
-    def _configure(self, choice: Choice) -> None:
+    def _configure(self, choice: ExecutionSettings) -> None:
         self.configured = choice
 
     def _measure(self) -> Measured:
