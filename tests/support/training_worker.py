@@ -44,7 +44,7 @@ def main() -> int:
                 if self.world.is_main:
                     named = unwrap_model(self.model).named_parameters()
                     torch.save({n: p.grad.clone() for n, p in named if p.grad is not None}, path)
-                self.world.barrier()
+                self.world.synchronize()
                 os._exit(0)
             super().optimizer_step()
 

@@ -77,9 +77,9 @@ def test_operations_are_counted_as_ultralytics_counts_them() -> None:
     """yolo11n has 2.6 million parameters and 6.5 GFLOPs at 640 pixels (docs.ultralytics.com/models/yolo11)."""
     import torch
     from ultralytics.nn.tasks import DetectionModel
-    from yolojob_trainer.model import profile
+    from yolojob_trainer.model.profile import profile_model
 
-    found = profile.of(DetectionModel("yolo11n.yaml", verbose=False), 640, torch.float32)
+    found = profile_model(DetectionModel("yolo11n.yaml", verbose=False), 640, torch.float32)
     assert found.parameters == pytest.approx(2.6e6, rel=0.02)
     assert found.gflops == pytest.approx(6.5, rel=0.05)
 
@@ -87,11 +87,11 @@ def test_operations_are_counted_as_ultralytics_counts_them() -> None:
 TRAIN_16 = """
 import resource, torch
 from ultralytics.nn.tasks import DetectionModel
-from yolojob_trainer import model_profile
+from yolojob_trainer.model.profile import profile_model
 
 torch.set_num_threads(1)
 model = DetectionModel("yolo11n.yaml", verbose=False)
-found = model_profile.of(model, 320, torch.float32)
+found = profile_model(model, 320, torch.float32)
 model.train()
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 out = model(torch.rand(16, 3, 320, 320))
