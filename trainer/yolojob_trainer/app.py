@@ -163,7 +163,8 @@ def _failure(error: Exception, rank: int) -> Failure:
 
 
 def _print_failure(failure: Failure) -> None:
-    print(f"yolojob: rank {failure.rank}: {failure.reason}: {failure.message}", file=sys.stderr, flush=True)  # noqa: T201
+    message = f"yolojob: rank {failure.rank}: {failure.reason}: {failure.message}"
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _termination_log() -> Path:

@@ -70,7 +70,7 @@ def bench_seconds() -> float:
 
 
 def prepare() -> None:
-    """Set variables that keep Ultralytics from using the network and from running code in data, and where it may write."""
+    """Keep Ultralytics from using the network and from running code in data, and set the folder that it may write to."""
     config = cache_dir() / "config"
     try:
         config.mkdir(parents=True, exist_ok=True)

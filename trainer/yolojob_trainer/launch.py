@@ -1,12 +1,12 @@
 """Launches a worker: `python -m yolojob_trainer.launch`.
 
-torchrun maps every failure of its children to exit code 1. This launcher exits with the code of the root cause, because the
-operator decides by it. It reads torchrun's variables: PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR,
-PET_MASTER_PORT. The members of an attempt never change, so a worker with a single process needs no torchrun agent, which
-would import torch a second time.
+torchrun maps every failure of its children to exit code 1. This launcher exits with the code of the root cause, because
+the operator decides by it. It reads torchrun's variables: PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE,
+PET_MASTER_ADDR, PET_MASTER_PORT. The members of an attempt never change, so a worker with a single process needs no
+torchrun agent, which would import torch a second time.
 
-The launcher is the first process of a container, to which the kernel delivers only signals that have a handler. The trainer
-is its child, so that SIGTERM ends it even while it imports modules or waits for a peer inside torch.
+The launcher is the first process of a container, to which the kernel delivers only signals that have a handler. The
+trainer is its child, so that SIGTERM ends it even while it imports modules or waits for a peer inside torch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ALLOCATOR = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {"mmap_threshold": 1 << 32, "trim_threshold": 1 << 34, "hugetlb": 1}.items()
 )
-"""Keeps glibc from returning the memory of every large tensor to the kernel and requesting it again, zeroed, in the next
-step: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html. glibc reads it when a process
-starts."""
+"""Keeps glibc from returning the memory of every large tensor to the kernel and requesting it again, zeroed, in the
+next step: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html. glibc reads it when a
+process starts."""
 _PRECEDENCE = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
 
 

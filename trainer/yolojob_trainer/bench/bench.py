@@ -1,8 +1,8 @@
 """Measures the parts of a training in less than a minute, with the training's own loop.
 
 With the real network, data and batch it measures steps with and without mosaic, the optimizer step, a validation and a
-checkpoint. Then it measures what the prediction for other numbers of workers needs: passes of half a microbatch, the same
-beside a busy second process, and the reduction of gradients. The weights change as in a training; nothing is kept.
+checkpoint. Then it measures what the prediction for other numbers of workers needs: passes of half a microbatch, the
+same beside a busy second process, and the reduction of gradients. The weights change as in a training; nothing is kept.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MIN_STEPS = 6
 """Minimum number of steps for a mean, independent of their duration."""
 MIN_PASSES, MAX_PASSES = 4, 60
 STEPS_SHARE, PASSES_SHARE, CONTENTION_SHARE, VALIDATION_SHARE = 0.45, 0.15, 0.15, 0.1
-"""Shares of the time for training steps, for passes of other sizes, for those beside the second process, and for each of two
-validations."""
+"""Shares of the time for training steps, for passes of other sizes, for those beside the second process, and for each
+of two validations."""
 UPDATE_PARTS = (TimePart.OPTIMIZER, TimePart.EMA)
 """Parts of a step that occur only with an optimizer step."""
 
@@ -206,8 +206,8 @@ class Bench:
     def _measure_epoch_end(self) -> tuple[float, float]:
         """Return (seconds of a validation, seconds of everything else at the end of an epoch).
 
-        The duration of a validation depends on the network's progress: one that has just begun to learn predicts thousands
-        of objects, which are compared pairwise. Therefore it is measured at the beginning, too.
+        The duration of a validation depends on the network's progress: one that has just begun to learn predicts
+        thousands of objects, which are compared pairwise. Therefore it is measured at the beginning, too.
         """
         trainer = self._trainer
         total = len(trainer.test_loader)
@@ -335,6 +335,6 @@ class Bench:
         hint = f"the largest batch that fits is {batch}" if batch else "not even one image of this size fits"
         raise BadInput(
             Reason.OUT_OF_MEMORY,
-            f"spec.train.batch: {trainer.order.batch}: needs about {needed(images) / 2**30:.1f} GiB in each {unit}, which has "
-            f"{free / 2**30:.1f} GiB: {max(needed(images) - free, 0) / 2**30:.1f} GiB are missing; {hint}",
+            f"spec.train.batch: {trainer.order.batch}: needs about {needed(images) / 2**30:.1f} GiB in each {unit}, "
+            f"which has {free / 2**30:.1f} GiB: {max(needed(images) - free, 0) / 2**30:.1f} GiB are missing; {hint}",
         )

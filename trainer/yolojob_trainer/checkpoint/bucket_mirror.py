@@ -43,7 +43,7 @@ class Mirror:
         self._uploaded: set[str] = set()
         """Files that are in the object store."""
         self._pending: dict[str, int] = {}
-        """File below the folder -> number of its newest upload request, so that a request during an upload is not lost."""
+        """File below the folder -> number of its newest request. A request during an upload must not be lost."""
         self._requests = 0
         self._changed = threading.Condition()
         self._closing = False

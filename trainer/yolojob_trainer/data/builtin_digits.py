@@ -1,7 +1,8 @@
 """`builtin://digits`: composes detection scenes from real handwritten digits.
 
 scikit-learn ships 1,797 digits of 8 × 8 pixels (a part of the UCI "Optical Recognition of Handwritten Digits" dataset).
-Each scene is a noisy background with up to six of them, enlarged and placed without overlap. No digit is in both splits.
+Each scene is a noisy background with up to six of them, enlarged and placed without overlap. No digit is in both
+splits.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class DetectionDataset(YOLODataset):
         transforms = super().build_transforms(hyp)
         for transform in _flatten(transforms):
             if hasattr(transform, "buffer_enabled"):
-                # The other images of a mosaic come from the whole dataset, not from those that this process loaded recently.
+                # The other images of a mosaic come from the whole dataset, not from recently loaded images.
                 transform.buffer_enabled = False
         return transforms
 
@@ -141,9 +141,10 @@ def _flatten(transform: Any) -> Iterator[Any]:
 class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
     """The training samples: an item depends only on (seed, epoch, number), not on the items loaded before it.
 
-    So augmentation does not depend on the number of workers or loader processes, and a resumed run gets the same samples as
-    an uninterrupted one. In the last `close_mosaic` epochs mosaic and similar augmentations are off; each process switches
-    them off when it gets the first sample of such an epoch, so that prefetching can cross the boundary of two epochs.
+    So augmentation does not depend on the number of workers or loader processes, and a resumed run gets the same
+    samples as an uninterrupted one. In the last `close_mosaic` epochs mosaic and similar augmentations are off; each
+    process switches them off when it gets the first sample of such an epoch, so that prefetching can cross the boundary
+    of two epochs.
     """
 
     def __init__(self, dataset: YOLODataset, *, seed: int, close_mosaic_at: int, hyp: Any) -> None:
@@ -173,8 +174,8 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
 class MicroBatches(Sampler[list[Sample]]):
     """Yields the samples of a rank's microbatches from a step on, across epochs, without an end.
 
-    A microbatch without samples gets sample 0 as a placeholder, because the rank must take part in the step; its loss has
-    no weight.
+    A microbatch without samples gets sample 0 as a placeholder, because the rank must take part in the step; its loss
+    has no weight.
     """
 
     def __init__(self, order: SampleOrder, *, rank: int, world_size: int, start: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
 """Turns the dataset of a job into a data file for Ultralytics that this package writes itself.
 
-A dataset is untrusted data. This module reads its YAML file field by field: a `download:` script is never run, and paths
-must stay inside the dataset.
+A dataset is untrusted data. This module reads its YAML file field by field: a `download:` script is never run, and
+paths must stay inside the dataset.
 """
 
 from __future__ import annotations

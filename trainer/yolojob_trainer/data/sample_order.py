@@ -1,7 +1,8 @@
 """Deterministic sharded sampler: the order of samples depends only on (seed, epoch), not on the number of workers.
 
 The global batch is split into `shards`, one for each worker process that the job may have. A rank trains one shard, or
-several one after the other if there are fewer ranks than shards. The gradient is the same, up to the order of additions.
+several one after the other if there are fewer ranks than shards. The gradient is the same, up to the order of
+additions.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class SampleOrder:
     def sizes(self, step: int, rank: int, world_size: int) -> list[int]:
         """Return the number of images in each microbatch of a rank in a step.
 
-        A small last batch may leave a rank without samples. The rank still takes part in the step, with one microbatch of
-        zero images.
+        A small last batch may leave a rank without samples. The rank still takes part in the step, with one microbatch
+        of zero images.
         """
         base, extra = divmod(min(self.batch, self.samples - step * self.batch), self.shards)
         return [n for n in (base + (s < extra) for s in self.shards_of(rank, world_size)) if n] or [0]

@@ -114,7 +114,7 @@ class Stage:
         archive.unpack(source, content, f"{self._field}: {shown}", self._check_space)
 
     def _once(self, key: str, write: Callable[[Path], Path]) -> Path:
-        """Return the folder of the key; `write` creates its content in a partial folder, one process at a time on this node."""
+        """Return the folder of the key; `write` creates its content, in one process at a time on this node."""
         folder, partial = self.folder / key, self.folder / f".{key}.partial"
         if folder.is_dir():
             return folder
@@ -136,8 +136,8 @@ class Stage:
         if free < needed + RESERVED_BYTES:
             raise BadInput(
                 Reason.NO_SPACE,
-                f"{self._field}: {needed / 2**20:.0f} MiB are to be staged in {self.folder}, but only {free / 2**20:.0f} "
-                "MiB are free: free some space, or use another volume for the cache",
+                f"{self._field}: {needed / 2**20:.0f} MiB are to be staged in {self.folder}, but only "
+                f"{free / 2**20:.0f} MiB are free: free some space, or use another volume for the cache",
             )
 
     def _download(self, store: ObjectStore, files: list[RemoteFile], folder: Path, name: str = "") -> None:

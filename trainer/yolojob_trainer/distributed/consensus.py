@@ -25,7 +25,8 @@ class Decision(NamedTuple):
 class Consensus:
     """Combines the flags of all ranks with a logical OR, one step late.
 
-    Every rank must call `exchange` exactly once per step. The result is the same on all ranks, so all act in the same step.
+    Every rank must call `exchange` exactly once per step. The result is the same on all ranks, so all act in the same
+    step.
     """
 
     def __init__(self, world: World) -> None:

@@ -1,8 +1,9 @@
 """Detects a dead peer within seconds, however it died.
 
-A process that is killed closes its connections, and gloo or NCCL fail immediately. A process that hangs, or whose machine
-loses power, closes nothing: the other ranks would wait for the timeout of the collective, which must be long enough for
-slow but healthy work. Therefore every rank keeps one connection to rank 0, and both sides send a byte every second.
+A process that is killed closes its connections, and gloo or NCCL fail immediately. A process that hangs, or whose
+machine loses power, closes nothing: the other ranks would wait for the timeout of the collective, which must be long
+enough for slow but healthy work. Therefore every rank keeps one connection to rank 0, and both sides send a byte every
+second.
 """
 
 from __future__ import annotations

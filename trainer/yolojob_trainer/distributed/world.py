@@ -31,8 +31,9 @@ CONNECT_POLL_SECONDS, BARRIER_POLL_SECONDS = 0.1, 0.05
 def wait_for_port(host: str, port: int, seconds: float) -> None:
     """Wait until a server accepts connections on the port.
 
-    torch's store would wait too, but it keeps the first address that the name resolved to. After a restart that may be the
-    address of the old pod, for as long as a name server caches it. This function resolves the name for every attempt.
+    torch's store would wait too, but it keeps the first address that the name resolved to. After a restart that may be
+    the address of the old pod, for as long as a name server caches it. This function resolves the name for every
+    attempt.
 
     Raises:
         PeerLost: no server accepted a connection in time.
@@ -84,8 +85,8 @@ class World:
         if gpu and gpu.required and gpu_count < local_world_size:
             raise BadInput(
                 Reason.NOT_ENOUGH_GPUS,
-                f"spec.workers.gpu: {local_world_size} process(es) need one GPU each, but this machine has {gpu_count}; set "
-                "spec.workers.gpu.required: false to train on the CPU, or leave spec.workers.gpu out",
+                f"spec.workers.gpu: {local_world_size} process(es) need one GPU each, but this machine has {gpu_count}; "
+                "set spec.workers.gpu.required: false to train on the CPU, or leave spec.workers.gpu out",
             )
         return cls(
             rank=int(os.environ.get("RANK", "0")),
@@ -211,7 +212,7 @@ class World:
         return data if self.is_main else buffer.numpy().tobytes()
 
     def gather(self, data: bytes) -> list[bytes]:
-        """Return the bytes of all ranks, in rank order, on rank 0; an empty list on the others. All ranks must call it."""
+        """Return the bytes of all ranks, in rank order, on rank 0; an empty list on the others. Collective."""
         if self.world_size == 1:
             return [data]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]

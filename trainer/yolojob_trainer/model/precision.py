@@ -13,7 +13,7 @@ _SLOW_HALF_PRECISION_GPUS = ("GTX 16",)
 
 
 def has_fast_bfloat16(cpu_flags: str) -> bool:
-    """Return whether a CPU multiplies bf16 in hardware; other CPUs emulate it, which is slower (pytorch/pytorch#118499)."""
+    """Return whether a CPU multiplies bf16 in hardware; emulation is slower (pytorch/pytorch#118499)."""
     return bool({"amx_bf16", "avx512_bf16"} & set(cpu_flags.split()))
 
 

@@ -19,7 +19,8 @@ def write_termination_message(report: Report, path: Path) -> None:
             return
         path.write_text(shorten(report))
     except OSError as error:
-        print(f"The report could not be written to {path}: {error}", flush=True)  # noqa: T201 - the pod's log is all that is left
+        # Only the pod's log is left.
+        print(f"The report could not be written to {path}: {error}", flush=True)  # noqa: T201
 
 
 def shorten(report: Report, limit: int = TERMINATION_LIMIT) -> str:

@@ -29,8 +29,8 @@ def span_record(span: Span) -> dict[str, Any]:
     """Return the JSON content of a span.
 
     Returns:
-        epoch, step (both from 0), start (seconds since 1970), seconds by phase; for a step its images; and if gradients were
-        reduced, the total time of that.
+        epoch, step (both from 0), start (seconds since 1970), seconds by phase; for a step its images; and if gradients
+        were reduced, the total time of that.
     """
     out: dict[str, Any] = {"epoch": span.epoch, "step": span.step, "start": round(span.start, 6)}
     if span.images:

@@ -14,7 +14,7 @@ def memory_peak(device: torch.device) -> int:
 
 
 def utilization(device: torch.device) -> float:
-    """Return the share of the last second, or less, in which the device computed, by NVML; NaN if it is not available."""
+    """Return the share of the last second or less in which the device computed, by NVML; NaN if not available."""
     if device.type != "cuda":
         return 0.0
     try:

@@ -19,8 +19,8 @@ _CPU_QUOTAS = (
 def available_cpus() -> int:
     """Return the number of CPUs that this process may use.
 
-    That is the smallest of its affinity, its cgroup's quota, which psutil does not read, and the CPUs that the operator has
-    requested for it. `os.cpu_count()` counts the CPUs of the machine, which oversubscribes a limited pod.
+    That is the smallest of its affinity, its cgroup's quota, which psutil does not read, and the CPUs that the operator
+    has requested for it. `os.cpu_count()` counts the CPUs of the machine, which oversubscribes a limited pod.
     """
     count = len(os.sched_getaffinity(0))
     for quota_file, period_file in _CPU_QUOTAS:
@@ -41,7 +41,8 @@ def available_cpus() -> int:
 def process_start() -> float:
     """Return when this process started, in seconds since 1970, so that imports count.
 
-    From field 22 of /proc/self/stat (proc(5)). psutil adds it to the boot time, which the kernel reports in whole seconds.
+    From field 22 of /proc/self/stat (proc(5)). psutil adds it to the boot time, which the kernel reports in whole
+    seconds.
     """
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -1,8 +1,11 @@
-"""`spec.tuning.mode: Auto`: short trials before the first epoch choose settings that change the speed and not the result.
+"""`spec.tuning.mode: Auto`: chooses execution settings by short trials before the first epoch.
+
+Execution settings change the speed of a training and not its result.
 
 Settings are tried one after the other on the job's own network, data and batch, while the weights stay as they are. A
-setting that is clearly faster is kept, and the next one is tried on top of it. Settings that the user has chosen are not
-changed. A setting that changes the loss is refused, and so is one that saves less over the rest of the job than it costs.
+setting that is clearly faster is kept, and the next one is tried on top of it. Settings that the user has chosen are
+not changed. A setting that changes the loss is refused, and so is one that saves less over the rest of the job than it
+costs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures the phases of the training loop by consecutive marks without gaps, on the device's own clock.
 
-On a CPU a mark reads `perf_counter`. On a GPU it records a CUDA event, which costs microseconds and never waits; the events
-are read some steps later, when the GPU has passed them. So the phases on a GPU are those of the GPU's time line:
+On a CPU a mark reads `perf_counter`. On a GPU it records a CUDA event, which costs microseconds and never waits; the
+events are read some steps later, when the GPU has passed them. So the phases on a GPU are those of the GPU's time line:
 "data_wait" is the time in which it was idle because the next batch had not arrived.
 """
 
@@ -78,7 +78,7 @@ class PhaseClock:
         return event
 
     def start(self) -> None:
-        """Start the time line. Only here does the clock wait for the device, to relate its time line to wall-clock time."""
+        """Start the time line. Only this call waits for the device, to relate its time line to wall-clock time."""
         self._last = self.now()
         if isinstance(self._last, torch.cuda.Event):
             self._last.synchronize()

@@ -263,7 +263,7 @@ class TrainerSetup(DetectionTrainer):
         self._setup_scheduler()
 
     def tune(self) -> None:
-        """Choose execution settings by trials if the job asks for it. Called on all ranks, before the optimizer exists."""
+        """Choose execution settings by trials if the job asks for it. Called on all ranks, without an optimizer yet."""
 
     # --- execution --------------------------------------------------------------------------------------------------
 
@@ -369,9 +369,9 @@ class TrainerSetup(DetectionTrainer):
         if smallest <= 1 and self.args.imgsz < 2 * self.stride:
             raise BadInput(
                 Reason.BATCH_TOO_SMALL,
-                f"spec.train.batch: {self.args.batch}: {len(dataset)} images leave a worker a batch of one, which batch "
-                f"norm cannot normalise at spec.train.imgsz: {self.args.imgsz}; change batch, or use imgsz of at least "
-                f"{2 * self.stride}",
+                f"spec.train.batch: {self.args.batch}: {len(dataset)} images leave a worker a batch of one, which "
+                f"batch norm cannot normalise at spec.train.imgsz: {self.args.imgsz}; change batch, or use imgsz of at "
+                f"least {2 * self.stride}",
             )
 
     def _wrap(self) -> None:
@@ -388,7 +388,7 @@ class TrainerSetup(DetectionTrainer):
         )
 
         def reduce(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-            # Called when the gradients of a bucket are complete; for the last bucket that is the end of the computation.
+            # Called when the gradients of a bucket are complete; for the last bucket the computation ends here.
             self._reductions.append(self.clock.now())
             return default_hooks.allreduce_hook(group, bucket).then(reduced)
 
@@ -436,7 +436,7 @@ def _one_line(message: str) -> str:
 
 
 class _LoaderStub:
-    """The part of a train loader that upstream's set-up reads; `yolojob_trainer.data.dataset.loader` loads the batches."""
+    """The part of a train loader that upstream's set-up reads; `data.dataset.loader` loads the batches."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset

@@ -1,8 +1,8 @@
 """Progress of a training, the identity of its run, and the stateful objects that a checkpoint restores.
 
-A checkpoint holds `TrainState.state_dict()`, `TrainedObjects.state_dict()` and a few entries that the trainer adds. Order
-of restoring: first both `load_state_dict`, in any order; then `TrainedObjects.scale_rates`, because it needs the number of
-rollbacks from the state and must overwrite the learning rates that come with the optimizer; then
+A checkpoint holds `TrainState.state_dict()`, `TrainedObjects.state_dict()` and a few entries that the trainer adds.
+Order of restoring: first both `load_state_dict`, in any order; then `TrainedObjects.scale_rates`, because it needs the
+number of rollbacks from the state and must overwrite the learning rates that come with the optimizer; then
 `TrainedObjects.restart_schedule`, because it needs the epoch and builds the criterion for the loaded network.
 """
 

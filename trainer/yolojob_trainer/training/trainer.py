@@ -38,8 +38,8 @@ from yolojob_trainer.training.time_account import StartupTimes
 from yolojob_trainer.training.train_state import check_same_run, run_identity
 
 MAX_ROLLBACKS = 3
-"""Number of times that a run may go back to a checkpoint because its loss was not finite. Each rollback halves the learning
-rate, because the same weights, samples and rate would diverge again."""
+"""Number of times that a run may go back to a checkpoint because its loss was not finite. Each rollback halves the
+learning rate, because the same weights, samples and rate would diverge again."""
 
 
 class Trainer(StepTrainer):
@@ -171,8 +171,8 @@ class Trainer(StepTrainer):
             self.epochs_done = self.epoch
             self.losses.reset()
             emit(TrainEvent.EPOCH_END, self.listeners, self)
-            # A new best model is saved immediately, because the reported result must exist. Only rank 0 has the fitness,
-            # and only rank 0 writes.
+            # A new best model is saved immediately, because the reported result must exist. Only rank 0 has the
+            # fitness, and only rank 0 writes.
             best = self.fitness is not None and self.fitness == self.best_fitness
             if done or best or self.epoch % self.run.spec.checkpoint.every_epochs == 0:
                 self.save(finished=done)
