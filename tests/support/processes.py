@@ -154,6 +154,8 @@ class Gangs:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(gang.master_port),
                 "OMP_NUM_THREADS": "1",
+                # A thread for each process: OpenMP threads that wait for each other waste most of a busy machine's time.
+                "YOLOJOB_CPUS": str(world_size),
                 **(environment or {}),
             }
             process = server.start(WORKER, [mode, str(gang.record)], variables, self.folder / f"log-{rank}")
@@ -185,7 +187,14 @@ def tiny(*, model: str = "yolo11", replicas: int = 4, **spec: Any) -> Run:
         replicas: spec.workers.replicas, which fixes the number of shards.
         spec: other parts of the spec; `train` is merged into the defaults.
     """
-    train = {"epochs": 2, "batch": BATCH, "imgsz": 64, "amp": False, "nbs": BATCH, "fraction": float(IMAGES)}
+    train: dict[str, Any] = {
+        "epochs": 2,
+        "batch": BATCH,
+        "imgsz": 64,
+        "amp": False,
+        "nbs": BATCH,
+        "fraction": float(IMAGES),
+    }
     train |= {"warmup_epochs": 0, "optimizer": "AdamW", "lr0": 0.001, **spec.pop("train", {})}
     network: dict[str, Any] = {"name": f"{model}n.yaml", "scale": TINY[model]}
     if weights := spec.pop("weights", None):

@@ -45,10 +45,11 @@ class Proxy:
             def handle_any(self) -> None:
                 proxy.serve(self)
 
-            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
-
             def log_message(self, *_: object) -> None:
                 """Silent: tests look at `requests`."""
+
+        for method in ("GET", "PUT", "HEAD", "POST", "DELETE"):
+            setattr(Handler, f"do_{method}", Handler.handle_any)
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.port}"

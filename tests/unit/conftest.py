@@ -50,9 +50,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path, fork_servers
 @pytest.fixture(scope="session")
 def s3() -> Iterator[tuple[str, Any, dict[str, str]]]:
     """A moto server that checks credentials: (address, client, environment of a user who may do anything)."""
-    import boto3
+    import boto3  # type: ignore[import-untyped]
     from moto import settings
-    from moto.core.responses import ActionAuthenticatorMixin
+    from moto.core.responses import ActionAuthenticatorMixin  # type: ignore[attr-defined]
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -86,7 +86,7 @@ def s3() -> Iterator[tuple[str, Any, dict[str, str]]]:
 @pytest.fixture
 def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A bucket of this test's own; the environment leads to it."""
-    import s3fs
+    import s3fs  # type: ignore[import-untyped]
 
     url, client, credentials = s3
     name = f"bucket-{uuid.uuid4().hex}"

@@ -140,7 +140,7 @@ metrics = ultralytics.YOLO({str(best)!r}).val(data={str(config)!r}, imgsz=128, b
                                               project={str(tmp_path / "val")!r})
 print(json.dumps([metrics.box.map50, metrics.box.map]))
 """
-    environment = {**os.environ, "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(cache)}
+    environment = {**os.environ, "YOLO_OFFLINE": "1", "YOLO_CONFIG_DIR": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     stock = json.loads(done.stdout.splitlines()[-1])
     assert stock == pytest.approx([result.map50, result.map], abs=0.002)
