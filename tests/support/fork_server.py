@@ -38,7 +38,6 @@ PRELOADED = (
 )
 IMPORT_TIMEOUT_SECONDS = 120.0
 MAX_MESSAGE_BYTES = 1 << 17
-POLL_INTERVAL_SECONDS = 0.05
 TESTS = Path(__file__).parent.parent
 
 
@@ -54,7 +53,7 @@ class ForkedProcess:
         self._server.receive()
         return self._server.exit_codes.get(self.pid)
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float = 240.0) -> int:
         """Wait for the process to end; its exit code.
 
         Raises:
@@ -62,9 +61,10 @@ class ForkedProcess:
         """
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
-            time.sleep(POLL_INTERVAL_SECONDS)
+            self._server.receive(remaining)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -114,15 +114,16 @@ class ForkServer:
             self.exit_codes[message["pid"]] = message["code"]
         return ForkedProcess(self, message["started"])
 
-    def receive(self) -> None:
-        """Take the exit codes that have arrived."""
-        self._connection.settimeout(0.0)
+    def receive(self, seconds: float = 0.0) -> None:
+        """Take the exit codes that have arrived; if there are none, wait for the next one for this long."""
         while True:
+            self._connection.settimeout(seconds)
             try:
                 message = self._read()
-            except BlockingIOError:
+            except (BlockingIOError, TimeoutError):
                 return
             self.exit_codes[message["pid"]] = message["code"]
+            seconds = 0.0
 
     def stop(self) -> None:
         """End the server; processes that still run are killed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from yolojob.api.trainer_report import Report
 WORKER = "support.training_worker:main"
 TINY = {"yolo11": [0.33, 0.0625, 256], "yolo26": [0.33, 0.0625, 128]}
 BATCH, IMAGES = 8, 40
-EXIT_TIMEOUT_SECONDS = 120.0
+EXIT_TIMEOUT_SECONDS = 240.0
+PORTS = range(20_000, 32_000)
 FINISHED: dict[str, Any] = {"replicas": 1, "train": {"epochs": 4}, "checkpoint": {"everyEpochs": 3}}
 """Spec of the run that the fixture `finished` trains."""
 
@@ -172,11 +174,15 @@ def _read_record(path: Path) -> list[MicroBatch]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of this machine that nobody uses, below the range from which the kernel picks ports for connections."""
+    while True:
+        port = PORTS.start + secrets.randbelow(len(PORTS))
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def tiny(*, model: str = "yolo11", replicas: int = 4, **spec: Any) -> Run:

@@ -70,7 +70,7 @@ def samples_by_step(gang: Gang) -> dict[tuple[int, int], set[tuple[str, ...]]]:
 def test_training_after_kill_9_and_sigterm_resumes_at_the_exact_sample(gangs: Gangs) -> None:
     """2 ranks, killed; 1 rank, stopped by SIGTERM; 2 ranks until the end. Together they train every step as one
     undisturbed run does."""
-    train = {"epochs": 3, "fraction": 400.0}
+    train = {"epochs": 2, "fraction": 400.0}
     spec: dict[str, Any] = {"replicas": 2, "train": train, "checkpoint": {"everySeconds": 1}}
 
     killed = gangs(2, **spec)
