@@ -185,7 +185,7 @@ def test_stage_after_a_killed_process_fetches_only_the_rest(bucket: Bucket, tmp_
 def test_stage_without_enough_disk_space_fails_before_it_fetches(
     bucket: Bucket, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "SPARE", shutil.disk_usage(tmp_path).free)
+    monkeypatch.setattr(staging, "RESERVED_BYTES", shutil.disk_usage(tmp_path).free)
     before = gets(bucket)
     with pytest.raises(BadInput, match="MiB are to be staged") as full:
         stage(tmp_path).fetch(remote(f"s3://{bucket.name}/set"))
