@@ -1,4 +1,4 @@
-"""The report of a run, and the cache that its measurements share."""
+"""The report of a benchmark run, and the cache folder that its measurements share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from support.harness import Report, cpu
 
 @pytest.fixture(scope="session")
 def report() -> Iterator[Report]:
-    made = Report()
-    yield made
+    report = Report()
+    yield report
     if out := os.environ.get("YOLOJOB_BENCH_OUT"):
         machine = {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
-        Path(out).write_text(json.dumps({"machine": machine, "rows": made.rows}, indent=1))
+        Path(out).write_text(json.dumps({"machine": machine, "rows": report.rows}, indent=1))
 
 
 @pytest.fixture(scope="session")

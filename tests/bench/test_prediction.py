@@ -1,4 +1,4 @@
-"""Prediction against reality: a bench of less than a minute, then the whole training, wall clock against wall clock."""
+"""Predicted against real duration: a bench of less than a minute, then the whole training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ JOBS = {
     "small-160": ("small", {"imgsz": 160, "epochs": 36}),
 }
 """Two networks, two image sizes; each trains for about a minute."""
-SECONDS = 45
-ONE, TWO = 0.10, 0.20
-"""Errors that are promised: with the workers of the bench, and with two from a bench of one."""
+BENCH_SECONDS = 45
+MAX_ERROR_SAME_WORKERS, MAX_ERROR_TWO_WORKERS = 0.10, 0.20
+"""Promised relative errors: for the number of workers of the bench, and for two workers from a bench of one."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -46,9 +46,9 @@ def job(name: str, workers: int) -> YoloTrainingJob:
     return parse(document)
 
 
-def run(made: YoloTrainingJob, folder: Path, cache: Path, mode: Mode) -> tuple[float, Any]:
-    """(seconds of wall clock, report)."""
-    local = LocalRun(made, Places(runs=folder, volumes=folder, cache=cache), mode=mode, seconds=SECONDS)
+def run(job: YoloTrainingJob, folder: Path, cache: Path, mode: Mode) -> tuple[float, Any]:
+    """Run a job in this mode: (seconds of wall clock, report)."""
+    local = LocalRun(job, Places(runs=folder, volumes=folder, cache=cache), mode=mode, seconds=BENCH_SECONDS)
     began = time.monotonic()
     local.start()
     code = local.wait(600)
@@ -58,29 +58,31 @@ def run(made: YoloTrainingJob, folder: Path, cache: Path, mode: Mode) -> tuple[f
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_whole_training_takes_what_the_bench_says(name: str, tmp_path: Path, cache: Path, report: Report) -> None:
-    run(job(name, 1), tmp_path / "inspect", cache, Mode.INSPECT)  # the data set is there, as for who benches his own
-    _, found = run(job(name, 1), tmp_path / "bench", cache, Mode.BENCH)
-    measured: Measurement = found.measurement
+def test_prediction_from_a_bench_is_close_to_the_real_duration(
+    name: str, tmp_path: Path, cache: Path, report: Report
+) -> None:
+    run(job(name, 1), tmp_path / "inspect", cache, Mode.INSPECT)  # so that the data set is staged before the bench
+    _, bench = run(job(name, 1), tmp_path / "bench", cache, Mode.BENCH)
+    measured: Measurement = bench.measurement
     assert measured.took_seconds <= 60
-    for workers, promised in ((1, ONE), (2, TWO)):
-        said = prediction.predict_from_bench(
+    for workers, promised in ((1, MAX_ERROR_SAME_WORKERS), (2, MAX_ERROR_TWO_WORKERS)):
+        predicted = prediction.predict_from_bench(
             job(name, 1).spec, measured, prediction.WorkerSetup(workers=workers, shared=True, cached=True)
         )
         wall, whole = run(job(name, workers), tmp_path / f"run-{workers}", cache, Mode.TRAIN)
-        error = said.total.value / wall - 1
+        error = predicted.total.value / wall - 1
         report.add(
             "prediction",
             job=name,
             workers=workers,
-            predicted=said.total.value,
+            predicted=predicted.total.value,
             wall=wall,
             error=error,
-            low=said.total.low,
-            high=said.total.high,
+            low=predicted.total.low,
+            high=predicted.total.high,
         )
         parts = whole.timing.parts
-        for part, figure in said.parts.items():
+        for part, figure in predicted.parts.items():
             real = parts.get(part, 0.0) + (parts.get("ema", 0.0) if part == "optimizer" else 0.0)
-            print(f"    {part:12} {figure.value:7.2f} predicted, {real:7.2f} in fact")
-        assert abs(error) <= promised, (said.total, wall)
+            print(f"    {part:12} {figure.value:7.2f} predicted, {real:7.2f} measured")
+        assert abs(error) <= promised, (predicted.total, wall)

@@ -1,4 +1,4 @@
-"""The floor: forward, loss and backward on one fixed batch, and nothing else. `python bare.py JSON`, in its own process."""
+"""The upper limit of speed: forward, loss and backward on one fixed batch. `python bare.py JSON`, in its own process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def main() -> None:
-    asked: dict[str, Any] = json.loads(sys.argv[1])
+    options: dict[str, Any] = json.loads(sys.argv[1])
     import torch
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
@@ -17,10 +17,10 @@ def main() -> None:
     from yolojob_trainer.model.precision import float_predictions
 
     torch.manual_seed(0)
-    torch.set_num_threads(asked["threads"])
-    model = DetectionModel(YAML.load(asked["model"]), verbose=False).to(memory_format=torch.channels_last).train()
+    torch.set_num_threads(options["threads"])
+    model = DetectionModel(YAML.load(options["model"]), verbose=False).to(memory_format=torch.channels_last).train()
     model.args = get_cfg()
-    batch, side, boxes = asked["batch"], asked["imgsz"], 4 * asked["batch"]
+    batch, side, boxes = options["batch"], options["imgsz"], 4 * options["batch"]
     images = torch.rand(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
     labels = {
         "img": images,
@@ -29,9 +29,9 @@ def main() -> None:
         "bboxes": torch.rand(boxes, 4) * 0.3 + 0.2,
     }
     seconds = []
-    for _ in range(asked["steps"]):
+    for _ in range(options["steps"]):
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=asked["bf16"]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=options["bf16"]):
             predictions = model(images)
         loss, _ = model.loss(labels, float_predictions(predictions))
         loss.sum().backward()

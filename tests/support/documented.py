@@ -50,7 +50,7 @@ RULES = [
     Rule(
         pattern=r"yolojob bench .*--tune",
         how="covered",
-        why="tests/unit/test_tuning.py::test_bench_prints_the_table_and_leaves_nothing",
+        why="tests/unit/test_autotune.py::test_bench_command_with_tune_prints_the_table_and_leaves_no_files",
     ),
     Rule(
         pattern=r"yolojob scale ",

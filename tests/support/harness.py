@@ -1,4 +1,4 @@
-"""Measurements: each figure is a ratio between things that ran in turns on this machine, in this run."""
+"""Benchmarks: every result is a ratio of measurements that alternate on this machine in one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NETWORKS = {
 
 
 class Report:
-    """Collects lines; printed at the end, and written to bench.json where YOLOJOB_BENCH_OUT says."""
+    """Prints rows of results and keeps them; the fixture `report` writes them to the file YOLOJOB_BENCH_OUT."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -44,10 +44,10 @@ def cpu() -> str:
     return f"{names[0] if names else platform.machine()}{', avx512_bf16' if 'avx512_bf16' in flags else ''}"
 
 
-def script(name: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """Run one of the scripts beside this file."""
+def script(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Run one of the scripts in this folder; return the last line of its output, which is JSON."""
     done = subprocess.run(
-        [sys.executable, str(HERE / name), json.dumps(asked)],
+        [sys.executable, str(HERE / name), json.dumps(options)],
         env={**os.environ, "YOLO_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -58,7 +58,7 @@ def script(name: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def network_file(network: str, folder: Path) -> str:
-    """The network's description as stock Ultralytics reads it."""
+    """Write the description of a network for stock Ultralytics; return the path."""
     from yolojob_trainer.model.resolve import resolve
 
     from yolojob.api.spec import ModelRef
@@ -70,7 +70,11 @@ def network_file(network: str, folder: Path) -> str:
 
 
 def train(folder: Path, cache: Path, network: str, train: dict[str, Any], **spec: Any) -> dict[str, Any]:
-    """Run a job as `yolojob run` does: img/s of the training proper and of whole epochs, without the first, and mAP."""
+    """Run a job as `yolojob run` does.
+
+    Returns:
+        img/s of the training steps and of whole epochs, both without the first epoch, mAP, and seconds of the parts.
+    """
     document = {
         "apiVersion": "yolojob.dev/v1alpha1",
         "kind": "YoloTrainingJob",
@@ -82,16 +86,19 @@ def train(folder: Path, cache: Path, network: str, train: dict[str, Any], **spec
     code = local.wait(1200)
     report = local.report(code or 0)
     assert code == 0, local.log.read_text()[-3000:]
-    steps, others = 0.0, 0.0
+    step_seconds, other_seconds = 0.0, 0.0
     for path in (local.output / "trace" / "rank-0").glob("*.jsonl"):
         for line in map(json.loads, path.read_text().splitlines()):
             if line["epoch"] > 0:
                 seconds = sum(line["seconds"].values())
-                steps, others = (steps + seconds, others) if "images" in line else (steps, others + seconds)
+                if "images" in line:
+                    step_seconds += seconds
+                else:
+                    other_seconds += seconds
     images = IMAGES * (train["epochs"] - 1)
     return {
-        "img/s": images / steps,
-        "img/s with validation": images / (steps + others),
+        "img/s": images / step_seconds,
+        "img/s with validation": images / (step_seconds + other_seconds),
         "mAP50-95": report.result.map if report.result else None,
         "startup": report.timing.startup_seconds,
         "training": report.timing.training_seconds,
@@ -99,7 +106,7 @@ def train(folder: Path, cache: Path, network: str, train: dict[str, Any], **spec
 
 
 def in_turns(rounds: int, runs: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Figures of each, taken in alternation: a noisy neighbour disturbs all of them alike."""
+    """Measurements of each, in alternation, so that other load on the machine disturbs all of them equally."""
     figures: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -108,5 +115,5 @@ def in_turns(rounds: int, runs: dict[str, Callable[[], float]]) -> dict[str, lis
 
 
 def ratio(figures: dict[str, list[float]], a: str, b: str) -> float:
-    """Median over the rounds of a's figure over b's."""
+    """Median over the rounds of a's measurement divided by b's."""
     return statistics.median(x / y for x, y in zip(figures[a], figures[b], strict=True))

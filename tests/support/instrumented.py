@@ -1,6 +1,6 @@
-"""Our trainer with its instrumentation on or off: `python instrumented.py on|off`, with YOLOJOB_RUN as a worker has it.
+"""The trainer with its instrumentation on or off: `python instrumented.py on|off`, with YOLOJOB_RUN as for a worker.
 
-Prints a line of JSON with the seconds of every epoch's training, taken from outside of the instrumentation.
+Prints a line of JSON with the training seconds of every epoch, measured outside the instrumentation.
 """
 
 from __future__ import annotations

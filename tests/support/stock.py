@@ -1,6 +1,6 @@
-"""The peer: stock `ultralytics.YOLO(...).train(...)` on the same data. `python stock.py JSON`, in a process of its own.
+"""The comparison: stock `ultralytics.YOLO(...).train(...)` on the same data. `python stock.py JSON`, in its own process.
 
-Prints a line of JSON: img/s of the training proper and of whole epochs (with validation), both without the first epoch,
+Prints a line of JSON: img/s of the training steps and of whole epochs (with validation), both without the first epoch,
 and the mAP at the end.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 
 def main() -> None:
-    asked: dict[str, Any] = json.loads(sys.argv[1])
+    options: dict[str, Any] = json.loads(sys.argv[1])
     from ultralytics import YOLO
 
-    folder = Path(asked["folder"])
-    model = YOLO(asked["model"], task="detect")
+    folder = Path(options["folder"])
+    model = YOLO(options["model"], task="detect")
     began: list[float] = []
     trained: list[float] = []
     whole: list[float] = []
@@ -26,16 +26,16 @@ def main() -> None:
     model.add_callback("on_train_epoch_end", lambda _: trained.append(time.perf_counter() - began[-1]))
     model.add_callback("on_fit_epoch_end", lambda _: whole.append(time.perf_counter() - began[-1]))
     model.train(
-        data=asked["data"],
+        data=options["data"],
         project=str(folder),
         name="stock",
         exist_ok=True,
         device="cpu",
         plots=False,
         verbose=False,
-        **asked["train"],
+        **options["train"],
     )
-    images = asked["images"] * (len(trained) - 1)
+    images = options["images"] * (len(trained) - 1)
     print(
         json.dumps(
             {

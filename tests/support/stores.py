@@ -1,4 +1,4 @@
-"""Real servers for tests: S3 (moto), Google Cloud Storage (an emulator), HTTPS; and a proxy that misbehaves on request."""
+"""Servers for tests of storage: a bucket of an S3 server, an HTTPS server, and a proxy that fails on request."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import http.client
 import http.server
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-CHUNK = 1 << 16
+HOLD_TIMEOUT_SECONDS = 120.0
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -25,18 +24,19 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Proxy:
-    """Passes requests on to a server, and counts, holds, refuses or cuts them as the test wants."""
+    """Forwards requests to a server, and records, holds, refuses or cuts them as the test says."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
         self.requests: list[tuple[str, str]] = []
         """(method, path) of every request."""
         self.refuse: Callable[[str, str], int] = lambda _method, _path: 0
-        """Status with which a request is refused; 0 passes it on."""
+        """Returns the status with which a request (method, path) is refused; 0 forwards it."""
         self.holds: Callable[[int], bool] = lambda _start: False
-        """Whether a request for the bytes from `start` on has to wait still."""
+        """Whether a request for the bytes from `start` on waits for `released`."""
+        self.released = threading.Event()
         self.cut: Callable[[str, str], int] = lambda _method, _path: -1
-        """Bytes of the body after which the connection is cut; -1 leaves it."""
+        """Returns the number of bytes of the body after which the connection is cut; -1 does not cut it."""
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,10 +45,11 @@ class Proxy:
             def handle_any(self) -> None:
                 proxy.serve(self)
 
-            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any
-
             def log_message(self, *_: object) -> None:
-                """Tests look at `requests`."""
+                """Silent: tests look at `requests`."""
+
+        for method in ("GET", "PUT", "HEAD", "POST", "DELETE"):
+            setattr(Handler, f"do_{method}", Handler.handle_any)
 
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.port}"
@@ -62,18 +63,17 @@ class Proxy:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
-        if asked := handler.headers.get("Range"):
-            while self.holds(int(asked.removeprefix("bytes=").partition("-")[0])):
-                time.sleep(0.05)
+        if (requested := handler.headers.get("Range")) and self.holds(_first_byte(requested)):
+            self.released.wait(HOLD_TIMEOUT_SECONDS)
         connection = http.client.HTTPConnection(self.upstream.hostname or "", self.upstream.port, timeout=30)
         connection.request(handler.command, handler.path, body, dict(handler.headers))
-        answer = connection.getresponse()
-        handler.send_response(answer.status)
-        for name, value in answer.getheaders():
+        response = connection.getresponse()
+        handler.send_response(response.status)
+        for name, value in response.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length", "server", "date"):
                 handler.send_header(name, value)
-        content = answer.read()
-        length = answer.getheader("Content-Length") if handler.command == "HEAD" else str(len(content))
+        content = response.read()
+        length = response.getheader("Content-Length") if handler.command == "HEAD" else str(len(content))
         handler.send_header("Content-Length", length or "0")
         handler.end_headers()
         cut = self.cut(handler.command, handler.path)
@@ -87,15 +87,20 @@ class Proxy:
         connection.close()
 
 
+def _first_byte(requested: str) -> int:
+    """Start of a Range header."""
+    return int(requested.removeprefix("bytes=").partition("-")[0])
+
+
 @contextmanager
 def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1) -> Iterator[tuple[str, list[str]]]:
-    """A web server with a certificate of our own authority: (address, the Range header of every request).
+    """A web server with a certificate of its own authority: (address, the Range header of every request).
 
     Args:
-        folder: what it serves.
-        certificates: where the authority's certificate is left, as ca.pem.
-        ranges: whether it knows them; Python's own server does not.
-        cut_first: bytes after which the first answer's connection is cut.
+        folder: the files that it serves.
+        certificates: folder for the authority's certificate, ca.pem.
+        ranges: whether it supports Range headers; Python's own server does not.
+        cut_first: number of bytes after which the first response is cut; -1 does not cut it.
     """
     import trustme
 
@@ -108,7 +113,7 @@ def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self.answer(b"", folder / self.path.partition("?")[0].lstrip("/"))
+            self.respond(b"", folder / self.path.partition("?")[0].lstrip("/"))
 
         def do_GET(self) -> None:
             path = folder / self.path.partition("?")[0].lstrip("/")
@@ -116,15 +121,15 @@ def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1
                 self.send_error(404)
                 return
             content = path.read_bytes()
-            asked = self.headers.get("Range", "")
-            seen.append(asked)
-            if ranges and asked:
-                start = int(asked.removeprefix("bytes=").partition("-")[0])
-                self.answer(content[start:], path, start)
+            requested = self.headers.get("Range", "")
+            seen.append(requested)
+            if ranges and requested:
+                start = _first_byte(requested)
+                self.respond(content[start:], path, start)
             else:
-                self.answer(content, path)
+                self.respond(content, path)
 
-        def answer(self, content: bytes, path: Path, start: int = -1) -> None:
+        def respond(self, content: bytes, path: Path, start: int = -1) -> None:
             if not path.is_file():
                 self.send_error(404)
                 return
@@ -141,7 +146,7 @@ def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Tests look at what was asked for."""
+            """Silent: tests look at the yielded headers."""
 
     server = Server(("127.0.0.1", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -160,7 +165,7 @@ class Bucket:
         self.name = name
         self._client = client
         self.environment = environment
-        """With which AWS' libraries find and may use it."""
+        """Environment variables with which AWS libraries find and may use the bucket."""
 
     def put(self, key: str, data: bytes) -> None:
         self._client.put_object(Bucket=self.name, Key=key, Body=data)

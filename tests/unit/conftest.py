@@ -4,46 +4,55 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import Gang, tiny
+from support.processes import FINISHED, ForkServers, Gang, Gangs
 from support.stores import Bucket, Proxy
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Staged data, kept for the session."""
+    """The trainer's cache folder, with the staged data set; one for each process that runs tests."""
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def fork_servers() -> Iterator[ForkServers]:
+    servers = ForkServers()
+    yield servers
+    servers.stop()
+
+
 @pytest.fixture
-def gangs(tmp_path: Path, cache: Path) -> Iterator[Any]:
-    """Starts training processes: `gangs(world_size, mode, environment=..., **spec)`."""
-    made: list[Gang] = []
+def gangs(tmp_path: Path, cache: Path, fork_servers: ForkServers) -> Iterator[Gangs]:
+    """Starts training processes whose output is in `tmp_path / "out"`."""
+    gangs = Gangs(tmp_path, cache, fork_servers)
+    yield gangs
+    gangs.stop()
 
-    def start(
-        world_size: int, mode: str = "samples", *, environment: dict[str, str] | None = None, **spec: Any
-    ) -> Gang:
-        gang = Gang(tmp_path, cache, tiny(**spec), world_size, mode, environment or {})
-        made.append(gang)
-        return gang
 
-    yield start
-    for gang in made:
-        for process in gang.processes:
-            process.kill()
-            process.wait()
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path, fork_servers: ForkServers) -> Iterator[Gang]:
+    """A training of four epochs in one process that has succeeded, with a checkpoint every three epochs. Read only."""
+    gangs = Gangs(tmp_path_factory.mktemp("finished"), cache, fork_servers)
+    gang = gangs(1, **FINISHED)
+    try:
+        assert gang.wait() == [0], gang.log()
+        yield gang
+    finally:
+        gangs.stop()
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[tuple[str, Any, dict[str, str]]]:
     """A moto server that checks credentials: (address, client, environment of a user who may do anything)."""
-    import boto3
+    import boto3  # type: ignore[import-untyped]
     from moto import settings
-    from moto.core.responses import ActionAuthenticatorMixin
+    from moto.core.responses import ActionAuthenticatorMixin  # type: ignore[attr-defined]
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -75,12 +84,12 @@ def s3() -> Iterator[tuple[str, Any, dict[str, str]]]:
 
 
 @pytest.fixture
-def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Bucket]:
+def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A bucket of this test's own; the environment leads to it."""
-    import s3fs
+    import s3fs  # type: ignore[import-untyped]
 
     url, client, credentials = s3
-    name = f"b{abs(hash(request.node.nodeid))}"
+    name = f"bucket-{uuid.uuid4().hex}"
     client.create_bucket(Bucket=name)
     proxy = Proxy(url)
     environment = {**credentials, "AWS_ENDPOINT_URL": proxy.url}

@@ -1,4 +1,4 @@
-"""Archives are untrusted: what they hold comes out, and nothing of what they try."""
+"""Archives are untrusted: unpacking yields their files and never writes elsewhere, follows links or fills the disk."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from yolojob_trainer.data.archive import content_root, inside, unpack
 from yolojob_trainer.errors import BadInput
 
+from yolojob.api.reasons import Reason
+
 FILES = {"data.yaml": b"names: [a]", "images/train/a.png": b"png" * 1000, "labels/train/a.txt": b""}
 
 
 def fits(_bytes: int) -> None:
-    """There is always room."""
+    """Accept any size."""
 
 
 def zipped(path: Path, files: dict[str, bytes]) -> Path:
@@ -41,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("mode", ["zip", "w:", "w:gz", "w:bz2", "w:xz"])
-def test_every_kind_comes_out_as_it_went_in(tmp_path: Path, mode: str) -> None:
+def test_unpack_of_every_format_restores_the_files(tmp_path: Path, mode: str) -> None:
     path, out = tmp_path / "archive", tmp_path / "out"
     out.mkdir()
     if mode == "zip":
@@ -54,20 +56,20 @@ def test_every_kind_comes_out_as_it_went_in(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "..\\evil", "a/..", "C:\\evil", "C:/evil"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_nothing_leaves_the_folder(tmp_path: Path, name: str, kind: str) -> None:
+def test_unpack_of_a_path_outside_the_folder_is_refused(tmp_path: Path, name: str, kind: str) -> None:
     path, out = tmp_path / "archive", tmp_path / "deep" / "out"
     out.mkdir(parents=True)
     if kind == "zip":
         zipped(path, {name: b"x"})
     else:
         tarred(path, "w", [(tarfile.TarInfo(name), b"x")])
-    with pytest.raises(BadInput, match="leads out of the data set"):
+    with pytest.raises(BadInput, match="leads out of the dataset"):
         unpack(path, out, "spec.dataset.uri: it", fits)
     assert contents(tmp_path).keys() == {"archive"}
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+def test_unpack_of_a_link_or_device_is_refused(tmp_path: Path, kind: bytes) -> None:
     info = tarfile.TarInfo("link")
     info.type, info.linkname = kind, "/etc/passwd"
     path = tarred(tmp_path / "archive", "w", [(info, b"")])
@@ -76,14 +78,14 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     assert not (tmp_path / "link").exists()
 
 
-def test_a_bomb_is_weighed_before_it_is_unpacked(tmp_path: Path) -> None:
+def test_unpack_of_a_bomb_is_refused_before_it_writes(tmp_path: Path) -> None:
     path, out = zipped(tmp_path / "bomb.zip", {"zeros": bytes(50 << 20)}), tmp_path / "out"
     out.mkdir()
     assert path.stat().st_size < 1 << 20
 
     def room(needed: int) -> None:
         if needed > 1 << 20:
-            raise BadInput("NoSpace", "too large")
+            raise BadInput(Reason.NO_SPACE, "too large")
 
     with pytest.raises(BadInput, match="too large"):
         unpack(path, out, "it", room)
@@ -93,7 +95,7 @@ def test_a_bomb_is_weighed_before_it_is_unpacked(tmp_path: Path) -> None:
     assert not contents(out)
 
 
-def test_a_zip_that_lies_about_its_sizes_writes_no_more_than_it_says(tmp_path: Path) -> None:
+def test_unpack_of_a_zip_with_false_sizes_writes_at_most_the_declared_size(tmp_path: Path) -> None:
     path, out = zipped(tmp_path / "a.zip", {"zeros": bytes(1 << 20)}), tmp_path / "out"
     out.mkdir()
     data = bytearray(path.read_bytes())
@@ -107,7 +109,7 @@ def test_a_zip_that_lies_about_its_sizes_writes_no_more_than_it_says(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "text"])
-def test_a_damaged_archive_is_named(tmp_path: Path, kind: str) -> None:
+def test_unpack_of_a_damaged_archive_names_it(tmp_path: Path, kind: str) -> None:
     if kind == "text":
         path = tmp_path / "a.zip"
         path.write_text("<html>Sign in</html>")
@@ -125,14 +127,14 @@ def test_a_damaged_archive_is_named(tmp_path: Path, kind: str) -> None:
         unpack(path, out, "spec.dataset.uri: it", fits)
 
 
-def test_names_that_clash_are_an_error_and_not_a_crash(tmp_path: Path) -> None:
-    path, out = zipped(tmp_path / "a.zip", {"a": b"file", "a/b": b"below it"}), tmp_path / "out"
+def test_unpack_of_clashing_names_is_bad_input(tmp_path: Path) -> None:
+    path, out = zipped(tmp_path / "a.zip", {"a": b"file", "a/b": b"inside it"}), tmp_path / "out"
     out.mkdir()
     with pytest.raises(BadInput):
         unpack(path, out, "it", fits)
 
 
-def test_one_wrapping_folder_is_looked_into(tmp_path: Path) -> None:
+def test_content_root_with_one_wrapping_folder_is_that_folder(tmp_path: Path) -> None:
     (tmp_path / "coco8").mkdir()
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "coco8" / "data.yaml").touch()
@@ -143,7 +145,7 @@ def test_one_wrapping_folder_is_looked_into(tmp_path: Path) -> None:
 
 
 @given(st.text(min_size=1, max_size=40))
-def test_a_name_stays_inside_or_is_refused(name: str) -> None:
+def test_inside_with_any_name_stays_in_the_folder_or_refuses(name: str) -> None:
     folder = Path("/data/set")
     try:
         path = inside(name, "it")

@@ -1,4 +1,4 @@
-"""State is written whole or not at all, and never trusted unread."""
+"""Checkpoints are written completely or not at all, and are validated before they are used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def store(tmp_path: Path, keep: int = 2) -> CheckpointStore:
     return CheckpointStore(tmp_path / "checkpoints", keep)
 
 
-def test_the_newest_is_found_and_the_oldest_dropped(tmp_path: Path) -> None:
+def test_store_keeps_the_newest_checkpoints_and_finds_the_newest(tmp_path: Path) -> None:
     checkpoints = store(tmp_path)
     for epoch in range(4):
         checkpoints.save({"epoch": epoch, "weights": torch.full((3,), float(epoch))}, epoch=epoch, step=0)
@@ -29,7 +29,7 @@ def test_the_newest_is_found_and_the_oldest_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
-def test_a_corrupt_newest_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+def test_newest_with_a_corrupt_checkpoint_returns_the_one_before(tmp_path: Path, damage: str) -> None:
     checkpoints = store(tmp_path)
     checkpoints.save({"epoch": 1}, epoch=1, step=0)
     newest = checkpoints.save({"epoch": 2, "weights": torch.ones(1000)}, epoch=2, step=0)
@@ -47,11 +47,11 @@ def test_a_corrupt_newest_gives_way_to_the_one_before(tmp_path: Path, damage: st
     assert newest.name in faults[0]
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_newest_of_an_empty_store_is_none(tmp_path: Path) -> None:
     assert store(tmp_path).newest() == (None, [])
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+def test_decode_of_a_checkpoint_with_code_does_not_run_it(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "owned"),)
@@ -65,7 +65,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_decode_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
     torch.save({"format": 0}, path)
     with pytest.raises(ValueError, match="not a checkpoint of this version"):
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
     assert zipfile.is_zipfile(path)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_write_atomically_that_fails_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     write_atomically(path, lambda file: file.write(b"old"))
 

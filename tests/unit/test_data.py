@@ -1,16 +1,17 @@
-"""Data sets as people have them: with images that are broken, alone, or without labels. Each is handled, or named."""
+"""Training on data sets with broken, missing or unlabelled images."""
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from support.processes import Gang
+from support.processes import Gang, Gangs
 from yolojob_trainer.data import image_cache
 
 from yolojob.api.constants import ExitCode
@@ -18,7 +19,7 @@ from yolojob.api.trainer_report import Report, TrainerState
 
 
 def data_set(folder: Path, train: int, val: int = 2, *, suffix: str = ".jpg") -> Path:
-    """A data set of random images with one box each, of two classes."""
+    """A data set of random images with one box each, in two classes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):
@@ -30,9 +31,10 @@ def data_set(folder: Path, train: int, val: int = 2, *, suffix: str = ".jpg") ->
     return folder
 
 
-def train(gangs: Any, folder: Path, world_size: int = 1, **spec: Any) -> tuple[int, Report, Gang]:
-    settings = {"fraction": None, "epochs": 1, "mosaic": 0.5, **spec.pop("train", {})}
-    gang = gangs(world_size, replicas=world_size, dataset={"uri": f"file://{folder}"}, train=settings, **spec)
+def train(gangs: Gangs, folder: Path, world_size: int = 1, **options: Any) -> tuple[int, Report, Gang]:
+    """Train for one epoch: (exit code, report, processes)."""
+    settings = {"fraction": None, "epochs": 1, "mosaic": 0.5, **options.pop("train", {})}
+    gang = gangs(world_size, replicas=world_size, dataset={"uri": f"file://{folder}"}, train=settings, **options)
     codes = gang.wait()
     return codes[0], gang.report(), gang
 
@@ -41,8 +43,17 @@ def images_trained(gang: Gang) -> list[str]:
     return sorted(name for _, _, names in gang.samples() for name in names)
 
 
-def test_images_without_labels_and_a_last_batch_of_one(gangs: Any, tmp_path: Path) -> None:
-    """Nine images in batches of eight; one has an empty label file, one has none."""
+@pytest.fixture
+def shared_memory() -> Iterator[Path]:
+    """A folder in shared memory that only this test uses."""
+    with tempfile.TemporaryDirectory(prefix="yolojob-test-", dir=image_cache.MEMORY) as folder:
+        yield Path(folder)
+
+
+def test_training_without_some_labels_and_with_a_last_batch_of_one_uses_every_image(
+    gangs: Gangs, tmp_path: Path
+) -> None:
+    """Nine images in batches of eight. One label file is empty, one is missing."""
     folder = data_set(tmp_path / "set", 9)
     (folder / "labels" / "train" / "3.txt").write_text("")
     (folder / "labels" / "train" / "4.txt").unlink()
@@ -54,8 +65,8 @@ def test_images_without_labels_and_a_last_batch_of_one(gangs: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_data_set_with_one_image(gangs: Any, tmp_path: Path, world_size: int) -> None:
-    """With two ranks one has nothing to train, and one nothing to validate."""
+def test_training_on_a_single_image_succeeds(gangs: Gangs, tmp_path: Path, world_size: int) -> None:
+    """With two ranks, one rank has nothing to train and one has nothing to validate."""
     code, report, gang = train(gangs, data_set(tmp_path / "set", 1, 1), world_size, train={"epochs": 2})
     assert code == 0, gang.log()
     assert report.state == TrainerState.SUCCEEDED
@@ -64,12 +75,12 @@ def test_a_data_set_with_one_image(gangs: Any, tmp_path: Path, world_size: int) 
     assert report.result.map50 is not None
 
 
-def test_corrupt_images_are_left_out_and_named(gangs: Any, tmp_path: Path) -> None:
+def test_training_with_corrupt_images_leaves_them_out_and_warns(gangs: Gangs, tmp_path: Path) -> None:
     folder = data_set(tmp_path / "set", 10)
     images = folder / "images" / "train"
-    (images / "2.jpg").write_bytes(b"no image at all")
-    half = (images / "5.jpg").read_bytes()
-    (images / "5.jpg").write_bytes(half[: len(half) // 2])
+    (images / "2.jpg").write_bytes(b"not an image")
+    whole = (images / "5.jpg").read_bytes()
+    (images / "5.jpg").write_bytes(whole[: len(whole) // 2])
     (images / "7.jpg").write_bytes((images / "7.jpg").read_bytes() + b"\0\0trailing")
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     code, report, gang = train(gangs, folder)
@@ -79,13 +90,13 @@ def test_corrupt_images_are_left_out_and_named(gangs: Any, tmp_path: Path) -> No
     assert "2 image(s) cannot be used" in report.warnings[0]
     assert "2.jpg" in report.warnings[0]
     assert "5.jpg" in report.warnings[0]
-    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before, "a data set is not written to"
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before, "the data set was written to"
 
 
-def test_only_corrupt_images_are_bad_input(gangs: Any, tmp_path: Path) -> None:
+def test_training_with_only_corrupt_images_is_bad_input(gangs: Gangs, tmp_path: Path) -> None:
     folder = data_set(tmp_path / "set", 2)
     for path in (folder / "images" / "train").iterdir():
-        path.write_bytes(b"no image")
+        path.write_bytes(b"not an image")
     code, report, _ = train(gangs, folder)
     assert code == ExitCode.BAD_INPUT
     assert report.failure is not None
@@ -94,7 +105,7 @@ def test_only_corrupt_images_are_bad_input(gangs: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "words"),
+    ("label", "message"),
     [
         ("7 0.5 0.5 0.4 0.4", "Label class 7 exceeds dataset class count 2"),
         ("-1 0.5 0.5 0.4 0.4", "negative label values"),
@@ -103,39 +114,41 @@ def test_only_corrupt_images_are_bad_input(gangs: Any, tmp_path: Path) -> None:
         ("cat 0.5 0.5 0.4 0.4", "could not convert string"),
     ],
 )
-def test_labels_that_cannot_be_are_named(gangs: Any, tmp_path: Path, label: str, words: str) -> None:
-    """A class that there is not is the user's mistake and refused; other nonsense costs the image."""
+def test_training_with_an_invalid_label_reports_file_and_fault(
+    gangs: Gangs, tmp_path: Path, label: str, message: str
+) -> None:
+    """An undefined class is the user's mistake and fails the job; any other fault costs only the image."""
     folder = data_set(tmp_path / "set", 8)
     (folder / "labels" / "train" / "6.txt").write_text(label)
     code, report, gang = train(gangs, folder)
-    if "class" in words:
+    if "class" in message:
         assert code == ExitCode.BAD_INPUT
         assert report.failure is not None
         assert report.failure.reason == "InvalidDataset"
-        assert words in report.failure.message
+        assert message in report.failure.message
         assert "train/6.jpg" in report.failure.message
     else:
         assert code == 0, gang.log()
         assert "6.jpg" in report.warnings[0]
-        assert words in report.warnings[0]
+        assert message in report.warnings[0]
         assert "6.jpg" not in images_trained(gang)
 
 
-def test_a_list_that_leads_out_of_the_data_set_is_refused(gangs: Any, tmp_path: Path) -> None:
+def test_image_list_that_leads_out_of_the_data_set_is_bad_input(gangs: Gangs, tmp_path: Path) -> None:
     folder = data_set(tmp_path / "set", 2)
     (folder / "train.txt").write_text("./images/train/0.jpg\n../../etc/secret.jpg\n")
     (folder / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [a, b]\n")
     code, report, _ = train(gangs, folder)
     assert code == ExitCode.BAD_INPUT
     assert report.failure is not None
-    assert "../../etc/secret.jpg leads out of the data set" in report.failure.message
+    assert "../../etc/secret.jpg leads out of the dataset" in report.failure.message
     (folder / "train.txt").write_text("./images/train/0.jpg\n")
     code, _, gang = train(gangs, folder)
     assert code == 0, gang.log()
     assert images_trained(gang) == ["0.jpg"]
 
 
-def test_a_download_script_is_never_run(gangs: Any, tmp_path: Path) -> None:
+def test_download_script_of_a_data_set_is_never_run(gangs: Gangs, tmp_path: Path) -> None:
     folder = data_set(tmp_path / "set", 2)
     shutil.rmtree(folder / "images" / "val")
     with (folder / "data.yaml").open("a") as file:
@@ -143,27 +156,31 @@ def test_a_download_script_is_never_run(gangs: Any, tmp_path: Path) -> None:
     code, report, _ = train(gangs, folder)
     assert code == ExitCode.BAD_INPUT
     assert report.failure is not None
-    assert "val: images/val: there is no" in report.failure.message
+    assert f"val: images/val: {folder / 'images' / 'val'} does not exist" in report.failure.message
     assert not (tmp_path / "ran").exists()
 
 
-def test_images_in_shared_memory_train_the_same(gangs: Any, tmp_path: Path) -> None:
-    """Two ranks: with `cache: ram` every sample has the very pixels that it has without, and nothing stays behind."""
+def test_training_with_cache_ram_sees_the_same_pixels_and_frees_the_memory(
+    gangs: Gangs, tmp_path: Path, shared_memory: Path
+) -> None:
+    """Two ranks: every sample has exactly the pixels that it has without the cache."""
     folder = data_set(tmp_path / "set", 16)
+    environment = {"YOLOJOB_TEST_SHARED_MEMORY": str(shared_memory)}
     records = {}
     for cached in (False, "ram"):
-        code, report, gang = train(gangs, folder, 2, train={"epochs": 2, "cache": cached, "mosaic": 1.0})
+        settings = {"epochs": 2, "cache": cached, "mosaic": 1.0}
+        code, report, gang = train(gangs, folder, 2, train=settings, environment=environment)
         assert code == 0, gang.log()
         assert report.warnings == []
-        records[cached] = [(gang.record.parent / f"record.{rank}").read_text() for rank in range(2)]
-        for rank in range(2):
-            (gang.record.parent / f"record.{rank}").unlink()
-        shutil.rmtree(tmp_path / "out")
+        records[cached] = [gang.micro_batches(rank) for rank in range(2)]
+        gang.remove_records()
+        shutil.rmtree(gang.output)
+    assert all(records[False])
     assert records["ram"] == records[False]
-    assert not list(Path("/dev/shm").glob(f"yolojob-{os.getuid()}-*"))
+    assert list(shared_memory.iterdir()) == []
 
 
-def test_images_are_decoded_once_per_node_and_survive_their_name(
+def test_shared_images_are_decoded_once_per_node_and_outlive_their_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(image_cache, "MEMORY", tmp_path)
@@ -172,7 +189,7 @@ def test_images_are_decoded_once_per_node_and_survive_their_name(
 
     def load(i: int) -> image_cache.Loaded:
         calls.append(i)
-        return pixels[i], (30 + i, 40), pixels[i].shape[:2]
+        return pixels[i], (30 + i, 40), (3 + i, 4)
 
     first, second = (image_cache.share("key", 5, load) for _ in range(2))
     assert sorted(calls) == [0, 1, 2, 3, 4]
@@ -183,11 +200,11 @@ def test_images_are_decoded_once_per_node_and_survive_their_name(
         assert (second[i] == expected).all()
         assert first.originals[i] == (30 + i, 40)
     first[0][:] = 9
-    assert (second[0] == 0).all(), "what one process does to an image is its own"
+    assert (second[0] == 0).all(), "a change in one process is visible in another"
 
 
-def test_images_that_do_not_fit_are_named() -> None:
-    assert image_cache.fits(1) is None
-    words = image_cache.fits(1 << 60)
-    assert words is not None
-    assert "spec.workers.sharedMemory" in words
+def test_fits_without_enough_shared_memory_names_the_setting() -> None:
+    assert image_cache.why_not_fitting(1) is None
+    message = image_cache.why_not_fitting(1 << 60)
+    assert message is not None
+    assert "spec.workers.sharedMemory" in message

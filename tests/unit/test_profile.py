@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 from ultralytics.nn.tasks import DetectionModel
-from yolojob_trainer.model import profile
+from yolojob_trainer.model.profile import profile_model
 
 pytestmark = pytest.mark.processes
 
 
 def test_profile_counts_operations_as_ultralytics_does() -> None:
     """yolo11n has 2.6 million parameters and 6.5 GFLOPs at 640 pixels (docs.ultralytics.com/models/yolo11)."""
-    result = profile.of(DetectionModel("yolo11n.yaml", verbose=False), 640, torch.float32)
+    result = profile_model(DetectionModel("yolo11n.yaml", verbose=False), 640, torch.float32)
     assert result.parameters == pytest.approx(2.6e6, rel=0.02)
     assert result.gflops == pytest.approx(6.5, rel=0.05)
 
@@ -23,11 +23,11 @@ def test_profile_counts_operations_as_ultralytics_does() -> None:
 TRAIN_16 = """
 import resource, torch
 from ultralytics.nn.tasks import DetectionModel
-from yolojob_trainer.model import profile
+from yolojob_trainer.model.profile import profile_model
 
 torch.set_num_threads(1)
 model = DetectionModel("yolo11n.yaml", verbose=False)
-result = profile.of(model, 320, torch.float32)
+result = profile_model(model, 320, torch.float32)
 model.train()
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 out = model(torch.rand(16, 3, 320, 320))

@@ -1,21 +1,21 @@
-"""The time line: spans without gaps, and the two ways in which it is written."""
+"""The trace of a training: spans without gaps, written as lines and as a Chrome trace."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from yolojob_trainer.observability.trace import line, phase_events
-from yolojob_trainer.training.phase_clock import Clocks, PhaseClock, Span
+from support.processes import Gangs
+from yolojob_trainer.observability.trace import phase_events, span_record
+from yolojob_trainer.training.phase_clock import PhaseClock, Span
+from yolojob_trainer.training.time_account import TimeAccount
 
 from yolojob.api.time_parts import TimePart
 
 
-def test_marks_leave_no_gap() -> None:
+def test_phase_clock_marks_leave_no_gap_between_spans() -> None:
     clock = PhaseClock(torch.device("cpu"))
     clock.start()
     clock.mark(TimePart.DATA_WAIT)
@@ -31,8 +31,8 @@ def test_marks_leave_no_gap() -> None:
     assert validation.start == pytest.approx(step.start + step.duration, abs=1e-9)
 
 
-def test_clocks_add_up_by_phase() -> None:
-    clocks = Clocks(staging=1.0, startup=2.0)
+def test_clocks_sum_spans_by_phase() -> None:
+    clocks = TimeAccount(staging=1.0, startup=2.0)
     parts = [(TimePart.FORWARD, 0.25), (TimePart.FORWARD, 0.25), (TimePart.OTHER, 0.125)]
     clocks.add(Span(epoch=0, step=0, images=8, start=0.0, parts=parts, reduction=0.5))
     clocks.add(Span(epoch=0, step=1, images=0, start=0.0, parts=[(TimePart.VALIDATION, 3.0)]))
@@ -44,10 +44,10 @@ def test_clocks_add_up_by_phase() -> None:
     assert timing.all_reduce_with_overlap_seconds == 0.5
 
 
-def test_a_line_and_its_row_in_the_chrome_trace() -> None:
+def test_span_is_written_as_line_and_as_chrome_events() -> None:
     parts = [(TimePart.DATA_WAIT, 0.25), (TimePart.FORWARD, 0.5)]
     span = Span(epoch=1, step=2, images=16, start=1_000.5, parts=parts, reduction=0.125)
-    assert line(span) == {
+    assert span_record(span) == {
         "epoch": 1,
         "step": 2,
         "start": 1_000.5,
@@ -62,11 +62,11 @@ def test_a_line_and_its_row_in_the_chrome_trace() -> None:
     assert forward["args"] == {"epoch": 2, "step": 3, "images": 16}
 
 
-def test_the_chrome_trace_of_each_rank_has_its_operators_within_its_phases(gangs: Any, tmp_path: Path) -> None:
+def test_chrome_trace_of_each_rank_has_its_operators_within_its_phases(gangs: Gangs) -> None:
     gang = gangs(2, replicas=2, train={"epochs": 2}, environment={"YOLOJOB_TRACE_STEPS": "3"})
     assert gang.wait() == [0, 0], gang.log()
     for rank in range(2):
-        data = (tmp_path / "out" / "trace" / f"rank-{rank}.chrome.json.gz").read_bytes()
+        data = (gang.output / "trace" / f"rank-{rank}.chrome.json.gz").read_bytes()
         events = json.loads(gzip.decompress(data))["traceEvents"]
         phases = [e for e in events if e.get("cat") == "phase"]
         assert {"data_wait", "forward", "loss", "backward", "all_reduce", "optimizer", "ema"} <= {
@@ -75,12 +75,12 @@ def test_the_chrome_trace_of_each_rank_has_its_operators_within_its_phases(gangs
         backward = [(e["ts"], e["ts"] + e["dur"]) for e in phases if e["name"] == "backward"]
         operators = [e for e in events if e.get("cat") == "cpu_op" and e["name"] == "aten::convolution_backward"]
         assert len(operators) >= 3 * 30
-        slack = 300.0  # microseconds between two clocks
+        slack = 300.0  # microseconds, difference of the two clocks
         outside = [o for o in operators if not any(a - slack <= o["ts"] <= b + slack for a, b in backward)]
         assert not outside
 
 
-def test_a_trace_longer_than_the_training_is_written_at_its_end(gangs: Any, tmp_path: Path) -> None:
+def test_chrome_trace_longer_than_the_training_is_written_at_its_end(gangs: Gangs) -> None:
     gang = gangs(1, replicas=1, train={"epochs": 1}, environment={"YOLOJOB_TRACE_STEPS": "500"})
     assert gang.wait() == [0], gang.log()
-    assert gzip.decompress((tmp_path / "out" / "trace" / "rank-0.chrome.json.gz").read_bytes())
+    assert gzip.decompress((gang.output / "trace" / "rank-0.chrome.json.gz").read_bytes())

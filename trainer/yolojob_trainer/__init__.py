@@ -1,1 +1,4 @@
-"""What runs in a worker: trains an Ultralytics detector with others, and says where the time goes. No Kubernetes here."""
+"""Runs in a worker: trains an Ultralytics detector together with other workers, and accounts for the time.
+
+This package does not use Kubernetes.
+"""

@@ -1,4 +1,7 @@
-"""The process environment of a worker. Imported before torch and Ultralytics, which read it when they are imported."""
+"""Reads and prepares the environment variables of a worker.
+
+This module must be imported before torch and Ultralytics, which read the environment when they are imported.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ def output_dir() -> Path:
 
 
 def chrome_steps() -> int:
-    """Steps for the Chrome trace.
+    """Return the number of steps to record in a Chrome trace.
 
     Raises:
-        BadInput: the variable is no number.
+        BadInput: the variable is not a number.
     """
     text = os.environ.get(constants.ENV_TRACE_STEPS) or "0"
     if not text.isdigit():
@@ -40,10 +43,10 @@ def chrome_steps() -> int:
 
 
 def mode() -> constants.Mode:
-    """What this process is for.
+    """Return the mode of this process.
 
     Raises:
-        BadInput: the variable is none of the modes.
+        BadInput: the variable is not the name of a mode.
     """
     text = os.environ.get(constants.ENV_MODE) or constants.Mode.TRAIN
     if text not in list(constants.Mode):
@@ -53,10 +56,10 @@ def mode() -> constants.Mode:
 
 
 def bench_seconds() -> float:
-    """Time for the measurements of a bench.
+    """Return the time for the measurements of a bench.
 
     Raises:
-        BadInput: the variable is no number.
+        BadInput: the variable is not a positive number.
     """
     text = os.environ.get(constants.ENV_BENCH_SECONDS) or "45"
     if not text.isdigit() or not int(text):
@@ -67,7 +70,7 @@ def bench_seconds() -> float:
 
 
 def prepare() -> None:
-    """Keep Ultralytics off the network and away from code in data; give it a place to write."""
+    """Keep Ultralytics from using the network and from running code in data, and set the folder that it may write to."""
     config = cache_dir() / "config"
     try:
         config.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How a training ends badly, each with its exit code."""
+"""Errors that end a training, each with its exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from yolojob.api.reasons import Reason
 
 
 class TrainerError(Exception):
-    """A failure whose words are meant for the user."""
+    """A failure whose message is meant for the user."""
 
     exit_code = ExitCode.FAILED
 
@@ -17,24 +17,24 @@ class TrainerError(Exception):
 
 
 class BadInput(TrainerError):
-    """The specification or the data is wrong: no attempt will do better."""
+    """The specification or the data is wrong, so another attempt would fail, too."""
 
     exit_code = ExitCode.BAD_INPUT
 
 
 class PeerLost(TrainerError):
-    """Another worker went away."""
+    """Another worker is lost."""
 
     exit_code = ExitCode.PEER_LOST
 
 
 class Interrupted(TrainerError):
-    """SIGTERM; the state is saved."""
+    """The process was asked to stop by SIGTERM; the state is saved."""
 
     exit_code = ExitCode.INTERRUPTED
 
 
-_LOST_PEER_WORDS = (
+_LOST_PEER_MESSAGES = (
     "connection closed by peer",
     "connection reset by peer",
     "connection refused",
@@ -51,9 +51,9 @@ _LOST_PEER_WORDS = (
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error of torch.distributed says that somebody else is gone.
+    """Return whether an error of torch.distributed was caused by a lost peer.
 
-    Gloo raises a bare RuntimeError, so its words are all there is to tell by.
+    Gloo raises a plain RuntimeError, so only its message tells.
     """
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(w in words for w in _LOST_PEER_WORDS)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(part in message for part in _LOST_PEER_MESSAGES)

@@ -1,11 +1,12 @@
-"""A worker's first process: `python -m yolojob_trainer.launch`.
+"""Launches a worker: `python -m yolojob_trainer.launch`.
 
-torchrun answers every failure of its children with exit code 1. Here the cause's own code comes out, which is what the
-operator decides by. The environment is torchrun's: PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR,
-PET_MASTER_PORT. One attempt is one fixed membership, so a worker with a single process needs no agent, and no second torch.
+torchrun maps every failure of its children to exit code 1. This launcher exits with the code of the root cause, because
+the operator decides by it. It reads torchrun's variables: PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE,
+PET_MASTER_ADDR, PET_MASTER_PORT. The members of an attempt never change, so a worker with a single process needs no
+torchrun agent, which would import torch a second time.
 
-It is the first process of a container, to which the kernel delivers no signal without a handler. The trainer is its child,
-so that SIGTERM ends it also while it is importing, or waiting for a peer somewhere inside of torch.
+The launcher is the first process of a container, to which the kernel delivers only signals that have a handler. The
+trainer is its child, so that SIGTERM ends it even while it imports modules or waits for a peer inside torch.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ ALLOCATOR = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {"mmap_threshold": 1 << 32, "trim_threshold": 1 << 34, "hugetlb": 1}.items()
 )
-"""Keeps glibc from giving the memory of every large tensor back to the kernel and asking for it, zeroed, in the next
-step: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html. Read when a process starts."""
-_SERIOUSNESS = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
+"""Keeps glibc from returning the memory of every large tensor to the kernel and requesting it again, zeroed, in the
+next step: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html. glibc reads it when a
+process starts."""
+_PRECEDENCE = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
 
 
 def single_process_environment(env: dict[str, str]) -> dict[str, str]:
-    """What torchrun would tell the only process of a node."""
+    """Return the variables that torchrun would set for the only process of a node."""
     nodes, rank = env.get("PET_NNODES", "1"), env.get("PET_NODE_RANK", "0")
     return {
         "WORLD_SIZE": nodes,
@@ -42,35 +44,40 @@ def single_process_environment(env: dict[str, str]) -> dict[str, str]:
     }
 
 
-def verdict(codes: list[int]) -> int:
-    """One exit code for a worker whose processes ended with these: the cause's, not the survivors'."""
-    unknown = [c for c in codes if c not in [*_SERIOUSNESS, ExitCode.SUCCEEDED]]
-    for code in _SERIOUSNESS:
+def root_cause_exit_code(codes: list[int]) -> int:
+    """Return one exit code for a worker whose processes ended with these: the code of the root cause."""
+    unknown = [c for c in codes if c not in [*_PRECEDENCE, ExitCode.SUCCEEDED]]
+    for code in _PRECEDENCE:
         if code in codes and not (unknown and code in (ExitCode.PEER_LOST, ExitCode.INTERRUPTED)):
             return code
-    # Killed by a signal: -9 is 137, as a shell and the kubelet say it.
-    return 128 - unknown[0] if unknown and unknown[0] < 0 else unknown[0] if unknown else ExitCode.FAILED
+    return _shell_exit_code(unknown[0]) if unknown else ExitCode.FAILED
+
+
+def _shell_exit_code(code: int) -> int:
+    """Return the exit code by the convention of shells and the kubelet: killed by signal 9 (-9) is 137."""
+    return 128 - code if code < 0 else code
 
 
 def main() -> int:
+    """Run the trainer processes of this worker; return the exit code."""
     os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)
     os.environ[ENV_STARTED] = str(process_start())
     if os.environ.get("PET_NPROC_PER_NODE", "1") == "1":
-        return _follow()
-    return _supervise()
+        return _run_single_process()
+    return _run_torchrun()
 
 
-def _follow() -> int:
-    """Start the only process, hand signals on to it, and end as it does."""
+def _run_single_process() -> int:
+    """Start the only process, forward signals to it, and return its exit code."""
     environment = {**os.environ, **single_process_environment(dict(os.environ))}
     child = subprocess.Popen([sys.executable, "-m", MODULE], env=environment)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: child.send_signal(received))
-    code = child.wait()
-    return 128 - code if code < 0 else code  # killed by a signal: -9 is 137
+    return _shell_exit_code(child.wait())
 
 
-def _supervise() -> int:
+def _run_torchrun() -> int:
+    """Start several processes with torchrun, and return the exit code of the root cause."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -84,7 +91,7 @@ def _supervise() -> int:
     try:
         elastic_launch(config, command)(*arguments)
     except ChildFailedError as error:
-        return verdict([failure.exitcode for failure in error.failures.values()])
+        return root_cause_exit_code([failure.exitcode for failure in error.failures.values()])
     except SignalException as error:
         return ExitCode.INTERRUPTED if error.sigval == signal.SIGTERM else 128 + error.sigval
     return ExitCode.SUCCEEDED

@@ -1,4 +1,4 @@
-"""Another process of this machine that computes what we compute, to see how two workers of one machine get along."""
+"""Runs the same computation in a second process, to measure the contention between two workers on one machine."""
 
 from __future__ import annotations
 
@@ -8,46 +8,58 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 from torch.multiprocessing import get_context
-from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob_trainer.model import precision
 
-if TYPE_CHECKING:
-    from yolojob_trainer.training.trainer import Trainer
-
 TIMEOUT = timedelta(seconds=120)
-"""The twin imports torch first, which takes seconds on a busy machine."""
-REDUCE, BUSY, REST = "reduce", "busy", "rest"
+"""The second process first imports torch, which takes seconds on a busy machine."""
+REDUCE, HOLD_LOAD, STOP_LOAD = "reduce", "hold_load", "stop_load"
 
 
-class Twin:
-    """Lives from `with` to its end."""
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    """What the second process computes."""
 
-    def __init__(self, trainer: Trainer, images: int) -> None:
+    network: Any
+    batch: dict[str, Any]
+    precision_name: str
+    threads: int
+
+
+class ContentionProbe:
+    """A second process on this machine; it runs inside the `with` block."""
+
+    def __init__(self, network: torch.nn.Module, batch: dict[str, Any], dtype: torch.dtype) -> None:
         """
         Args:
-            trainer: its network and precision, on a CPU.
-            images: of the batch that the twin computes again and again.
+            network: on the CPU, not wrapped.
+            batch: the second process computes forward and backward passes of it.
+            dtype: number format of the forward pass.
         """
-        model = deepcopy(unwrap_model(trainer.model))
-        model.criterion = None
-        batch = trainer.to_device(next(trainer.batches(trainer.epochs - 1, 0)))
-        self._work = (model, _first(batch, images), precision.name(trainer.dtype), max(torch.get_num_threads() // 2, 1))
+        network = deepcopy(network)
+        network.criterion = None  # type: ignore[assignment]
+        self._load = _Load(
+            network=network,
+            batch=batch,
+            precision_name=precision.name(dtype),
+            threads=max(torch.get_num_threads() // 2, 1),
+        )
 
-    def __enter__(self) -> Twin:
+    def __enter__(self) -> ContentionProbe:
         self._folder = tempfile.TemporaryDirectory(prefix="yolojob-")
         store = str(Path(self._folder.name) / "store")
         context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_live, args=(theirs, store, *self._work), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_worker_main, args=(child_pipe, store, self._load), daemon=True)
         self._process.start()
         self._group = _group(store, 0)
         return self
@@ -58,24 +70,25 @@ class Twin:
         self._folder.cleanup()
 
     def reduce(self, elements: int, times: int) -> list[float]:
-        """Seconds of each of so many reductions of an fp32 tensor between the two."""
+        """Return the seconds of each of `times` reductions of an fp32 tensor between the two processes."""
         self._pipe.send((REDUCE, elements, times))
         return _reduce(self._group, elements, times)
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
-        """The twin computes meanwhile."""
-        self._pipe.send((BUSY, 0, 0))
-        assert self._pipe.recv() == BUSY, "the twin says when it is warm"
+    def hold_load(self) -> Iterator[None]:
+        """Keep the second process computing during the block."""
+        self._pipe.send((HOLD_LOAD, 0, 0))
+        answer = self._pipe.recv()  # sent after the first pass
+        assert answer == HOLD_LOAD
         yield
-        self._pipe.send((REST, 0, 0))
+        self._pipe.send((STOP_LOAD, 0, 0))
 
 
-def _first(batch: dict[str, Any], images: int) -> dict[str, Any]:
-    """The first images of a batch, with their boxes."""
-    own = batch["batch_idx"] < images
-    boxes = {name: batch[name][own] for name in ("batch_idx", "cls", "bboxes")}
-    return {"img": batch["img"][:images].contiguous(), **boxes}
+def first_images(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the first images of a batch, with their boxes."""
+    selected = batch["batch_idx"] < count
+    boxes = {name: batch[name][selected] for name in ("batch_idx", "cls", "bboxes")}
+    return {"img": batch["img"][:count].contiguous(), **boxes}
 
 
 def _group(store: str, rank: int) -> Any:
@@ -83,40 +96,34 @@ def _group(store: str, rank: int) -> Any:
 
 
 def _reduce(group: Any, elements: int, times: int) -> list[float]:
-    tensor, took = torch.zeros(elements), []
+    tensor, seconds = torch.zeros(elements), []
     for _ in range(times):
         group.barrier().wait()
         began = time.perf_counter()
         group.allreduce([tensor]).wait()
-        took.append(time.perf_counter() - began)
-    return took
+        seconds.append(time.perf_counter() - began)
+    return seconds
 
 
-def _live(
-    pipe: multiprocessing.connection.Connection,
-    store: str,
-    model: torch.nn.Module,
-    batch: dict[str, Any],
-    dtype_name: str,
-    threads: int,
-) -> None:
-    """The twin's life: what the pipe says, until it is killed."""
-    torch.set_num_threads(threads)
-    group, dtype = _group(store, 1), precision.by_name(dtype_name)
+def _worker_main(pipe: multiprocessing.connection.Connection, store: str, load: _Load) -> None:
+    """Main function of the second process: executes the commands from the pipe until it is killed."""
+    torch.set_num_threads(load.threads)
+    group, dtype = _group(store, 1), precision.by_name(load.precision_name)
+    network, batch = load.network, load.batch
 
     def compute() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            predictions = model(batch["img"])
-        loss, _ = model.loss(batch, precision.float_predictions(predictions))  # type: ignore[operator]
+            predictions = network(batch["img"])
+        loss, _ = network.loss(batch, precision.float_predictions(predictions))
         loss.sum().backward()
-        model.zero_grad()
+        network.zero_grad()
 
     while True:
-        what, elements, times = pipe.recv()
-        if what == REDUCE:
+        command, elements, times = pipe.recv()
+        if command == REDUCE:
             _reduce(group, elements, times)
-        elif what == BUSY:
+        elif command == HOLD_LOAD:
             compute()
-            pipe.send(BUSY)
+            pipe.send(HOLD_LOAD)
             while not pipe.poll():
                 compute()

@@ -1,72 +1,70 @@
-"""What network and data of a job are made of, counted without training: `yolojob estimate`."""
+"""Counts network and data of a job without training, for `yolojob estimate`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.nn.tasks import DetectionModel
 
-from yolojob.api.measurement import DataFacts
+from yolojob.api.measurement import DataFacts, ModelProfile
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.spec import Dataset
 from yolojob_trainer.data import dataset_config
-from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.model import profile, resolve
+from yolojob_trainer.model import resolve
+from yolojob_trainer.model.profile import profile_model
 
-if TYPE_CHECKING:
-    from yolojob_trainer.observability.progress_report import Reporter
-
-ANY_CLASSES = 80
-"""As COCO has; where the data set's own number is not known yet. It changes the head a little."""
+DEFAULT_CLASSES = 80
+"""Number of classes of COCO; used while the dataset's own number is unknown. It changes the head a little."""
 
 
-def run(run: Run, reporter: Reporter, *, cache: Path, volumes: Path) -> None:
-    """Count, and tell the reporter. What lies in a store is listed, not fetched.
+def inspect_job(run: Run, *, cache: Path, volumes: Path) -> tuple[ModelProfile, DataFacts]:
+    """Profile the network and count the dataset. A dataset in an object store is listed, not downloaded.
 
     Raises:
-        BadInput: there is no such model or data set.
+        BadInput: model or dataset do not exist or cannot be used.
     """
-    classes, facts = _dataset(run.spec.dataset, run.spec.train.fraction, cache=cache, volumes=volumes)
+    classes, facts = _count_dataset(run.spec.dataset, run.spec.train.fraction, cache=cache, volumes=volumes)
     description, _ = resolve.resolve(run.spec.model, volumes=volumes, cache=cache)
     try:
-        model = DetectionModel(description, nc=classes or ANY_CLASSES, verbose=False)
+        model = DetectionModel(description, nc=classes or DEFAULT_CLASSES, verbose=False)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
         raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
     amp = run.spec.train.amp
-    # What is asked for, on machines that are not this one: half of fp32 wherever there is mixed precision.
+    # For other machines than this one: with mixed precision, activations take half the memory of fp32.
     dtype = torch.float32 if amp is False else torch.bfloat16
     model.to(memory_format=torch.channels_last)
-    parts = profile.of(model, run.spec.train.imgsz, dtype)
-    reporter.conclude(model_profile=parts, data=facts)
+    return profile_model(model, run.spec.train.imgsz, dtype), facts
 
 
-def size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _dataset(dataset: Dataset, fraction: float | None, *, cache: Path, volumes: Path) -> tuple[int | None, DataFacts]:
-    """(classes, facts), as far as they are known without fetching."""
+def _count_dataset(
+    dataset: Dataset, fraction: float | None, *, cache: Path, volumes: Path
+) -> tuple[int | None, DataFacts]:
+    """Return (classes, facts), as far as they are known without a download."""
     if dataset.uri.is_remote:
-        files = Remote(str(dataset.uri), "spec.dataset.uri").files()
+        files = ObjectStore(str(dataset.uri), "spec.dataset.uri").files()
         sizes = [file.size for file in files]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)
     folder = dataset_config.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
     description = dataset_config.describe(folder, dataset.config)
-    train, val = (sum(_images(Path(part)) for part in description[split]) for split in ("train", "val"))
+    train, val = (sum(_count_images(Path(path)) for path in description[split]) for split in ("train", "val"))
     if fraction is not None:
         train = int(fraction) if fraction > 1 else round(train * fraction)
-    return len(description["names"]), DataFacts(images=train, val_images=val, bytes=size(folder))
+    return len(description["names"]), DataFacts(images=train, val_images=val, bytes=folder_bytes(folder))
 
 
-def _images(part: Path) -> int:
-    """Images of a split: a folder of them, or a text file with a line for each."""
-    if part.is_file():
-        return sum(bool(line.strip()) for line in part.read_text(encoding="utf-8-sig").splitlines())
-    return sum(path.suffix[1:].lower() in IMG_FORMATS for path in part.rglob("*"))
+def _count_images(path: Path) -> int:
+    """Return the number of images in a folder, or of lines in a text file that lists images."""
+    if path.is_file():
+        return sum(bool(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines())
+    return sum(file.suffix[1:].lower() in IMG_FORMATS for file in path.rglob("*"))

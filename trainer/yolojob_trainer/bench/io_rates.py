@@ -1,4 +1,4 @@
-"""What feeds a training: how fast samples are made, images decoded, and disks and object stores read. A second each."""
+"""Measures the data path of a training: samples, image decoding, disk and object store. Each takes about a second."""
 
 from __future__ import annotations
 
@@ -6,50 +6,55 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import cv2
 
 from yolojob.api.measurement import Rates
 from yolojob.api.uri import Uri
-from yolojob_trainer.checkpoint.run_folder import Storage
-from yolojob_trainer.data.object_store import Remote
-
-if TYPE_CHECKING:
-    from yolojob_trainer.training.trainer import Trainer
+from yolojob_trainer.data.dataset import TrainSamples
+from yolojob_trainer.data.object_store import ObjectStore
 
 T = TypeVar("T")
-SECONDS = 1.0
+MEASURE_SECONDS = 1.0
 DISK_BYTES = 64 << 20
 STORE_BYTES = 32 << 20
+MAX_STORE_SECONDS = 3.0
 
 
-def rates(trainer: Trainer) -> Rates:
-    """Rates of one process; those of disk and store on rank 0 alone. Every rank must call it."""
-    read, write = _disk(trainer.storage) if trainer.storage else (None, None)
+def measure(samples: TrainSamples, folder: Path | None, dataset_uri: Uri, *, is_main: bool) -> Rates:
+    """Return the rates of one process. Every rank must call it.
+
+    Args:
+        samples: of the training.
+        folder: on the disk to measure; only on rank 0.
+        dataset_uri: URI of the dataset.
+        is_main: whether this is rank 0, which alone measures the object store.
+    """
+    read, write = _disk_rates(folder) if folder else (None, None)
     return Rates(
-        samples_per_core=_per_second(trainer.samples.__getitem__, ((0, i) for i in range(len(trainer.samples)))),
-        decoded_per_core=_per_second(cv2.imread, iter(trainer.samples.dataset.im_files)),
+        samples_per_core=_calls_per_second(samples.__getitem__, ((0, i) for i in range(len(samples)))),
+        decoded_per_core=_calls_per_second(cv2.imread, iter(samples.dataset.im_files)),
         disk_read=read,
         disk_write=write,
-        store_read=_store(trainer.run.spec.dataset.uri) if trainer.world.is_main else None,
+        store_read=_store_rate(dataset_uri) if is_main else None,
     )
 
 
-def _per_second(deed: Callable[[T], object], over: Iterator[T]) -> float | None:
-    """How often per second; none where there is nothing to do it with."""
+def _calls_per_second(function: Callable[[T], object], arguments: Iterator[T]) -> float | None:
+    """Return how many times per second the function can be called; None without arguments."""
     began, count = time.perf_counter(), 0
-    for each in over:
-        deed(each)
+    for argument in arguments:
+        function(argument)
         count += 1
-        if time.perf_counter() - began > SECONDS:
+        if time.perf_counter() - began > MEASURE_SECONDS:
             break
     return count / (time.perf_counter() - began) if count else None
 
 
-def _disk(storage: Storage) -> tuple[float, float] | tuple[None, None]:
-    """Bytes per second, read and written, past the kernel's cache."""
-    path = storage.folder / ".bench"
+def _disk_rates(folder: Path) -> tuple[float, float] | tuple[None, None]:
+    """Return (read, written) bytes per second, without the kernel's cache."""
+    path = folder / ".bench"
     block = os.urandom(1 << 20)
     try:
         began = time.perf_counter()
@@ -58,16 +63,16 @@ def _disk(storage: Storage) -> tuple[float, float] | tuple[None, None]:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        written = time.perf_counter() - began
-        return DISK_BYTES / _read(path), DISK_BYTES / written
-    except OSError:  # no room for it: what else does not fit is not for a bench to say
+        write_seconds = time.perf_counter() - began
+        return DISK_BYTES / _read_seconds(path), DISK_BYTES / write_seconds
+    except OSError:  # the disk is full: `RunFolder.check_space` reports that, not a bench
         return None, None
     finally:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> float:
-    """Seconds for reading a file that the kernel has forgotten."""
+def _read_seconds(path: Path) -> float:
+    """Return the time to read a file after removing it from the kernel's cache."""
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began = time.perf_counter()
@@ -76,18 +81,18 @@ def _read(path: Path) -> float:
         return time.perf_counter() - began
 
 
-def _store(uri: Uri) -> float | None:
-    """Bytes per second by one connection; none where the data set is in no store."""
+def _store_rate(uri: Uri) -> float | None:
+    """Return the bytes per second of one connection; None if the dataset is not in an object store."""
     if not uri.is_remote:
         return None
-    remote = Remote(str(uri), "spec.dataset.uri")
-    largest = max(remote.files(), key=lambda f: f.size or 0)
+    store = ObjectStore(str(uri), "spec.dataset.uri")
+    largest = max(store.files(), key=lambda f: f.size or 0)
     began, count = time.perf_counter(), 0
-    if remote.scheme == "https":
-        for block in remote.stream(0)[1]:
+    if store.scheme == "https":
+        for block in store.stream(0)[1]:
             count += len(block)
-            if count >= STORE_BYTES or time.perf_counter() - began > 3 * SECONDS:
+            if count >= STORE_BYTES or time.perf_counter() - began > MAX_STORE_SECONDS:
                 break
     else:
-        count = len(remote.read(largest.path, 0, min(STORE_BYTES, largest.size or 0)))
+        count = len(store.read(largest.path, 0, min(STORE_BYTES, largest.size or 0)))
     return count / (time.perf_counter() - began) if count else None

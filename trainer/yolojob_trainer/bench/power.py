@@ -1,4 +1,4 @@
-"""How much power training takes, by the counters of the hardware. Where there are none nothing is said."""
+"""Measures the power of training with the energy counters of the hardware, if there are any."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import torch
 from yolojob.api.measurement import Energy
 
 RAPL = Path("/sys/class/powercap")
-"""https://www.kernel.org/doc/html/latest/power/powercap/powercap.html; readable by root alone since CVE-2020-8694."""
+"""https://www.kernel.org/doc/html/latest/power/powercap/powercap.html; readable only by root since CVE-2020-8694."""
 
 
-class Meter:
-    """Counts from its making to `stop`."""
+class PowerMeter:
+    """Measures from its construction until `stop`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._began, self._start = time.monotonic(), self._joules()
+        self._began, self._start = time.monotonic(), self._read_joules()
 
     def stop(self) -> Energy | None:
-        """Mean power of this worker's share: its GPU, or the CPU packages of its machine."""
-        now, seconds = self._joules(), time.monotonic() - self._began
-        if self._start is None or now is None or seconds <= 0:
+        """Return the mean power of this worker's GPU, or of the CPU packages of its machine; None without counters."""
+        end, seconds = self._read_joules(), time.monotonic() - self._began
+        if self._start is None or end is None or seconds <= 0:
             return None
-        (source, before), (_, after) = self._start, now
+        (source, before), (_, after) = self._start, end
         watts = {name: (after[name] - before[name]) / seconds for name in before if name in after}
-        if any(value < 0 for value in watts.values()):  # a counter began anew at zero
+        if any(value < 0 for value in watts.values()):  # a counter has overflowed
             return None
         return Energy(watts=round(sum(watts.values()), 2), source=source)
 
-    def _joules(self) -> tuple[Literal["nvml", "rapl"], dict[str, float]] | None:
-        """Counters by name."""
+    def _read_joules(self) -> tuple[Literal["nvml", "rapl"], dict[str, float]] | None:
+        """Return (source, joules by the name of the counter)."""
         if self._device.type == "cuda":
             try:
                 pynvml.nvmlInit()
                 handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self._device).uuid}")
                 return "nvml", {"gpu": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3}
-            except pynvml.NVMLError:  # older than Volta, or a slice of a GPU
+            except pynvml.NVMLError:  # a GPU older than Volta, or a slice of a GPU
                 return None
         packages: dict[str, float] = {}
         for folder in RAPL.glob("intel-rapl:[0-9]*"):

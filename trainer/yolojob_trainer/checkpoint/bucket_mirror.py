@@ -1,7 +1,7 @@
-"""The run's folder in an object store: uploaded in the background, fetched back when the run goes on elsewhere.
+"""Mirrors the folder of a run to an object store: uploads in the background, and downloads on a resume elsewhere.
 
-The folder on this machine stays what the trainer works with. A store that fails for a while costs nothing but a warning:
-what could not be uploaded is tried again, the newest version of each file only, until the run ends.
+The trainer works with the folder on this machine. While the object store is unavailable, the run only reports warnings:
+failed uploads are retried until the run ends, with the newest version of each file.
 """
 
 from __future__ import annotations
@@ -12,73 +12,76 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yolojob.api.reasons import Reason
-from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import TrainerError
 
-PATIENCE = 10.0
-"""Seconds for which a remote should repeat one request; the repeating over minutes is done here."""
+REQUEST_TIMEOUT_SECONDS = 10.0
+"""Time for the object store to retry one request; the mirror itself retries for minutes."""
 RETRY_SECONDS = 5.0
-"""Pause after a failure."""
+"""Pause after a failed upload."""
+CLOSING_RETRY_SECONDS = 0.2
+"""Additional pause, which is the only one while closing."""
 CLOSE_SECONDS = 300.0
-"""How long a trained run waits for what is not uploaded yet."""
-GRACE_SECONDS = 15.0
-"""The same when it was asked to stop: the kubelet kills it 30 s after the signal."""
+"""Time for the remaining uploads at the end of a run."""
+INTERRUPTED_CLOSE_SECONDS = 15.0
+"""Time for the same in a run that was asked to stop: the kubelet kills it 30 s after the signal."""
 
 
 class Mirror:
-    """Uploads files of one folder, one after the other, from a thread."""
+    """Uploads the files of one folder, one after the other, in a thread."""
 
-    def __init__(self, folder: Path, remote: Remote, failed: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, store: ObjectStore, on_failure: Callable[[str], None]) -> None:
         """
         Args:
             folder: the run's folder on this machine.
-            remote: where it is mirrored.
-            failed: told, from the thread, when a file could not be uploaded.
+            store: the root below which it is mirrored.
+            on_failure: called in the thread with a message when a file could not be uploaded.
         """
         self._folder = folder
-        self._remote = remote
-        self._failed = failed
-        self._there: set[str] = set()
+        self._store = store
+        self._on_failure = on_failure
+        self._uploaded: set[str] = set()
+        """Files that are in the object store."""
         self._pending: dict[str, int] = {}
-        """File below the folder -> number of the request to upload it; a newer request outlives an older upload."""
+        """File below the folder -> number of its newest request. A request during an upload must not be lost."""
         self._requests = 0
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def start(self, name: str) -> None:
-        """Upload one file now, to know before the training whether that is possible, and look at what is there.
+        """Upload one file immediately, to check before the training that uploads work, and list the existing files.
 
         Raises:
-            BadInput: it is not possible.
-            Unavailable: no answer.
+            BadInput: the file cannot be uploaded.
+            Unavailable: the object store does not answer.
         """
-        self._remote.write(self._folder / name, name)
-        self._there = {file.path for file in self._remote.files()}
+        self._store.write(self._folder / name, name)
+        self._uploaded = {file.path for file in self._store.files()}
         self._thread.start()
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder of the mirror."""
-        there = tuple(self._there)  # the thread adds to it
-        return sorted(name.removeprefix(f"{folder}/") for name in there if name.startswith(f"{folder}/"))
+        """Return the names of the files in a folder of the object store."""
+        uploaded = tuple(self._uploaded)  # a copy, because the thread changes it
+        return sorted(name.removeprefix(f"{folder}/") for name in uploaded if name.startswith(f"{folder}/"))
 
     def get(self, name: str) -> None:
-        """Bring a file here, unless it is here.
+        """Download a file if it does not exist on this machine.
 
         Raises:
-            BadInput: it is not there any more, or may not be read.
-            Unavailable: no answer.
+            BadInput: it does not exist in the object store, or access is denied.
+            Unavailable: the object store does not answer.
         """
         target = self._folder / name
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.fetched")
-        partial.write_bytes(self._remote.read(name, 0, None))
+        partial.write_bytes(self._store.read(name, 0, None))
         partial.replace(target)
 
     def put(self, *paths: Path) -> None:
-        """Upload these files, in this order, as they are when their turn comes."""
+        """Request uploads of these files, in this order; the content at the time of the upload counts."""
         with self._changed:
             for path in paths:
                 self._requests += 1
@@ -88,15 +91,18 @@ class Mirror:
     def close(self, seconds: float) -> None:
         """Wait until everything is uploaded.
 
+        Args:
+            seconds: maximum time to wait.
+
         Raises:
-            TrainerError: it was not within so many seconds.
+            TrainerError: the time is over.
         """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: not self._pending, seconds):
                 names = ", ".join(sorted(self._pending)[:5])
-                message = f"{self._remote.shown}: not uploaded within {seconds:.0f} s: {names}"
+                message = f"{self._store.shown}: not uploaded within {seconds:.0f} s: {names}"
                 raise TrainerError(Reason.STORAGE_FAILED, message)
 
     def _run(self) -> None:
@@ -107,11 +113,11 @@ class Mirror:
             try:
                 self._upload(name)
             except (TrainerError, OSError) as error:
-                self._failed(f"{name} could not be uploaded, and is tried again: {error}")
+                self._on_failure(f"{name} could not be uploaded and will be retried: {error}")
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
-                    self._pending[name] = self._pending.pop(name)  # the others may do better meanwhile
-                time.sleep(0.2)  # when closing, there is no other pause
+                    self._pending[name] = self._pending.pop(name)  # move it to the end: other files may succeed
+                time.sleep(CLOSING_RETRY_SECONDS)
                 continue
             with self._changed:
                 if self._pending.get(name) == request:
@@ -121,12 +127,12 @@ class Mirror:
     def _upload(self, name: str) -> None:
         path = self._folder / name
         if not path.exists():
-            return  # removed again: a checkpoint that has been superseded
-        self._remote.write(path, name)
-        self._there.add(name)
-        # Only now are those before it superfluous there, too.
+            return  # deleted since the request: a superseded checkpoint
+        self._store.write(path, name)
+        self._uploaded.add(name)
+        # Older checkpoints may be deleted only when the newer one is uploaded.
         folder = name.rpartition("/")[0]
         for old in self.names(folder) if folder == "checkpoints" else ():
             if not (path.parent / old).exists():
-                self._remote.remove(f"{folder}/{old}")
-                self._there.discard(f"{folder}/{old}")
+                self._store.remove(f"{folder}/{old}")
+                self._uploaded.discard(f"{folder}/{old}")

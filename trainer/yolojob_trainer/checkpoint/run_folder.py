@@ -1,145 +1,153 @@
-"""What a run keeps: checkpoints, weights, results, traces. On this machine, and mirrored where the job wants it."""
+"""The folder of a run: checkpoints, weights, results and traces, on this machine and optionally in an object store."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob_trainer.checkpoint import bucket_mirror
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
-from yolojob_trainer.checkpoint.store import CheckpointStore, State, write_atomically
-from yolojob_trainer.data.object_store import Remote
+from yolojob_trainer.checkpoint.store import Checkpoint, CheckpointStore, write_atomically
+from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput, TrainerError
 
 CHECKPOINTS, WEIGHTS, TRACE = "checkpoints", "weights", "trace"
 MARKER = ".yolojob"
-"""A file that is uploaded first, to see whether that is possible."""
+"""A file that is uploaded first, to check that uploads are possible."""
 
 
-class Storage:
-    """The run's folder. Only rank 0 has one."""
+class RunFolder:
+    """The folder of a run; only rank 0 has one."""
 
-    def __init__(self, folder: Path, spec: YoloTrainingJobSpec, failed: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, spec: YoloTrainingJobSpec, on_failure: Callable[[str], None]) -> None:
         """
         Args:
-            folder: on this machine; made if it is not there.
-            spec: the job's.
-            failed: told when something could not be saved or uploaded.
+            path: the folder on this machine; created if missing.
+            spec: of the job.
+            on_failure: called with a message when something could not be saved or uploaded.
 
         Raises:
-            BadInput: it cannot be written.
-            TrainerError: its object store does not answer.
+            BadInput: the folder or the object store cannot be written.
+            TrainerError: the object store does not answer.
         """
-        self.folder = folder
-        self.uri = str(spec.storage.uri).rstrip("/") if spec.storage else str(folder)
-        self._failed = failed
-        self._store = CheckpointStore(folder / CHECKPOINTS, spec.checkpoint.keep)
+        self.path = path
+        self.uri = str(spec.storage.uri).rstrip("/") if spec.storage else str(path)
+        self._on_failure = on_failure
+        self._store = CheckpointStore(path / CHECKPOINTS, spec.checkpoint.keep)
         self._keep = spec.checkpoint.keep
         self._mirror: Mirror | None = None
         try:
-            (folder / WEIGHTS).mkdir(parents=True, exist_ok=True)
+            (path / WEIGHTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(Reason.STORAGE_FAILED, f"spec.storage: {folder}: {error.strerror}") from None
+            raise BadInput(Reason.STORAGE_FAILED, f"spec.storage: {path}: {error.strerror}") from None
         if spec.storage and spec.storage.uri.is_remote:
-            remote = Remote(self.uri, "spec.storage.uri", patience=bucket_mirror.PATIENCE)
-            self._mirror = Mirror(folder, remote, failed)
-            (folder / MARKER).write_text("This folder belongs to a run of yolojob.\n")
+            store = ObjectStore(self.uri, "spec.storage.uri", retry_timeout=bucket_mirror.REQUEST_TIMEOUT_SECONDS)
+            self._mirror = Mirror(path, store, on_failure)
+            (path / MARKER).write_text("This folder belongs to a run of yolojob.\n")
             self._mirror.start(MARKER)
 
     def check_space(self, parameters: int) -> None:
-        """Whether what will be saved fits: weights, gradients' moments and EMA in fp32 for each checkpoint.
+        """Check that checkpoints and weights will fit on the disk.
+
+        A checkpoint holds weights, the moments of the gradients and the EMA in fp32.
 
         Args:
             parameters: number of the network's parameters.
 
         Raises:
-            BadInput: it does not.
+            BadInput: they will not fit.
         """
         needed = parameters * (16 * (self._keep + 1) + 2 * 3) + (4 << 20)
-        free = shutil.disk_usage(self.folder).free + sum(p.stat().st_size for p in self._store.paths())
+        free = shutil.disk_usage(self.path).free + sum(p.stat().st_size for p in self._store.paths())
         if free < needed:
             raise BadInput(
                 Reason.NO_SPACE,
-                f"{self.folder} has {free / 2**20:.0f} MiB left, and checkpoints and weights need about "
-                f"{needed / 2**20:.0f} MiB: free some, or choose another spec.storage.uri",
+                f"{self.path} has {free / 2**20:.0f} MiB left, but checkpoints and weights need about "
+                f"{needed / 2**20:.0f} MiB: free some space, or choose another spec.storage.uri",
             )
 
     def newest(self) -> tuple[bytes | None, list[str]]:
-        """Bytes of the newest checkpoint that is whole, here or in the mirror, and what was wrong with newer ones.
+        """Find the newest intact checkpoint, here or in the object store.
+
+        Returns:
+            Its bytes, or None, and a message for each newer checkpoint that cannot be used.
 
         Raises:
-            BadInput: the mirror may not be read.
-            TrainerError: the mirror does not answer.
+            BadInput: access to the object store is denied.
+            TrainerError: the object store does not answer.
         """
-        there = self._mirror
-        if there is None:
+        mirror = self._mirror
+        if mirror is None:
             return self._store.newest()
-        return self._store.newest(there.names(CHECKPOINTS), lambda name: there.get(f"{CHECKPOINTS}/{name}"))
+        return self._store.newest(mirror.names(CHECKPOINTS), lambda name: mirror.get(f"{CHECKPOINTS}/{name}"))
 
-    def save(self, state: State, *, epoch: int, step: int, files: dict[str, Callable[..., object]], last: bool) -> None:
-        """Write files for people, then the state. A failure is told, and the training may go on.
+    def save(self, checkpoint: Checkpoint, *, files: Mapping[str, Callable[[BinaryIO], object]], last: bool) -> None:
+        """Write files for people, then a checkpoint. A failure is reported, and the training may continue.
 
         Args:
-            state: what a resume takes up from.
-            epoch: epochs completed.
-            step: steps done in the epoch that is running.
-            files: path below the run's folder -> writes its content into a binary file.
-            last: there will be no other chance.
+            checkpoint: with `epoch`, the epochs completed, and `step`, the steps done in the current epoch.
+            files: path below the run's folder -> function that writes the content into a binary file.
+            last: whether this is the last save of the run.
 
         Raises:
-            TrainerError: this was the last chance.
+            TrainerError: the last save failed.
         """
+        epoch, step = checkpoint["epoch"], checkpoint["step"]
         try:
             for name, write in files.items():
-                write_atomically(self.folder / name, write)
-            saved = self._store.save(state, epoch=epoch, step=step)
+                write_atomically(self.path / name, write)
+            saved = self._store.save(checkpoint, epoch=epoch, step=step)
         except OSError as error:
-            message = f"no checkpoint after epoch {epoch}, step {step}: {error.strerror or error} ({self.folder})"
-            self._failed(message)
+            message = f"no checkpoint after epoch {epoch}, step {step}: {error.strerror or error} ({self.path})"
+            self._on_failure(message)
             if last:
                 raise TrainerError(
                     Reason.STORAGE_FAILED, f"the trained weights could not be saved: {message}"
                 ) from error
             return
         if self._mirror:
-            self._mirror.put(*(self.folder / name for name in files), saved)
+            self._mirror.put(*(self.path / name for name in files), saved)
 
     def append(self, name: str, data: bytes) -> None:
-        """Add to a file. What cannot be written is told and lost: nothing depends on it."""
+        """Append to a file that no resume needs. If that fails, the failure is reported and the data is lost."""
         self._put(name, data, "ab")
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file. What cannot be written is told and lost: nothing depends on it."""
+        """Write a file that no resume needs. If that fails, the failure is reported and the data is lost."""
         self._put(name, data, "wb")
 
     def _put(self, name: str, data: bytes, mode: str) -> None:
-        path = self.folder / name
+        path = self.path / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open(mode) as file:
                 file.write(data)
         except OSError as error:
-            self._failed(f"{name}: {error.strerror or error} ({self.folder})")
+            self._on_failure(f"{name}: {error.strerror or error} ({self.path})")
 
     def upload(self, name: str) -> None:
-        """Bring the mirror's copy of a file up to date, in the background."""
+        """Upload a file to the object store, in the background."""
         if self._mirror:
-            self._mirror.put(self.folder / name)
+            self._mirror.put(self.path / name)
 
     def upload_all(self) -> None:
-        """Upload what a run has left here: its end may have been reached while the mirror was away."""
+        """Upload the files of a finished run again: its object store may have been unavailable at the end."""
         if self._mirror:
-            kept = [*(self.folder / WEIGHTS).glob("*.pt"), *self.folder.glob("results.csv"), *self._store.paths()[:1]]
-            self._mirror.put(*kept)
+            files = [*(self.path / WEIGHTS).glob("*.pt"), *self.path.glob("results.csv"), *self._store.paths()[:1]]
+            self._mirror.put(*files)
 
     def close(self, *, interrupted: bool) -> None:
         """Wait for the uploads.
 
+        Args:
+            interrupted: whether the run was asked to stop, which leaves less time.
+
         Raises:
-            TrainerError: they do not get done.
+            TrainerError: they do not complete in time.
         """
         if self._mirror:
-            self._mirror.close(bucket_mirror.GRACE_SECONDS if interrupted else bucket_mirror.CLOSE_SECONDS)
+            self._mirror.close(bucket_mirror.INTERRUPTED_CLOSE_SECONDS if interrupted else bucket_mirror.CLOSE_SECONDS)

@@ -1,4 +1,4 @@
-"""State that survives: written whole or not at all, read only as plain data, and never trusted unread."""
+"""Stores checkpoints: writes them atomically, and reads them as untrusted plain data."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import torch
 
 FORMAT = 2
 PREFIX, SUFFIX = "checkpoint-", ".pt"
-State = dict[str, Any]
+Checkpoint = dict[str, Any]
+"""Content of a checkpoint: tensors and plain values by name."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file so that at every moment, and after a power cut, the old or the new one is there, whole.
+    """Write a file so that at any time, also after a power cut, either the old or the new content is complete.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched, and nothing is left beside it.
+        OSError: it could not be written; the old file is unchanged, and no temporary file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,24 +42,24 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         os.close(folder)
 
 
-def decode(data: bytes) -> State:
-    """The state in a checkpoint's bytes: tensors and plain values, never code.
+def decode(data: bytes) -> Checkpoint:
+    """Return the content of a checkpoint file: tensors and plain values, never code.
 
     Raises:
-        ValueError: these bytes are no whole checkpoint of this format.
+        ValueError: the bytes are not an intact checkpoint of this format.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if (broken := archive.testzip()) is not None:
-                raise ValueError(f"{broken} in it is corrupt")
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+                raise ValueError(f"its member {broken} is corrupt")
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except ValueError:
         raise
-    except Exception as error:  # noqa: BLE001 - any fault of an untrusted file means the same: do not use it
+    except Exception as error:  # noqa: BLE001 - an untrusted file may raise anything
         raise ValueError(str(error).partition("\n")[0]) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise ValueError("it is not a checkpoint of this version")
-    return state
+    return checkpoint
 
 
 class CheckpointStore:
@@ -68,30 +69,33 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
 
-    def save(self, state: State, *, epoch: int, step: int) -> Path:
-        """Add a checkpoint and drop the oldest beyond `keep`.
+    def save(self, checkpoint: Checkpoint, *, epoch: int, step: int) -> Path:
+        """Add a checkpoint and delete the oldest ones beyond `keep`.
 
         Raises:
-            OSError: it could not be written; those before it are untouched.
+            OSError: it could not be written; the earlier checkpoints are unchanged.
         """
         path = self.folder / f"{PREFIX}{epoch:05d}-{step:07d}{SUFFIX}"
-        write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+        write_atomically(path, lambda file: torch.save({"format": FORMAT, **checkpoint}, file))
         for old in self.paths()[self.keep :]:
             old.unlink(missing_ok=True)
         return path
 
     def paths(self) -> list[Path]:
-        """All checkpoints, newest first."""
+        """Return all checkpoint files, newest first."""
         return sorted(self.folder.glob(f"{PREFIX}*{SUFFIX}"), reverse=True)
 
     def newest(
         self, elsewhere: Iterable[str] = (), fetch: Callable[[str], None] = lambda _: None
     ) -> tuple[bytes | None, list[str]]:
-        """Bytes of the newest checkpoint that is whole, and what was wrong with newer ones.
+        """Find the newest intact checkpoint.
 
         Args:
-            elsewhere: names of files that may be checkpoints, and need not be in this folder.
-            fetch: brings one of them here.
+            elsewhere: names of files that may be checkpoints and may be missing in this folder.
+            fetch: downloads one of them into this folder.
+
+        Returns:
+            Its bytes, or None, and a message for each newer checkpoint that cannot be used.
         """
         pattern = re.compile(rf"{PREFIX}\d{{5,}}-\d{{7,}}{re.escape(SUFFIX)}")
         names = {path.name for path in self.paths()} | {name for name in elsewhere if pattern.fullmatch(name)}
@@ -102,7 +106,7 @@ class CheckpointStore:
                 data = (self.folder / name).read_bytes()
                 decode(data)
             except (OSError, ValueError) as error:
-                faults.append(f"{name} cannot be used ({error}): trying the one before")
+                faults.append(f"{name} cannot be used ({error}); using the previous checkpoint")
                 continue
             return data, faults
         return None, faults

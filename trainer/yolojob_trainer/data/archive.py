@@ -1,5 +1,4 @@
-"""Unpacking archives that anybody may have made: nothing leaves the folder, nothing but files comes out, and no more than
-fits."""
+"""Unpacks untrusted archives: only regular files, only inside the target folder, and only if they fit on the disk."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput
 
 MAX_MEMBERS = 20_000_000
-"""Members of one archive: twice the largest public detection set, and no way to fill a disk with names."""
-BLOCK = 1 << 20
+"""Members of one archive: twice the largest public detection dataset, and too few to fill a disk with names."""
+COPY_BLOCK_BYTES = 1 << 20
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -29,117 +28,117 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
 )
-_NAMES = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
+_INVALID_NAME_ERRNOS = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
 
-def unpack(archive: Path, folder: Path, shown: str, room: Callable[[int], None]) -> None:
+def unpack(archive: Path, folder: Path, shown: str, check_space: Callable[[int], None]) -> None:
     """Unpack a .zip or .tar (plain or compressed) into an empty folder.
 
     Args:
         archive: the file.
-        folder: where to; must exist.
-        shown: what the user calls the archive, for messages.
-        room: called with the bytes about to be written in all; raises where they do not fit.
+        folder: the target; must exist.
+        shown: how messages name the archive.
+        check_space: called with the number of bytes about to be written; raises an error if they do not fit.
 
     Raises:
-        BadInput: it is no archive, is damaged, or holds what must not be unpacked.
+        BadInput: it is not an archive, is damaged, or holds members that must not be unpacked.
     """
     try:
         if zipfile.is_zipfile(archive):
-            _unzip(archive, folder, shown, room)
+            _unzip(archive, folder, shown, check_space)
         elif tarfile.is_tarfile(archive):
-            _untar(archive, folder, shown, room)
+            _untar(archive, folder, shown, check_space)
         else:
             raise BadInput(
                 Reason.INVALID_ARCHIVE, f"{shown}: is neither a .zip nor a .tar, .tar.gz, .tar.bz2 or .tar.xz"
             )
     except _DAMAGED as error:
-        raise BadInput(
-            Reason.INVALID_ARCHIVE, f"{shown}: is damaged or of a kind that cannot be read: {error}"
-        ) from error
+        raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: is damaged or uses an unsupported format: {error}") from error
     except OSError as error:
-        # gzip and bz2 say it with a bare OSError; names that clash or are too long come with a number.
-        if error.errno not in _NAMES:
+        # gzip and bz2 report damage with an OSError without a number; conflicting or too long names have one.
+        if error.errno not in _INVALID_NAME_ERRNOS:
             raise
         raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: cannot be unpacked: {error}") from error
 
 
 def inside(name: str, shown: str) -> PurePosixPath:
-    """A member's name as a path below the folder that it is unpacked into.
+    """Return a member's name as a path relative to the target folder.
+
+    Args:
+        name: of the member.
+        shown: how messages name the archive.
 
     Raises:
-        BadInput: it leads out of it.
+        BadInput: the path leads out of the folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     drive = re.match(r"[A-Za-z]:(/|$)", str(path))
     if path.is_absolute() or ".." in path.parts or "\0" in name or drive:
-        raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: {name!r} leads out of the data set")
+        raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: {name!r} leads out of the dataset")
     return path
 
 
-def _unzip(archive: Path, folder: Path, shown: str, room: Callable[[int], None]) -> None:
+def _unzip(archive: Path, folder: Path, shown: str, check_space: Callable[[int], None]) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
-        room(_counted(len(members), sum(m.file_size for m in members), shown))
+        _check_count(len(members), shown)
+        check_space(sum(m.file_size for m in members))
         for member in members:
             target = folder / inside(member.filename, shown)
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             with file.open(member) as source:
-                # The directory of an archive may lie about sizes: more than it says is not written.
+                # The directory of an archive may state wrong sizes: no more bytes than stated are written.
                 _copy(source, target, member.file_size, shown)
 
 
-def _untar(archive: Path, folder: Path, shown: str, room: Callable[[int], None]) -> None:
+def _untar(archive: Path, folder: Path, shown: str, check_space: Callable[[int], None]) -> None:
     with tarfile.open(archive) as file:
-        written = 0
         for count, member in enumerate(file, start=1):
-            _counted(count, 0, shown)
+            _check_count(count, shown)
             target = folder / inside(member.name, shown)
             if member.isdir():
                 target.mkdir(parents=True, exist_ok=True)
             elif member.isfile():
-                # A tar has no directory to add up beforehand.
-                room(member.size)
-                written += member.size
+                # A tar has no directory from which the total could be computed beforehand.
+                check_space(member.size)
                 source = file.extractfile(member)
                 assert source is not None
                 _copy(source, target, member.size, shown)
             else:
                 raise BadInput(
                     Reason.INVALID_ARCHIVE,
-                    f"{shown}: {member.name!r} is a link or a device; a data set has files and folders",
+                    f"{shown}: {member.name!r} is a link or a device; a dataset may hold only files and folders",
                 )
 
 
-def _counted(members: int, size: int, shown: str) -> int:
+def _check_count(members: int, shown: str) -> None:
     if members > MAX_MEMBERS:
         raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: has more than {MAX_MEMBERS} members")
-    return size
 
 
 def _copy(source: IO[bytes], target: Path, size: int, shown: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink() or target.is_dir():
         raise BadInput(
-            Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} is there twice, as a file and as something else"
+            Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} exists twice, as a file and as a folder or link"
         )
     with target.open("wb") as out:
         for block in _blocks(source):
             size -= len(block)
             if size < 0:
-                raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} is larger than the archive says")
+                raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} is larger than the archive states")
             out.write(block)
 
 
 def _blocks(source: IO[bytes]) -> Iterator[bytes]:
-    while block := source.read(BLOCK):
+    while block := source.read(COPY_BLOCK_BYTES):
         yield block
 
 
 def content_root(folder: Path, config: str) -> Path:
-    """The folder that holds the data file: many archives wrap everything in one folder of their own name."""
+    """Return the folder that holds the data file: many archives wrap everything in a single folder."""
     if (folder / config).exists():
         return folder
     children = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]

@@ -1,7 +1,8 @@
-"""`builtin://digits`: real handwritten digits composed into detection scenes.
+"""`builtin://digits`: composes detection scenes from real handwritten digits.
 
-scikit-learn ships 1,797 digits of 8 × 8 pixels (a part of the UCI "Optical Recognition of Handwritten Digits" set). Each
-scene is a noisy background with up to six of them, enlarged and placed without overlap. No glyph is in both splits.
+scikit-learn ships 1,797 digits of 8 × 8 pixels (a part of the UCI "Optical Recognition of Handwritten Digits" dataset).
+Each scene is a noisy background with up to six of them, enlarged and placed without overlap. No digit is in both
+splits.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ SIZE = 128
 SCENES = {"train": 400, "val": 100}
 GLYPHS = {"train": range(1437), "val": range(1437, 1797)}
 VERSION = 1
-"""Part of the cache's key: a change to the scenes is a new data set."""
+"""Part of the cache's key; must be increased with every change to the scenes."""
 
 
 def scene(
-    rng: np.random.Generator, glyphs: NDArray[np.float64], classes: NDArray[np.int64], most: int
+    rng: np.random.Generator, glyphs: NDArray[np.float64], classes: NDArray[np.int64], max_digits: int
 ) -> tuple[NDArray[np.uint8], list[str]]:
-    """One scene of up to `most` digits.
+    """Compose a scene of up to `max_digits` digits.
 
     Returns:
         The image (SIZE, SIZE) uint8, and its labels: lines of "class x y w h", relative to the image's size.
@@ -31,7 +32,7 @@ def scene(
     image = rng.integers(0, 60, (SIZE, SIZE), dtype=np.uint8)
     taken: list[tuple[int, int, int, int]] = []
     labels = []
-    for _ in range(most):
+    for _ in range(max_digits):
         number, zoom = int(rng.integers(len(glyphs))), int(rng.integers(3, 6))
         glyph = np.kron(glyphs[number] / 16.0, np.ones((zoom, zoom)))
         rows, columns = np.nonzero(glyph > 0.15)
@@ -49,7 +50,7 @@ def scene(
 
 
 def write(folder: Path) -> None:
-    """Write the data set: images, labels and data.yaml. The same bytes every time."""
+    """Write the dataset: images, labels and data.yaml, always with the same bytes."""
     from sklearn.datasets import load_digits  # slow to import, and needed once per node
 
     glyphs, classes = load_digits(return_X_y=True)
@@ -60,9 +61,9 @@ def write(folder: Path) -> None:
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            # Every twentieth scene may stay empty: a detector must learn that nothing is there, too.
-            most = int(rng.integers(0 if i % 20 == 0 else 1, 7))
-            image, labels = scene(rng, glyphs[pool], classes[pool], most)
+            # Every twentieth scene may be empty: a detector must also learn from images without objects.
+            max_digits = int(rng.integers(0 if i % 20 == 0 else 1, 7))
+            image, labels = scene(rng, glyphs[pool], classes[pool], max_digits)
             cv2.imwrite(str(folder / "images" / split / f"{i:05d}.png"), image)
             (folder / "labels" / split / f"{i:05d}.txt").write_text("\n".join(labels))
     names = "\n".join(f"  {digit}: '{digit}'" for digit in range(10))

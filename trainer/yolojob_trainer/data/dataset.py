@@ -1,4 +1,4 @@
-"""Ultralytics' detection data set, with a label cache of our own and samples that depend on nothing but their number."""
+"""Ultralytics' detection dataset with a private label cache, and samples that depend only on seed, epoch and number."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ from typing import Any
 
 import numpy as np
 import torch
-import ultralytics.data.utils
 from PIL import Image
 from torch.utils.data import DataLoader, Sampler
 from ultralytics.data.dataset import YOLODataset
 
 from yolojob_trainer.data import image_cache
 from yolojob_trainer.data.sample_order import SampleOrder
+from yolojob_trainer.system.upstream_patches import replace_jpeg_repair
 
 IGNORED = "ignoring corrupt image/label"
-"""How upstream says that it leaves an image out."""
+"""Text in upstream's messages about images that it leaves out."""
 
 Sample = tuple[int, int]
-"""(epoch, number of the image)."""
+"""(epoch, index of the image)."""
 
 
 class DetectionDataset(YOLODataset):
-    """A data set whose label cache lies in our folder.
+    """A dataset whose label cache is in a folder of this node.
 
-    Upstream keeps a pickle beside the labels and trusts whatever lies there. A data set is data from somewhere: its
-    pickles are not read, and its folder may be read-only.
+    Upstream keeps a pickle beside the labels and trusts any file with that name. A dataset is untrusted: pickles inside
+    it are not read. It may also be read-only.
     """
 
-    label_cache: Path
-    """Folder for label caches; set on a subclass by `in_folder`, because the constructor already scans."""
-
-    @classmethod
-    def in_folder(cls, folder: Path) -> type[DetectionDataset]:
-        folder.mkdir(parents=True, exist_ok=True)
-        return type(cls.__name__, (cls,), {"label_cache": folder, "__module__": cls.__module__})
-
     messages: list[str]
-    """Why images are left out, a line for each; and why they are not cached."""
+    """Why images are left out, one message for each, and why images are not cached."""
     cache: str | None
     ims: Any
     im_hw0: Any
     im_hw: Any
     shared: image_cache.SharedImages | None = None
-    """The decoded images, where the job wants them in memory."""
+    """The decoded images, if the job keeps them in memory."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, label_cache: Path, **kwargs: Any) -> None:
+        """
+        Args:
+            args: of upstream's dataset.
+            label_cache: folder for label caches; created if missing.
+            kwargs: of upstream's dataset.
+        """
+        label_cache.mkdir(parents=True, exist_ok=True)
+        self._label_cache = label_cache  # before upstream's constructor, which scans the labels
         super().__init__(*args, **kwargs)
-        # Transforms are built; what is left of `augment` upstream is a buffer of the images loaded last.
+        # The transforms are built. After that upstream uses `augment` only for a buffer of recently loaded images.
         self.augment = False
 
     def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
-        found = super().load_image(i, *args, **kwargs)
-        # Some augmentations work in place, and the next one to see this image must not see what they did.
-        return (found[0].copy(), *found[1:]) if self.shared else found
+        loaded = super().load_image(i, *args, **kwargs)
+        # Some augmentations work in place; the shared image must stay unchanged.
+        return (loaded[0].copy(), *loaded[1:]) if self.shared else loaded
 
     def check_cache_ram(self, safety_margin: float = 0.1) -> bool:
-        """Whether the decoded images fit, judged by some of them."""
-        some = range(0, self.ni, max(self.ni // 30, 1))
-        needed = sum(self.load_image(i)[0].nbytes for i in some) / len(some) * self.ni * (1 + safety_margin)
-        if why := image_cache.fits(int(needed)):
-            self.messages.append(why)
+        """Return whether the decoded images fit in memory, estimated from about 30 of them."""
+        sample = range(0, self.ni, max(self.ni // 30, 1))
+        needed = sum(self.load_image(i)[0].nbytes for i in sample) / len(sample) * self.ni * (1 + safety_margin)
+        if reason := image_cache.why_not_fitting(int(needed)):
+            self.messages.append(reason)
             self.cache = None
-        return why is None
+        return reason is None
 
     def cache_images(self) -> None:
         if self.cache != "ram":
@@ -77,7 +77,7 @@ class DetectionDataset(YOLODataset):
         self.ims, self.im_hw0, self.im_hw = self.shared, self.shared.originals, self.shared.sizes
 
     def keep_in_memory(self, keep: bool) -> None:
-        """Begin to hold decoded images in shared memory, or stop it.
+        """Start or stop keeping decoded images in shared memory.
 
         Raises:
             OSError: they do not fit.
@@ -97,18 +97,18 @@ class DetectionDataset(YOLODataset):
         transforms = super().build_transforms(hyp)
         for transform in _flatten(transforms):
             if hasattr(transform, "buffer_enabled"):
-                # Partners of a mosaic come from all images, not from those that this process happened to load last.
+                # The other images of a mosaic come from the whole dataset, not from recently loaded images.
                 transform.buffer_enabled = False
         return transforms
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
-        own = self.label_cache / f"{cache_path.stem}-{cache_hash}.cache"
-        found: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(own, cache_hash)
-        self.messages = [m for m in found[0]["msgs"] if IGNORED in m]
-        return found
+        private_path = self._label_cache / f"{cache_path.stem}-{cache_hash}.cache"
+        result: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(private_path, cache_hash)
+        self.messages = [m for m in result[0]["msgs"] if IGNORED in m]
+        return result
 
     def cache_labels(self, path: Path = Path("labels.cache")) -> dict[str, Any]:
-        # Upstream writes in place: whoever reads meanwhile finds half a file.
+        # Upstream writes in place, so another process could read a partial file.
         temporary = path.with_name(f".{os.getpid()}.{path.name}")
         try:
             labels: dict[str, Any] = super().cache_labels(temporary)
@@ -119,17 +119,17 @@ class DetectionDataset(YOLODataset):
         return labels
 
 
-def _decode(path: str, _repair: Any) -> None:
-    """In place of upstream's repair of a JPEG that has no end, which writes into the data set.
+def _check_jpeg(path: str, _repair: Any) -> None:
+    """Decode a JPEG that does not end with an end marker, and raise an error if that fails.
 
-    A data set may be shared, or read-only. Something behind the end of a JPEG is harmless, a missing end is not: only
-    decoding tells, and who decodes it later is as patient as this.
+    Trailing bytes after the end marker are harmless, a missing end marker is not. Only decoding tells; the loader later
+    tolerates the same errors.
     """
     with Image.open(path) as image:
         image.load()
 
 
-ultralytics.data.utils._replace_image = _decode
+replace_jpeg_repair(_check_jpeg)
 
 
 def _flatten(transform: Any) -> Iterator[Any]:
@@ -139,11 +139,12 @@ def _flatten(transform: Any) -> Iterator[Any]:
 
 
 class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
-    """The training samples: what an item is depends on (seed, epoch, number) and on nothing that came before it.
+    """The training samples: an item depends only on (seed, epoch, number), not on the items loaded before it.
 
-    So augmentation does not depend on how many workers or loader processes share the epoch, and a resumed run sees what
-    the undisturbed one saw. The last `close_mosaic` epochs switch mosaic and its kin off, each process by itself when the
-    first sample of such an epoch arrives, so that prefetching can run across the border of two epochs.
+    So augmentation does not depend on the number of workers or loader processes, and a resumed run gets the same
+    samples as an uninterrupted one. In the last `close_mosaic` epochs mosaic and similar augmentations are off; each
+    process switches them off when it gets the first sample of such an epoch, so that prefetching can cross the boundary
+    of two epochs.
     """
 
     def __init__(self, dataset: YOLODataset, *, seed: int, close_mosaic_at: int, hyp: Any) -> None:
@@ -163,35 +164,51 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
             self.closed = True
             self.dataset.mosaic = False
             self.dataset.close_mosaic(hyp=self.hyp)
-        words = np.random.SeedSequence([self.seed, epoch, number]).generate_state(2)
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
+        seeds = np.random.SeedSequence([self.seed, epoch, number]).generate_state(2)
+        random.seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))
         item: dict[str, Any] = self.dataset[number]
         return item
 
 
 class MicroBatches(Sampler[list[Sample]]):
-    """Feeds a loader with a rank's micro-batches from a point on, across epochs, for ever.
+    """Yields the samples of a rank's microbatches from a step on, across epochs, without an end.
 
-    A micro-batch without a sample gets sample 0 as a stand-in: the rank must take part in the step. `weights` says so.
+    A microbatch without samples gets sample 0 as a placeholder, because the rank must take part in the step; its loss
+    has no weight.
     """
 
-    def __init__(self, order: SampleOrder, *, rank: int, world_size: int, epoch: int, step: int) -> None:
-        self.order, self.rank, self.world_size, self.epoch, self.step = order, rank, world_size, epoch, step
+    def __init__(self, order: SampleOrder, *, rank: int, world_size: int, start: tuple[int, int]) -> None:
+        """
+        Args:
+            order: of all samples.
+            rank: of this process.
+            world_size: number of ranks.
+            start: (epoch, step), counted from 0.
+        """
+        self.order, self.rank, self.world_size, self.start = order, rank, world_size, start
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        for epoch, _, samples in self.order.stream(self.rank, self.world_size, self.epoch, self.step):
+        for epoch, _, samples in self.order.stream(self.rank, self.world_size, *self.start):
             yield [(epoch, number) for number in samples or [0]]
 
 
-def _quiet_worker(_: int) -> None:
+def _use_one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
 def loader(
     samples: TrainSamples, batches: MicroBatches, *, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[dict[str, Any]]:
-    """The micro-batches themselves, loaded ahead by `workers` processes (none: in this one), each by `prefetch`."""
+    """Return an iterator over the collated microbatches.
+
+    Args:
+        samples: the training samples.
+        batches: which samples form a microbatch.
+        workers: loader processes; 0 loads in this process.
+        prefetch: microbatches that each loader process loads ahead.
+        pin_memory: whether the tensors are in page-locked memory.
+    """
     return iter(
         DataLoader(
             samples,
@@ -201,6 +218,21 @@ def loader(
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             collate_fn=samples.collate_fn,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=_use_one_thread,
         )
     )
+
+
+class LimitedLoader:
+    """The first batches of a loader."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self._loader, self._count = loader, count
+        self.dataset = loader.dataset
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        for _, batch in zip(range(self._count), self._loader, strict=False):
+            yield batch

@@ -1,4 +1,4 @@
-"""`cache: ram`: decoded images in shared memory, once per node, whatever the number of ranks and loader processes."""
+"""`cache: ram`: keeps decoded images in shared memory, once per node, for all ranks and loader processes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from yolojob_trainer.system.process import available_cpus
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - it is the point
+MEMORY = Path("/dev/shm")  # noqa: S108 - shared memory is the purpose
 Image = NDArray[np.uint8]
 Loaded = tuple[Image, tuple[int, int], tuple[int, int]]
-"""(image, (height, width) of the file, (height, width) as it is), as Ultralytics' `load_image` gives it."""
+"""(image, (height, width) of the file, (height, width) of the image), as Ultralytics' `load_image` returns it."""
 
 
 class SharedImages:
-    """All images of a data set in one piece of memory that processes share."""
+    """All images of a dataset in one memory-mapped file that processes share."""
 
     def __init__(self, path: Path, index: NDArray[np.int64]) -> None:
         """
@@ -32,7 +33,7 @@ class SharedImages:
         """
         self._path = path
         self._index = index
-        # Private: an augmentation that works in place changes its own process' pages, and no other's.
+        # A private mapping: an augmentation that works in place changes only pages of its own process.
         self._bytes: Image = np.memmap(path, np.uint8, mode="c")
         self.originals = [(int(h), int(w)) for h, w in index[:, 4:]]
         self.sizes = [(int(h), int(w)) for h, w in index[:, 1:3]]
@@ -45,24 +46,24 @@ class SharedImages:
         return self._bytes[offset : offset + height * width * channels].reshape(height, width, channels)
 
     def unlink(self) -> None:
-        """Take its name away: the memory is freed when the last process that has it ends, however it ends."""
+        """Remove the file names; the kernel frees the memory when the last process that maps it ends."""
         self._path.unlink(missing_ok=True)
-        _index_of(self._path).unlink(missing_ok=True)
+        _index_path(self._path).unlink(missing_ok=True)
 
 
 def share(key: str, count: int, load: Callable[[int], Loaded]) -> SharedImages:
-    """The images, decoded by whoever comes first.
+    """Return the shared images; the first process decodes them.
 
     Args:
-        key: says which images, and in which size.
-        count: how many.
-        load: decodes one.
+        key: identifies the images and their size.
+        count: number of images.
+        load: decodes the image with this index.
 
     Raises:
         OSError: the shared memory is full.
     """
     path = MEMORY / f"yolojob-{os.getuid()}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
-    index = _index_of(path)
+    index = _index_path(path)
     with path.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (path.exists() and index.exists()):
@@ -73,22 +74,21 @@ def share(key: str, count: int, load: Callable[[int], Loaded]) -> SharedImages:
     return shared
 
 
-def fits(needed: int) -> str | None:
-    """Why so many bytes cannot be shared; none where they can."""
-    import psutil
-
+def why_not_fitting(needed: int) -> str | None:
+    """Return why this number of bytes does not fit in shared memory; None if it fits."""
     memory, free = psutil.virtual_memory().available, shutil.disk_usage(MEMORY).free
     if needed < min(memory, free):
         return None
     return (
-        f"cache: ram: {needed / 2**20:.0f} MiB of images are more than there is ({memory / 2**20:.0f} MiB of memory, "
-        f"{free / 2**20:.0f} MiB of {MEMORY}, see spec.workers.sharedMemory): they are decoded again and again"
+        f"cache: ram: {needed / 2**20:.0f} MiB of images do not fit ({memory / 2**20:.0f} MiB of memory are free, "
+        f"{free / 2**20:.0f} MiB of {MEMORY}, see spec.workers.sharedMemory): images are decoded in every epoch"
     )
 
 
 def _write(path: Path, index: Path, images: Iterable[Loaded]) -> None:
-    own = f".{os.getpid()}.partial"
-    partial, partial_index, rows, offset = path.with_suffix(own), index.with_suffix(f"{own}.npy"), [], 0
+    suffix = f".{os.getpid()}.partial"
+    partial, partial_index = path.with_suffix(suffix), index.with_suffix(f"{suffix}.npy")
+    rows, offset = [], 0
     try:
         with partial.open("wb") as file:
             for image, original, _ in images:
@@ -104,5 +104,5 @@ def _write(path: Path, index: Path, images: Iterable[Loaded]) -> None:
         partial_index.unlink(missing_ok=True)
 
 
-def _index_of(path: Path) -> Path:
+def _index_path(path: Path) -> Path:
     return path.with_suffix(".npy")

@@ -1,8 +1,8 @@
-"""From where data lies to a folder on this node: once per node, whoever comes first, and never half.
+"""Stages data: downloads and unpacks it into a cache folder of this node, once per node.
 
-What is staged lies under a name made of its content (addresses, sizes, etags), so a data set that has changed is another
-one, and a worker that finds the folder finds all of it. Who comes while another stages waits for it. What a killed worker
-had fetched is used by the next.
+The name of a staged folder is a hash of addresses, sizes and etags. So a changed dataset gets another folder, and a
+folder that exists is complete. Processes that need the same data wait for the one that stages it. Files that a killed
+worker has downloaded are reused by the next one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import json
 import shutil
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -24,80 +23,84 @@ from typing import IO
 
 from yolojob.api.reasons import Reason
 from yolojob_trainer.data import archive
-from yolojob_trainer.data.object_store import FIRST_PAUSE, LONGEST_PAUSE, Remote, RemoteFile, Unavailable
+from yolojob_trainer.data.object_store import ObjectStore, RemoteFile, Unavailable
 from yolojob_trainer.errors import BadInput
+from yolojob_trainer.system.retry import Backoff
 
-BLOCK = 8 << 20
-"""Bytes of one request: large enough for full speed, small enough to be worth little when the connection breaks."""
-CONNECTIONS = 16
-SPARE = 64 << 20
-"""Bytes that must stay free beside what is staged."""
+BLOCK_BYTES = 8 << 20
+"""Size of one request: large enough for full speed, small enough to lose little when the connection breaks."""
+MAX_CONNECTIONS = 16
+RESERVED_BYTES = 64 << 20
+"""Disk space that must stay free in addition to the staged data."""
 
-Progress = Callable[[int, int | None], None]
-"""Called with (bytes that are there, bytes in all or none where the server does not say)."""
+ProgressCallback = Callable[[int, int | None], None]
+"""Called with (bytes staged so far, bytes in total or None if the server does not report it)."""
 
 
 class Stage:
-    """A node's cache of what has been fetched."""
+    """A cache of staged data on this node."""
 
-    def __init__(self, folder: Path, progress: Progress, field: str) -> None:
+    def __init__(self, folder: Path, progress: ProgressCallback, field: str) -> None:
         """
         Args:
-            folder: the cache; made if it is not there.
-            progress: told how far it is.
-            field: where in the specification the user named the data, for messages.
+            folder: the cache; created if missing.
+            progress: called during downloads, from several threads.
+            field: the field of the specification that names the data, for messages.
         """
         self.folder = folder
         self._progress = progress
         self._field = field
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._there = 0
+        self._received = 0
         self._total: int | None = None
 
     def make(self, key: str, write: Callable[[Path], None]) -> Path:
-        """The folder of that key, written by `write` into an empty folder if it is not there yet."""
+        """Return the folder of this key; `write` fills an empty folder if it does not exist yet."""
 
-        def whole(partial: Path) -> Path:
+        def write_content(partial: Path) -> Path:
             content = partial / "content"
             shutil.rmtree(content, ignore_errors=True)
             content.mkdir()
             write(content)
             return content
 
-        return self._once(key, whole)
+        return self._once(key, write_content)
 
-    def fetch(self, remote: Remote) -> Path:
-        """A remote folder as it is, an archive unpacked, or the folder with a single file.
+    def fetch(self, store: ObjectStore) -> Path:
+        """Download a folder as it is, an archive that is unpacked, or a single .pt or YAML file.
+
+        Returns:
+            The folder with the content.
 
         Raises:
-            BadInput: it is not there, may not be read, is unsafe, or does not fit on the disk.
-            Unavailable: no answer for a long time.
+            BadInput: it does not exist, access is denied, it is unsafe, or it does not fit on the disk.
+            Unavailable: the server did not answer for a long time.
         """
-        files = remote.files()
-        key = _key(remote.identity(files), files)
+        files = store.files()
+        key = _key(store.identity(files), files)
         single = files[0] if len(files) == 1 and not files[0].path else None
 
         def fetch(partial: Path) -> Path:
             content = partial / "content"
             if single is None:
-                self._download(remote, files, content)
+                self._download(store, files, content)
                 return content
-            self._download(remote, [single], partial, "download")
-            name = Path(remote.uri.partition("?")[0]).name
+            self._download(store, [single], partial, "download")
+            name = Path(store.uri.partition("?")[0]).name
             if name.endswith((".pt", ".yaml", ".yml")):
                 content.mkdir(exist_ok=True)
                 (partial / "download").rename(content / name)
             else:
-                self._unpack(partial / "download", content, remote.shown)
+                self._unpack(partial / "download", content, store.shown)
             return content
 
         return self._once(key, fetch)
 
     def unpack(self, path: Path) -> Path:
-        """The content of an archive that lies on this machine already."""
-        facts = path.stat()
-        key = _key(str(path), [RemoteFile(path="", size=facts.st_size, tag=str(facts.st_mtime_ns))])
+        """Return the folder with the content of an archive on this machine."""
+        info = path.stat()
+        key = _key(str(path), [RemoteFile(path="", size=info.st_size, tag=str(info.st_mtime_ns))])
 
         def unpack(partial: Path) -> Path:
             self._unpack(path, partial / "content", str(path))
@@ -108,16 +111,16 @@ class Stage:
     def _unpack(self, source: Path, content: Path, shown: str) -> None:
         shutil.rmtree(content, ignore_errors=True)
         content.mkdir(parents=True)
-        archive.unpack(source, content, f"{self._field}: {shown}", self._room)
+        archive.unpack(source, content, f"{self._field}: {shown}", self._check_space)
 
     def _once(self, key: str, write: Callable[[Path], Path]) -> Path:
-        """What `write` makes of a folder of its own, published under the key; one process at a time on this node."""
+        """Return the folder of the key; `write` creates its content, in one process at a time on this node."""
         folder, partial = self.folder / key, self.folder / f".{key}.partial"
         if folder.is_dir():
             return folder
         try:
             partial.mkdir(parents=True, exist_ok=True)
-            with _alone(self.folder / f".{key}.lock"):
+            with _exclusive_lock(self.folder / f".{key}.lock"):
                 if not folder.is_dir():
                     partial.mkdir(exist_ok=True)
                     write(partial).rename(folder)
@@ -128,26 +131,27 @@ class Stage:
             raise BadInput(Reason.CACHE_FAILED, f"{self._field}: cannot be staged in {self.folder}: {error}") from error
         return folder
 
-    def _room(self, needed: int) -> None:
+    def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
-        if free < needed + SPARE:
+        if free < needed + RESERVED_BYTES:
             raise BadInput(
                 Reason.NO_SPACE,
-                f"{self._field}: {needed / 2**20:.0f} MiB are to be staged in {self.folder}, and {free / 2**20:.0f} MiB "
-                "are free there: free some, or give the cache another volume",
+                f"{self._field}: {needed / 2**20:.0f} MiB are to be staged in {self.folder}, but only "
+                f"{free / 2**20:.0f} MiB are free: free some space, or use another volume for the cache",
             )
 
-    def _download(self, remote: Remote, files: list[RemoteFile], folder: Path, name: str = "") -> None:
-        """Fetch files into a folder; `name` is for a single file that has none below its root."""
-        targets = [(file, folder / (name or archive.inside(file.path, remote.shown))) for file in files]
+    def _download(self, store: ObjectStore, files: list[RemoteFile], folder: Path, name: str = "") -> None:
+        """Download files into a folder; `name` is the local name of a single file that is the root itself."""
+        targets = [(file, folder / (name or archive.inside(file.path, store.shown))) for file in files]
         sizes = [file.size for file in files]
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
-        self._there = sum(max(_size(target), _size(_part(target))) for _, target in targets)
-        self._room((self._total or 0) - self._there)
-        self._progress(self._there, self._total)
-        ahead = max(CONNECTIONS // len(files), 1)
-        with ThreadPoolExecutor(CONNECTIONS) as pool, ThreadPoolExecutor(CONNECTIONS) as blocks:
-            tasks = [pool.submit(self._download_one, remote, f, target, ahead, blocks) for f, target in targets]
+        self._received = sum(max(_size(target), _size(_part(target))) for _, target in targets)
+        self._check_space((self._total or 0) - self._received)
+        self._progress(self._received, self._total)
+        ahead = max(MAX_CONNECTIONS // len(files), 1)
+        with ThreadPoolExecutor(MAX_CONNECTIONS) as pool, ThreadPoolExecutor(MAX_CONNECTIONS) as block_pool:
+            blocks = _BlockReader(store, block_pool, ahead)
+            tasks = [pool.submit(self._download_file, blocks, file, target) for file, target in targets]
             try:
                 for task in tasks:
                     task.result()
@@ -156,40 +160,36 @@ class Stage:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _download_one(self, remote: Remote, file: RemoteFile, target: Path, ahead: int, blocks: Executor) -> None:
-        """Go on where the last one stopped: the key, and so the folder, says that the content is the same."""
+    def _download_file(self, blocks: _BlockReader, file: RemoteFile, target: Path) -> None:
+        """Download a file, or the rest of it: the folder belongs to the key, so a partial file has the same content."""
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         part = _part(target)
         with part.open("ab") as out:
-            if remote.scheme == "https":
-                self._append_stream(remote, file, out)
+            if blocks.store.scheme == "https":
+                self._append_stream(blocks.store, file, out)
             elif file.size:
-                self._append_blocks(remote, file, out, ahead, blocks)
+                self._append_blocks(blocks, file, out)
         part.rename(target)
 
-    def _append_blocks(self, remote: Remote, file: RemoteFile, out: IO[bytes], ahead: int, pool: Executor) -> None:
-        """Blocks, `ahead` of them under way at once, written in their order."""
-        assert file.size is not None
-        starts = iter(range(out.tell(), file.size, BLOCK))
-        under_way: deque[Future[bytes]] = deque()
-        while not self._stopped.is_set():
-            for start in islice(starts, ahead - len(under_way)):
-                under_way.append(pool.submit(remote.read, file.path, start, min(start + BLOCK, file.size)))
-            if not under_way:
-                return
-            self._write(out, under_way.popleft().result())
-        raise Unavailable(f"{self._field}: given up, because another file could not be fetched")
+    def _append_blocks(self, blocks: _BlockReader, file: RemoteFile, out: IO[bytes]) -> None:
+        """Append the rest of a file, with several requests at once, in the order of the blocks."""
+        for block in blocks.read(file, out.tell()):
+            if self._stopped.is_set():
+                raise Unavailable(f"{self._field}: cancelled, because another file could not be downloaded")
+            self._write(out, block)
 
-    def _append_stream(self, remote: Remote, file: RemoteFile, out: IO[bytes]) -> None:
-        """One stream, taken up again where it broke, or begun again where the server knows no ranges."""
+    def _append_stream(self, store: ObjectStore, file: RemoteFile, out: IO[bytes]) -> None:
+        """Append the rest of a file from one stream.
+
+        A broken stream is resumed at its position, or from the beginning if the server does not support ranges.
+        """
         position = out.tell()
-        deadline = time.monotonic() + remote.patience
-        pause = FIRST_PAUSE
+        backoff = Backoff(store.retry_timeout)
         while file.size is None or position < file.size:
             try:
-                begin, stream = remote.stream(position)
+                begin, stream = store.stream(position)
                 if begin < position:
                     out.truncate(0)
                     self._add(-position)
@@ -197,18 +197,16 @@ class Stage:
                 for block in stream:
                     self._write(out, block)
                     position += len(block)
-                    deadline, pause = time.monotonic() + remote.patience, FIRST_PAUSE
+                    backoff.reset()
                 if file.size is None:
                     return
                 if position < file.size:
-                    raise Unavailable(f"{remote.shown}: {position} bytes came, not {file.size}")
+                    raise Unavailable(f"{store.shown}: received {position} bytes, expected {file.size}")
             except Unavailable:
-                if time.monotonic() + pause > deadline:
+                if not backoff.wait():
                     raise
-                time.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
         if position > (file.size or position):
-            raise BadInput(Reason.INVALID_DATASET, f"{self._field}: {remote.shown}: is longer than the server says")
+            raise BadInput(Reason.INVALID_DATASET, f"{self._field}: {store.shown}: is longer than the server reports")
 
     def _write(self, out: IO[bytes], block: bytes) -> None:
         out.write(block)
@@ -216,13 +214,41 @@ class Stage:
 
     def _add(self, count: int) -> None:
         with self._lock:
-            self._there += count
-            self._progress(self._there, self._total)
+            self._received += count
+            self._progress(self._received, self._total)
+
+
+class _BlockReader:
+    """Reads files of an object store in blocks, several of them at once."""
+
+    def __init__(self, store: ObjectStore, pool: Executor, ahead: int) -> None:
+        """
+        Args:
+            store: the object store.
+            pool: runs the requests of all files.
+            ahead: requests in flight for one file.
+        """
+        self.store = store
+        self._pool = pool
+        self._ahead = ahead
+
+    def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
+        """Yield the blocks of a file from an offset on, in order."""
+        assert file.size is not None
+        starts = iter(range(start, file.size, BLOCK_BYTES))
+        in_flight: deque[Future[bytes]] = deque()
+        while True:
+            for begin in islice(starts, self._ahead - len(in_flight)):
+                end = min(begin + BLOCK_BYTES, file.size)
+                in_flight.append(self._pool.submit(self.store.read, file.path, begin, end))
+            if not in_flight:
+                return
+            yield in_flight.popleft().result()
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock among all processes of this node. The kernel frees it when its holder dies, however it dies."""
+def _exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold a lock among all processes of this node. The kernel releases it when its holder dies."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,9 @@
-"""Noticing a dead peer in seconds, however it died.
+"""Detects a dead peer within seconds, however it died.
 
-A process that is killed closes its connections, and gloo or NCCL fail at once. One that hangs, or whose machine loses its
-power, closes nothing: the others would wait for the collective's time-out, which must be long enough for honest work. So
-every rank holds one quiet connection to rank 0, and both sides say something every second.
+A process that is killed closes its connections, and gloo or NCCL fail immediately. A process that hangs, or whose
+machine loses power, closes nothing: the other ranks would wait for the timeout of the collective, which must be long
+enough for slow but healthy work. Therefore every rank keeps one connection to rank 0, and both sides send a byte every
+second.
 """
 
 from __future__ import annotations
@@ -13,143 +14,159 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-EVERY = 1.0
-"""Seconds between two beats."""
-SILENCE = 15.0
-"""Seconds without a beat after which a peer is lost: longer than Python code ever holds the interpreter."""
-GRACE = 3.0
-"""Seconds for the main thread to find a better word for what has happened than a lost peer."""
+BEAT_INTERVAL_SECONDS = 1.0
+HEARTBEAT_TIMEOUT_SECONDS = 15.0
+"""A peer that sends nothing for this long is lost. Python code never holds the interpreter that long."""
+ROOT_CAUSE_GRACE_SECONDS = 3.0
+"""Time for the main thread to find a more specific cause than a lost peer and to exit with it."""
 
-BEAT, BYE = b".", b"q"
+BEAT, GOODBYE = b".", b"q"
+
+
+@dataclass
+class Peer:
+    """The other end of a connection."""
+
+    name: str
+    last_heard: float
+    """Time of the last byte, by `time.monotonic`."""
 
 
 class Heartbeat:
-    """This process' end of the connections; a thread that runs from `start` to `stop`."""
+    """This process's ends of the connections, served by a thread from `listen` or `connect` until `stop`."""
 
     def __init__(self, on_lost: Callable[[str], None]) -> None:
         """
         Args:
-            on_lost: called once, from the thread, with who is lost; must end the process.
+            on_lost: called once, from the thread, with a description of the lost peer; must end the process.
         """
+        self.peers: dict[socket.socket, Peer] = {}
+        """Connected peers that have identified themselves; changed by the thread."""
         self._on_lost = on_lost
         self._stop = threading.Event()
         self._selector = selectors.DefaultSelector()
-        self._heard: dict[socket.socket, float] = {}
-        self._names: dict[socket.socket, str] = {}
         self._server: socket.socket | None = None
-        self._word = ""
-        self._ear, self._mouth = socket.socketpair()
-        """So that `stop` need not wait for the next beat."""
-        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._token = ""
+        # Wakes the thread up, so that `stop` need not wait for the next beat.
+        self._wake_recv, self._wake_send = socket.socketpair()
+        self._selector.register(self._wake_recv, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def listen(self, publish: Callable[[str], None]) -> None:
-        """As rank 0: publish where, and the word by which the others make themselves known. A port scan is no peer."""
+        """On rank 0: publish the port and a shared token. Connections without the token (a port scan) are ignored."""
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         server = socket.create_server(("", 0), backlog=1024, family=family, dualstack_ipv6=dual)
         self._server = server
-        self._word = secrets.token_hex(16)
-        publish(f"{server.getsockname()[1]} {self._word}")
+        self._token = secrets.token_hex(16)
+        publish(f"{server.getsockname()[1]} {self._token}")
         self._selector.register(server, selectors.EVENT_READ)
         self._thread.start()
 
     def connect(self, host: str, published: str, rank: int) -> None:
-        """As another rank: connect to rank 0.
+        """On the other ranks: connect to rank 0.
+
+        Args:
+            host: address of rank 0.
+            published: the text that rank 0 has published.
+            rank: this process's rank.
 
         Raises:
-            OSError: it is not there.
+            OSError: rank 0 does not accept the connection.
         """
-        port, word = published.split()
-        connection = socket.create_connection((host, int(port)), timeout=SILENCE)
-        connection.sendall(f"{word} {rank}\n".encode())
-        self._watch(connection, "rank 0")
+        port, token = published.split()
+        connection = socket.create_connection((host, int(port)), timeout=HEARTBEAT_TIMEOUT_SECONDS)
+        connection.sendall(f"{token} {rank}\n".encode())
+        self._add_peer(connection, "rank 0")
         self._thread.start()
 
     def stop(self) -> None:
-        """Say goodbye: from now on nobody misses us, and we miss nobody."""
+        """Send a goodbye to all peers: from now on neither side reports the other as lost."""
         self._stop.set()
-        self._mouth.send(BYE)
+        self._wake_send.send(GOODBYE)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(2 * EVERY)
+            self._thread.join(2 * BEAT_INTERVAL_SECONDS)
 
-    def _watch(self, connection: socket.socket, name: str) -> None:
+    def _add_peer(self, connection: socket.socket, name: str) -> None:
         connection.setblocking(False)
         self._selector.register(connection, selectors.EVENT_READ)
-        self._heard[connection], self._names[connection] = time.monotonic(), name
+        self.peers[connection] = Peer(name=name, last_heard=time.monotonic())
 
     def _run(self) -> None:
         lost = None
         due = time.monotonic()
         while lost is None and not self._stop.is_set():
             ready = [key.fileobj for key, _ in self._selector.select(max(due - time.monotonic(), 0.0))]
-            if self._ear in ready:
+            if self._wake_recv in ready:
                 break
             lost = next(filter(None, (self._read(s) for s in ready if isinstance(s, socket.socket))), None)
-            # By the clock, not in answer: two sides that answer each other never rest.
+            # Beats follow the clock and never answer a beat: two sides that answer each other would never rest.
             if lost is None and time.monotonic() >= due:
-                due = time.monotonic() + EVERY
-                lost = self._silent() or self._beat(BEAT)
+                due = time.monotonic() + BEAT_INTERVAL_SECONDS
+                lost = self._find_silent_peer() or self._send_to_all(BEAT)
         if lost is None:
-            self._beat(BYE)
-        elif not self._stop.wait(GRACE):
+            self._send_to_all(GOODBYE)
+        elif not self._stop.wait(ROOT_CAUSE_GRACE_SECONDS):
             self._on_lost(lost)
 
     def _read(self, source: socket.socket) -> str | None:
-        """Hear what has come; who is lost, if somebody is."""
+        """Read from a ready socket; return a description of the peer if it is lost."""
         if source is self._server:
-            stranger, _ = source.accept()
-            stranger.setblocking(False)
-            self._selector.register(stranger, selectors.EVENT_READ)
+            connection, _ = source.accept()
+            connection.setblocking(False)
+            self._selector.register(connection, selectors.EVENT_READ)
             return None
-        if source not in self._heard:
-            self._greet(source)
+        if source not in self.peers:
+            self._authenticate(source)
             return None
+        peer = self.peers[source]
         try:
             data = source.recv(4096)
         except BlockingIOError:
             return None
         except OSError as error:
-            return f"{self._names[source]} is gone: {error.strerror}"
-        if BYE in data:
-            self._forget(source)
+            return f"{peer.name} is gone: {error.strerror}"
+        if GOODBYE in data:
+            self._remove_peer(source)
             return None
         if not data:
-            return f"{self._names[source]} is gone"
-        self._heard[source] = time.monotonic()
+            return f"{peer.name} is gone"
+        peer.last_heard = time.monotonic()
         return None
 
-    def _greet(self, stranger: socket.socket) -> None:
-        """Take a peer in; whoever does not know the word is nobody. Nobody is waited for: silent strangers may be many."""
+    def _authenticate(self, connection: socket.socket) -> None:
+        """Accept a connection that sends the token, and close any other. This never waits: many may be silent."""
         try:
-            word, _, rank = stranger.recv(256).split(b"\n")[0].decode(errors="replace").partition(" ")
+            token, _, rank = connection.recv(256).split(b"\n")[0].decode(errors="replace").partition(" ")
         except OSError:
-            word, rank = "", ""
-        self._selector.unregister(stranger)
-        if secrets.compare_digest(word.encode(), self._word.encode()):
-            self._watch(stranger, f"rank {rank}")
+            token, rank = "", ""
+        self._selector.unregister(connection)
+        if secrets.compare_digest(token.encode(), self._token.encode()):
+            self._add_peer(connection, f"rank {rank}")
         else:
-            stranger.close()
+            connection.close()
 
-    def _silent(self) -> str | None:
+    def _find_silent_peer(self) -> str | None:
         now = time.monotonic()
-        for connection, heard in self._heard.items():
-            if now - heard > SILENCE:
-                return f"{self._names[connection]} has not been heard of for {SILENCE:.0f} s"
+        for peer in self.peers.values():
+            if now - peer.last_heard > HEARTBEAT_TIMEOUT_SECONDS:
+                return f"{peer.name} has sent no heartbeat for {HEARTBEAT_TIMEOUT_SECONDS:.0f} s"
         return None
 
-    def _beat(self, word: bytes) -> str | None:
-        for connection in list(self._heard):
+    def _send_to_all(self, data: bytes) -> str | None:
+        """Send to every peer; return a description of the first one that is lost."""
+        for connection, peer in list(self.peers.items()):
             try:
-                connection.send(word)
+                connection.send(data)
             except BlockingIOError:
-                continue  # its buffer is full: it does not read, and its own beats tell
+                continue  # the buffer is full because the peer does not read; its own beats show whether it is alive
             except OSError as error:
-                return f"{self._names[connection]} is gone: {error.strerror}"
+                return f"{peer.name} is gone: {error.strerror}"
         return None
 
-    def _forget(self, connection: socket.socket) -> None:
+    def _remove_peer(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
         connection.close()
-        del self._heard[connection], self._names[connection]
+        del self.peers[connection]

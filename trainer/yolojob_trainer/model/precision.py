@@ -1,4 +1,4 @@
-"""Which number format the forward pass runs in."""
+"""Chooses the number format of the forward pass."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_NO_FAST_HALF = ("GTX 16",)
-"""GPUs whose half precision is slower than single, and wrong in places (ultralytics/yolov5#7687)."""
+_SLOW_HALF_PRECISION_GPUS = ("GTX 16",)
+"""GPUs whose half precision is slower than single precision, and partly wrong (ultralytics/yolov5#7687)."""
 
 
 def has_fast_bfloat16(cpu_flags: str) -> bool:
-    """Whether a CPU multiplies bf16 in hardware; elsewhere it is emulated and slower (pytorch/pytorch#118499)."""
+    """Return whether a CPU multiplies bf16 in hardware; emulation is slower (pytorch/pytorch#118499)."""
     return bool({"amx_bf16", "avx512_bf16"} & set(cpu_flags.split()))
 
 
@@ -25,29 +25,30 @@ def _cpu_flags() -> str:
     return next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
 
 
-def choose(asked: bool | str, device: torch.device) -> torch.dtype:
-    """Number format for a device: what was asked for, or the fastest that keeps the result (`auto`).
+def choose(requested: bool | str, device: torch.device) -> torch.dtype:
+    """Return the requested number format, or for `auto` the fastest one that keeps the result.
 
     Raises:
-        ValueError: the device cannot do what was asked for.
+        ValueError: the device does not support the requested format.
     """
-    if asked is False:
+    if requested is False:
         return torch.float32
     if device.type == "cpu":
-        if asked == "fp16":
+        if requested == "fp16":
             raise ValueError("fp16 needs a GPU: use auto, bf16 or false")
-        return torch.bfloat16 if asked == "bf16" or has_fast_bfloat16(_cpu_flags()) else torch.float32
-    if asked == "bf16":
+        return torch.bfloat16 if requested == "bf16" or has_fast_bfloat16(_cpu_flags()) else torch.float32
+    if requested == "bf16":
         return torch.bfloat16
-    if asked == "fp16":
+    if requested == "fp16":
         return torch.float16
     if torch.cuda.get_device_capability(device) >= (8, 0):
         return torch.bfloat16
-    return torch.float32 if any(n in torch.cuda.get_device_name(device) for n in _NO_FAST_HALF) else torch.float16
+    slow = any(name in torch.cuda.get_device_name(device) for name in _SLOW_HALF_PRECISION_GPUS)
+    return torch.float32 if slow else torch.float16
 
 
 def supported(device: torch.device) -> list[str]:
-    """Names of the number formats that a device computes with."""
+    """Return the names of the number formats that a device supports."""
     return [_NAMES[torch.float32], _NAMES[torch.bfloat16], *([_NAMES[torch.float16]] if device.type == "cuda" else [])]
 
 
@@ -60,7 +61,7 @@ def name(dtype: torch.dtype) -> str:
 
 
 def float_predictions(value: Any) -> Any:
-    """Predictions in single precision at least, in which losses are computed."""
+    """Return predictions in at least single precision, because losses are computed in it."""
     if isinstance(value, torch.Tensor):
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
     if isinstance(value, dict):

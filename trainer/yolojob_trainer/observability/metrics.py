@@ -1,4 +1,4 @@
-"""The trainer's Prometheus metrics, and the small server for them and for /progress."""
+"""Prometheus metrics of the trainer, and the HTTP server for /metrics and /progress."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
 
-if TYPE_CHECKING:
-    from yolojob_trainer.training.phase_clock import Span
+from yolojob_trainer.training.phase_clock import Span
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Seconds: from a fraction of a small model's step to the longest step that anybody waits for."""
+"""Seconds: from a fraction of a small model's step to the longest step of practical use."""
 LONG_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 """Seconds: checkpoints, validations, epochs."""
 LABELS = ("namespace", "job_name", "rank")
-"""`job` is Prometheus' own label of a target, hence `job_name`."""
+"""`job_name`, because Prometheus itself sets the label `job` of a target."""
 
 
 class Metrics:
@@ -49,7 +48,7 @@ class Metrics:
         self.step_seconds = histogram("step_seconds", "Time of a step", STEP_BUCKETS)
         self.reduction_seconds = histogram(
             "reduction_seconds",
-            "Time of reducing a step's gradients; what of it is not hidden is phase all_reduce",
+            "Time of reducing a step's gradients; the part that is not overlapped is phase all_reduce",
             STEP_BUCKETS,
         )
         self.epoch_seconds = histogram("epoch_seconds", "Time of an epoch without its validation", LONG_BUCKETS)
@@ -58,26 +57,28 @@ class Metrics:
         self.images = counter("images_total", "Images trained by this rank")
         self.steps = counter("steps_total", "Steps done")
         self.checkpoint_failures = counter(
-            "checkpoint_failures_total", "Checkpoints and uploads that failed; the training went on"
+            "checkpoint_failures_total", "Checkpoints and uploads that failed; the training continued"
         )
         self.epoch = gauge("epoch", "Epochs completed")
-        self.epochs_target = gauge("epochs_target", "Epochs to do")
+        self.epochs_target = gauge("epochs_target", "Epochs of the whole run")
         self.epoch_steps = gauge("epoch_steps", "Steps of an epoch")
         self.images_per_second = gauge("images_per_second", "Images trained per second by the whole job")
         self.loss = gauge("loss", "Sum of the loss items, mean of the epoch so far")
         self.map50 = gauge("map50_ratio", "mAP at IoU 0.50 of the newest validation")
         self.map = gauge("map_ratio", "mAP at IoU 0.50 to 0.95 of the newest validation")
-        self.gpu_memory_peak = gauge("gpu_memory_peak_bytes", "Most GPU memory allocated so far; 0 without a GPU")
+        self.gpu_memory_peak = gauge("gpu_memory_peak_bytes", "Peak of the allocated GPU memory; 0 without a GPU")
         self.gpu_utilization = gauge(
             "gpu_utilization_ratio", "Share of the time in which the GPU computes, by NVML; 0 without a GPU"
         )
-        self.staging_seconds = gauge("staging_seconds", "Time of fetching and indexing the data set")
+        self.staging_seconds = gauge("staging_seconds", "Time of downloading and indexing the dataset")
         self.rendezvous_seconds = gauge("rendezvous_seconds", "Waiting for the other workers before the first step")
         self.startup_seconds = gauge("startup_seconds", "Process start to first step, without rendezvous and staging")
-        self.staged_bytes = gauge("staged_bytes", "Bytes of the data set that are on this node, while it is fetched")
-        self.dataset_bytes = gauge("dataset_bytes", "Bytes of the data set in all")
-        self.rollbacks = gauge("rollbacks", "Times that the run went back because its loss was not finite")
-        self._info = Info("yolojob_trainer", "What trains on what", LABELS, registry=self.registry)
+        self.staged_bytes = gauge("staged_bytes", "Bytes of the dataset on this node, during its download")
+        self.dataset_bytes = gauge("dataset_bytes", "Bytes of the dataset in total")
+        self.rollbacks = gauge("rollbacks", "Number of rollbacks to a checkpoint because the loss was not finite")
+        self._info = Info(
+            "yolojob_trainer", "Device, precision, torch version and world size", LABELS, registry=self.registry
+        )
 
     def observe_step(self, span: Span) -> None:
         for phase, value in span.seconds.items():
@@ -94,16 +95,16 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are no news."""
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Do not log requests: there are many, and they are not of interest."""
 
 
 def serve(metrics: Metrics, progress: Callable[[], dict[str, Any]], port: int) -> int:
-    """Serve /metrics and /progress from a thread for as long as the process lives; return the port.
+    """Serve /metrics and /progress from a thread until the process ends; return the port.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     metrics_app = make_wsgi_app(metrics.registry)
 
@@ -114,8 +115,8 @@ def serve(metrics: Metrics, progress: Callable[[], dict[str, Any]], port: int) -
         if environ["PATH_INFO"] == "/metrics":
             return metrics_app(environ, start_response)  # type: ignore[no-any-return]
         start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"There is /metrics and /progress.\n"]
+        return [b"Not found: use /metrics or /progress.\n"]
 
-    server = make_server("", port, app, server_class=_Server, handler_class=_Quiet)
+    server = make_server("", port, app, server_class=_Server, handler_class=_SilentHandler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server.server_port

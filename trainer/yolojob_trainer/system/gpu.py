@@ -1,4 +1,4 @@
-"""What the GPU says of itself. Without one, nothing of it is used."""
+"""Reads the memory and the utilization of the GPU; both are 0 without a GPU."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 
 def memory_peak(device: torch.device) -> int:
-    """Most bytes that torch has allocated on the device so far."""
+    """Return the peak of the bytes that torch has allocated on the device."""
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
 
 
 def utilization(device: torch.device) -> float:
-    """Share of the last moment (NVML: up to a second) in which the device was computing; NaN where the driver does not say."""
+    """Return the share of the last second or less in which the device computed, by NVML; NaN if not available."""
     if device.type != "cuda":
         return 0.0
     try:
         return float(torch.cuda.utilization(device)) / 100
-    except (RuntimeError, pynvml.NVMLError):  # a slice of a GPU (MIG) knows no such figure
+    except (RuntimeError, pynvml.NVMLError):  # not available on a slice of a GPU (MIG)
         return math.nan

@@ -1,27 +1,29 @@
-"""The machine under this process, for people and for predictions."""
+"""Describes the machine, and measures its free memory, for people and for predictions."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
 
+import psutil
 import torch
 import ultralytics
 
 from yolojob.api.measurement import Host
 from yolojob_trainer.system.process import available_cpus
 
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+# Files of cgroup v2 and v1; psutil does not read them.
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_MEMORY_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
 def describe(device: torch.device) -> Host:
-    """What trains here."""
+    """Return a description of the machine and its software."""
     cuda = device.type == "cuda"
     return Host(
-        cpu=_cpu(),
+        cpu=_cpu_model(),
         cores=available_cpus(),
-        memory=min(_memory("MemTotal"), _number(_LIMITS) or 1 << 62),
+        memory=min(psutil.virtual_memory().total, _read_first_number(_MEMORY_LIMITS) or 1 << 62),
         gpu=torch.cuda.get_device_name(device) if cuda else None,
         gpus=torch.cuda.device_count() if cuda else 0,
         gpu_memory=torch.cuda.get_device_properties(device).total_memory if cuda else None,
@@ -33,22 +35,16 @@ def describe(device: torch.device) -> Host:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that training may still take on this device: of the GPU, or of the container or the machine."""
+    """Return the bytes that are free for training on this device: of the GPU, or of the container or machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = _memory("MemAvailable")
-    limit, used = _number(_LIMITS), _number(_USAGES)
+    free = int(psutil.virtual_memory().available)
+    limit, used = _read_first_number(_MEMORY_LIMITS), _read_first_number(_MEMORY_USAGES)
     return free if limit is None or used is None else min(free, max(limit - used, 0))
 
 
-def _memory(what: str) -> int:
-    """Bytes, from proc(5), meminfo."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{what}:"))
-
-
-def _number(files: tuple[str, ...]) -> int | None:
-    """What the first of these files says; none where there is no limit."""
+def _read_first_number(files: tuple[str, ...]) -> int | None:
+    """Return the content of the first of these files that exists; None without a file, or without a limit in it."""
     for file in files:
         try:
             text = Path(file).read_text().strip()
@@ -58,7 +54,8 @@ def _number(files: tuple[str, ...]) -> int | None:
     return None
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
+    """Return the model name from /proc/cpuinfo, which psutil and `platform` do not read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

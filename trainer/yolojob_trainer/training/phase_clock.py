@@ -1,8 +1,8 @@
-"""Where the time goes: consecutive marks that leave no gap, on the device's own clock.
+"""Measures the phases of the training loop by consecutive marks without gaps, on the device's own clock.
 
-On a CPU a mark reads `perf_counter`. On a GPU it records a CUDA event, which costs microseconds and never waits; the events
-are read some steps later, when they have passed. So the phases of a GPU are those of the GPU's time line: "data_wait" is
-the time in which it had nothing to do because the next batch was not there.
+On a CPU a mark reads `perf_counter`. On a GPU it records a CUDA event, which costs microseconds and never waits; the
+events are read some steps later, when the GPU has passed them. So the phases on a GPU are those of the GPU's time line:
+"data_wait" is the time in which it was idle because the next batch had not arrived.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from yolojob.api.status import Timing
 from yolojob.api.time_parts import TimePart
 
 Mark = float | torch.cuda.Event
@@ -21,19 +20,19 @@ Mark = float | torch.cuda.Event
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A piece of the time line: a step, or what lay between two steps."""
+    """A piece of the time line: a step, or the time between two steps."""
 
     epoch: int
     step: int
-    """Epoch and step that it belongs to, or that comes next, counted from 0."""
+    """Epoch and step that the span belongs to, or that follow it, counted from 0."""
     images: int
-    """Images of the whole job in the step; none between steps."""
+    """Images of the whole job in the step; 0 between steps."""
     start: float
     """Seconds since 1970."""
     parts: list[tuple[TimePart, float]]
     """(phase, seconds), in order and without a gap."""
     reduction: float | None = None
-    """Seconds from the first bucket's reduction to the end of the last one's, hidden behind the backward pass or not."""
+    """Seconds from the start of the first bucket's reduction to the end of the last one's, overlapped or not."""
 
     @property
     def seconds(self) -> dict[TimePart, float]:
@@ -49,8 +48,8 @@ class Span:
 
 
 @dataclass
-class _Pending:
-    """A span whose marks may lie in the future of a GPU."""
+class _PendingSpan:
+    """A span whose marks the GPU may not have reached yet."""
 
     epoch: int = 0
     step: int = 0
@@ -65,12 +64,13 @@ class PhaseClock:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._last: Mark = 0.0
-        self._at = 0.0
-        self._pending = _Pending()
-        self._queue: deque[_Pending] = deque()
+        self._next_start = 0.0
+        """Start of the next completed span, in seconds since 1970."""
+        self._pending = _PendingSpan()
+        self._queue: deque[_PendingSpan] = deque()
 
     def now(self) -> Mark:
-        """This moment of the device's time line."""
+        """Return the current moment of the device's time line."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -78,31 +78,31 @@ class PhaseClock:
         return event
 
     def start(self) -> None:
-        """Begin. The only time that the device is waited for: it ties the time line to the calendar."""
+        """Start the time line. Only this call waits for the device, to relate its time line to wall-clock time."""
         self._last = self.now()
         if isinstance(self._last, torch.cuda.Event):
             self._last.synchronize()
-        self._at = time.time()
+        self._next_start = time.time()
 
     def mark(self, phase: TimePart, at: Mark | None = None) -> None:
-        """The time since the last mark, until now or until `at`, was this phase."""
+        """Attribute the time since the last mark, until now or until `at`, to a phase."""
         at = self.now() if at is None else at
         self._pending.marks.append((phase, self._last, at))
         self._last = at
 
     def reduced(self, begin: Mark, end: Mark) -> None:
-        """The step's gradients were being reduced from `begin` to `end`."""
+        """Record that the step's gradients were being reduced from `begin` to `end`."""
         self._pending.reduction = (begin, end)
 
     def end(self, phase: TimePart, *, epoch: int, step: int, images: int = 0) -> None:
-        """The time since the last mark was this phase, and the last one of its span."""
+        """Attribute the time since the last mark to a phase, and complete the span with it."""
         self.mark(phase)
         self._pending.epoch, self._pending.step, self._pending.images = epoch, step, images
         self._queue.append(self._pending)
-        self._pending = _Pending()
+        self._pending = _PendingSpan()
 
     def completed(self, wait: bool = False) -> list[Span]:
-        """The spans whose figures are known by now; `wait` for all of them."""
+        """Return the ended spans that the device has passed; with `wait`, wait for all ended spans."""
         spans = []
         while self._queue:
             end = self._queue[0].marks[-1][2]
@@ -116,78 +116,18 @@ class PhaseClock:
                 epoch=pending.epoch,
                 step=pending.step,
                 images=pending.images,
-                start=self._at,
-                parts=[(phase, _between(start, stop)) for phase, start, stop in pending.marks],
-                reduction=_between(*pending.reduction) if pending.reduction else None,
+                start=self._next_start,
+                parts=[(phase, _seconds_between(start, stop)) for phase, start, stop in pending.marks],
+                reduction=_seconds_between(*pending.reduction) if pending.reduction else None,
             )
-            self._at += span.duration
+            self._next_start += span.duration
             spans.append(span)
         return spans
 
 
-def _between(start: Mark, stop: Mark) -> float:
+def _seconds_between(start: Mark, stop: Mark) -> float:
     if isinstance(start, torch.cuda.Event):
         assert isinstance(stop, torch.cuda.Event)
         return max(float(start.elapsed_time(stop)) / 1000, 0.0)
     assert isinstance(stop, float)
     return max(stop - start, 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """How a process came to the point where it can build its model."""
-
-    started: float
-    """When the worker's first process began, seconds since 1970."""
-    rendezvous: float = 0.0
-    """Seconds of waiting for the other workers."""
-    staging: float = 0.0
-    """Seconds for fetching data set and weights."""
-    cached_staging: float = 0.0
-    """The same where they are on the node; measured by a bench."""
-    staged_bytes: int | None = None
-    """Of the data set on this node; counted by a bench."""
-
-
-@dataclass
-class Clocks:
-    """Seconds of the whole run so far. They are saved with the state, so a restart does not begin at zero."""
-
-    rendezvous: float = 0.0
-    staging: float = 0.0
-    startup: float = 0.0
-    training: dict[str, float] = field(default_factory=dict)
-    """By phase, without validation and checkpoints."""
-    validation: float = 0.0
-    checkpoint: float = 0.0
-    reduction: float = 0.0
-    """Reduction of gradients in all, a part of which is hidden behind the backward pass."""
-
-    def add(self, span: Span) -> None:
-        for phase, value in span.parts:
-            if phase is TimePart.VALIDATION:
-                self.validation += value
-            elif phase is TimePart.CHECKPOINT:
-                self.checkpoint += value
-            else:
-                self.training[phase.value] = self.training.get(phase.value, 0.0) + value
-        self.reduction += span.reduction or 0.0
-
-    def begin(self, beginning: Beginning, now: float) -> float:
-        """Add what came before the first step; the seconds of it that were neither rendezvous nor staging."""
-        startup = max(now - beginning.started - beginning.rendezvous - beginning.staging, 0.0)
-        self.rendezvous += beginning.rendezvous
-        self.staging += beginning.staging
-        self.startup += startup
-        return startup
-
-    def timing(self) -> Timing:
-        return Timing(
-            rendezvous_seconds=round(self.rendezvous, 3),
-            staging_seconds=round(self.staging, 3),
-            startup_seconds=round(self.startup, 3),
-            training_seconds={phase: round(value, 3) for phase, value in self.training.items()},
-            validation_seconds=round(self.validation, 3),
-            checkpoint_seconds=round(self.checkpoint, 3),
-            all_reduce_with_overlap_seconds=round(self.reduction, 3) if self.reduction else None,
-        )

@@ -1,4 +1,4 @@
-"""How a rank gets ready: network, data, optimizer and DDP, with Ultralytics' parts in our arrangement."""
+"""Sets up a rank for training: network, data, optimizer and DDP, built from the components of Ultralytics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +16,60 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 from ultralytics.data import build_dataloader
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.trainer_report import TuningReport
-from yolojob_trainer.data.dataset import IGNORED, DetectionDataset, MicroBatches, TrainSamples, loader
+from yolojob_trainer.data.dataset import IGNORED, DetectionDataset, LimitedLoader, MicroBatches, TrainSamples, loader
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
 from yolojob_trainer.system.process import available_cpus
-from yolojob_trainer.training.autotune import Choice
+from yolojob_trainer.system.upstream_patches import raise_detection_limit, without_annotations
+from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.phase_clock import Mark, PhaseClock
+from yolojob_trainer.training.train_state import TrainedObjects, TrainState
 
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
-"""Description and starting weights, as `architecture.resolve` gives them."""
+"""Network description and starting weights, as `yolojob_trainer.model.resolve.resolve` returns them."""
 
 
-class Pipeline(DetectionTrainer):
-    """Everything that a rank trains with. `_setup_train` makes it ready."""
+@dataclass(frozen=True, kw_only=True)
+class TrainerInputs:
+    """What a trainer needs from its process."""
 
-    def __init__(
-        self,
-        run: Run,
-        world: World,
-        *,
-        data: Path,
-        model: NetworkSource,
-        save_dir: Path,
-        cache: Path,
-        warn: Callable[[str], None],
-    ) -> None:
-        """
-        Args:
-            run: what is trained.
-            world: this process among all, connected.
-            data: data file, see `yolojob_trainer.data.dataset_config`.
-            model: the network.
-            save_dir: where Ultralytics writes what it likes.
-            cache: folder of this node for label caches.
-            warn: called with every warning for the user.
-        """
-        self.run, self.world, self.warn = run, world, warn
-        self._model_source = model
-        self._label_cache = cache / "labels"
-        super().__init__(overrides=self._overrides(data, save_dir))
-        # Upstream counts this process' devices, forces loader processes off, and takes the machine's cores.
+    run: Run
+    world: World
+    """Connected."""
+    data_config: Path
+    """Data file, see `yolojob_trainer.data.dataset_config`."""
+    network: NetworkSource
+    save_dir: Path
+    """Folder for the files that Ultralytics writes."""
+    cache: Path
+    """Cache folder of this node."""
+    warn: Callable[[str], None]
+    """Called with every warning for the user."""
+
+
+class TrainerSetup(DetectionTrainer):
+    """Network, data, optimizer and state of a rank. `_setup_train` builds them."""
+
+    def __init__(self, inputs: TrainerInputs) -> None:
+        run, world = inputs.run, inputs.world
+        self.run, self.world, self.warn = run, world, inputs.warn
+        self.state = TrainState()  # before upstream's constructor, which sets `best_fitness`
+        self._network_source = inputs.network
+        self._label_cache = inputs.cache / "labels"
+        super().__init__(overrides=self._overrides(inputs.data_config, inputs.save_dir))
+        # Upstream counts the devices of this process, disables loader processes on CPUs, and uses all cores.
         self.world_size = world.world_size
         torch.set_num_threads(world.threads)
         self.args.workers = self._loader_processes(run.spec.train.workers)
-        self.choice = Choice(
+        self.execution = ExecutionSettings(
             amp=precision.name(precision.choose(run.spec.train.amp, world.device)),
             channels_last=run.spec.train.channels_last is not False,
             cache=run.spec.train.cache or False,
@@ -75,29 +78,49 @@ class Pipeline(DetectionTrainer):
         )
         self.tuning: TuningReport | None = None
         self.clock = PhaseClock(world.device)
-        self._turns = itertools.count()
+        self._cache_changes = itertools.count()
         self._reductions: list[Mark] = []
-        """When the gradients of each bucket were there, in this backward pass."""
+        """When the gradients of each bucket were complete, in this backward pass."""
         self._reduced: Mark | None = None
-        """When the last bucket to be ready was reduced."""
+        """When the last bucket was reduced."""
+
+    # --- attributes that upstream reads or sets, kept in the state --------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        return self.state.epoch
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def best_fitness(self) -> float | None:
+        return self.state.best_fitness
+
+    @best_fitness.setter
+    def best_fitness(self, value: float | None) -> None:
+        self.state.best_fitness = value
+
+    # --- settings ---------------------------------------------------------------------------------------------------
 
     def _overrides(self, data: Path, save_dir: Path) -> Mapping[str, Any]:
-        """Ultralytics' settings: the job's, and those that are not for the job to say."""
+        """Return the settings for Ultralytics: those of the job, and those that a job must not change."""
         settings = self.run.spec.train
-        asked = settings.model_dump(exclude_none=True)
+        requested = settings.model_dump(exclude_none=True)
         if settings.fraction and settings.fraction > 1:
-            asked["fraction"] = int(settings.fraction)  # Ultralytics tells a count from a part by its type
+            requested["fraction"] = int(settings.fraction)  # for Ultralytics an int is a count and a float is a share
         return {
             "plots": False,
             "verbose": False,
-            **asked,
+            **requested,
             "task": "detect",
             "mode": "train",
             "model": "yolojob.yaml",
             "data": str(data),
             "device": "cpu" if self.world.device.type == "cpu" else str(self.world.local_rank),
-            "compile": False,  # by `configure`
-            "amp": False,  # decided by `precision`; upstream's check wants to download a model
+            "compile": False,  # `configure` compiles
+            "amp": False,  # `precision` decides; upstream's check would download a model
             "save_dir": str(save_dir),
             "exist_ok": True,
             "resume": False,
@@ -105,18 +128,18 @@ class Pipeline(DetectionTrainer):
 
     @property
     def _shards(self) -> int:
-        """Parts of a global batch: as many as the job may have processes."""
+        """Number of shards of a global batch: the largest number of processes that the job may have."""
         spec = self.run.spec
-        most = spec.elastic.max_replicas * spec.workers.processes if spec.elastic else 0
-        return max(spec.workers.world_size, self.world.world_size, most)
+        elastic_limit = spec.elastic.max_replicas * spec.workers.processes if spec.elastic else 0
+        return max(spec.workers.world_size, self.world.world_size, elastic_limit)
 
     def get_dataset(self) -> dict[str, Any]:
         return check_det_dataset(self.args.data, autodownload=False)  # type: ignore[no-any-return]
 
     def setup_model(self) -> None:
-        # The same initial weights on every rank and for every number of ranks.
+        # The initial weights must be the same on every rank and for every number of ranks.
         torch.manual_seed(self.args.seed)
-        description, weights = self._model_source
+        description, weights = self._network_source
         try:
             self.model = self.get_model(cfg=deepcopy(description), weights=weights, verbose=False)
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
@@ -124,17 +147,17 @@ class Pipeline(DetectionTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> DetectionDataset:
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        kind = DetectionDataset.in_folder(self._label_cache)
         try:
-            with self.world.in_turns(f"labels/{mode}"):
-                dataset = kind(
+            with self.world.rank0_then_node_then_rest(f"labels/{mode}"):
+                dataset = DetectionDataset(
+                    label_cache=self._label_cache,
                     img_path=img_path,
                     imgsz=self.args.imgsz,
                     batch_size=batch,
                     augment=mode == "train",
                     hyp=self.args,
                     rect=mode == "val",
-                    cache=self._cache(mode),
+                    cache=self._initial_cache(mode),
                     single_cls=self.args.single_cls or False,
                     stride=stride,
                     pad=0.0 if mode == "train" else 0.5,
@@ -145,29 +168,34 @@ class Pipeline(DetectionTrainer):
                     fraction=self.args.fraction if mode == "train" else 1.0,
                 )
         except (RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
-            words = _clear(str(error)).partition(" See https://")[0]
-            raise BadInput(Reason.INVALID_DATASET, f"spec.dataset: {mode}: {words}") from error
-        self._opened(dataset)
-        self._judge(dataset.messages, mode)
+            message = _one_line(str(error)).partition(" See https://")[0]
+            raise BadInput(Reason.INVALID_DATASET, f"spec.dataset: {mode}: {message}") from error
+        self._unlink_shared_images(dataset)
+        self._report_dataset_messages(dataset.messages, mode)
         return dataset
 
-    def _opened(self, dataset: DetectionDataset) -> None:
-        """Every rank of this node has the images in memory open by now: their name is not needed any more."""
+    def _unlink_shared_images(self, dataset: DetectionDataset) -> None:
+        """Remove the name of the shared images. All ranks of this node must have opened them."""
         if dataset.shared and self.world.local_rank == 0:
             dataset.shared.unlink()
 
-    def _cache(self, mode: str) -> str | None:
-        """Where decoded images are kept from the start. Training images in memory are `configure`'s."""
-        asked = "ram" if self.args.cache is True else self.args.cache or None
-        return None if mode == "train" and asked == "ram" else asked
+    def _initial_cache(self, mode: str) -> str | None:
+        """Return where decoded images are kept from the start. `configure` loads training images into memory."""
+        requested = "ram" if self.args.cache is True else self.args.cache or None
+        return None if mode == "train" and requested == "ram" else requested
 
-    def _judge(self, messages: list[str], mode: str) -> None:
-        """Labels of classes that there are not are a mistake; images that cannot be read happen, and are left out."""
-        messages = [_clear(m.removeprefix(f"{mode}: ")) for m in messages]
-        if wrong := [m for m in messages if "exceeds dataset class count" in m]:
-            where, _, why = wrong[0].partition(f": {IGNORED}: ")
+    def _report_dataset_messages(self, messages: list[str], mode: str) -> None:
+        """Warn about images that are left out.
+
+        Raises:
+            BadInput: labels use a class that the dataset does not define.
+        """
+        messages = [_one_line(m.removeprefix(f"{mode}: ")) for m in messages]
+        if class_errors := [m for m in messages if "exceeds dataset class count" in m]:
+            image, _, why = class_errors[0].partition(f": {IGNORED}: ")
             raise BadInput(
-                Reason.INVALID_DATASET, f"spec.dataset: {mode}: labels of {where}: {why} ({len(wrong)} in all)"
+                Reason.INVALID_DATASET,
+                f"spec.dataset: {mode}: labels of {image}: {why} ({len(class_errors)} in total)",
             )
         if not self.world.is_main:
             return
@@ -178,23 +206,26 @@ class Pipeline(DetectionTrainer):
             more = " …" if len(messages) > 3 else ""
             self.warn(f"{mode}: {len(messages)} image(s) cannot be used and are left out: {first}{more}")
 
-    def _loader_processes(self, asked: int | None) -> int:
-        """Loader processes of this rank: none on a CPU unless asked for, where they would take the model's cores."""
+    def _loader_processes(self, requested: int | None) -> int:
+        """Return the number of loader processes of this rank.
+
+        The default on a CPU is none, because loader processes would take cores from the model.
+        """
         default = 0 if self.world.device.type == "cpu" else 8
-        return min(default if asked is None else asked, max(available_cpus() // self.world.local_world_size, 1))
+        return min(default if requested is None else requested, max(available_cpus() // self.world.local_world_size, 1))
 
     def _build_train_pipeline(self) -> None:
-        """Data, DDP and optimizer. Called by upstream's `_setup_train` once the model is on its device."""
+        """Build data, optimizer and DDP. Upstream's `_setup_train` calls it when the model is on its device."""
         dataset = self.build_dataset(self.data["train"], "train", self.args.batch)
-        self.order = self._order(dataset, self.choice)
+        self.order = self._sample_order(dataset, self.execution)
         self._check_batch_norm(dataset)
         self.samples = TrainSamples(
             dataset,
             seed=self.args.seed,
             close_mosaic_at=self.args.epochs - self.args.close_mosaic if self.args.close_mosaic else self.args.epochs,
-            hyp=copy(self.args),  # switching mosaic off must not change what is saved
+            hyp=copy(self.args),  # closing mosaic changes it, and the settings in the saved weights must not change
         )
-        self.train_loader = _Loaded(dataset)
+        self.train_loader = _LoaderStub(dataset)
         validation = self.build_dataset(self.data[self.args.split], "val", self._validation_batch())
         self.test_loader = build_dataloader(
             validation,
@@ -204,13 +235,17 @@ class Pipeline(DetectionTrainer):
             rank=self.world.rank if self.world.world_size > 1 else -1,
             device=self.device,
         )
-        DetectionValidator._check_max_det(self.args, {"train": dataset, "val": validation})
+        raise_detection_limit(self.args, {"train": dataset, "val": validation})
         unwrap_model(self.model).set_head_attr(max_det=self.args.max_det)
 
         self.tune()
-        self.configure(self.choice)
+        self.configure(self.execution)
+        self._build_optimizer()
+        if self.world.world_size > 1:
+            self._wrap()
 
-        # As upstream, but of the global batch.
+    def _build_optimizer(self) -> None:
+        """Build optimizer and schedule like upstream, but for the global batch."""
         nominal = max(round(self.args.nbs / self.args.batch), 1)
         self.accumulate = self.nominal_accumulate = min(nominal, self.order.steps * self.epochs)
         decay = self.args.weight_decay * self.args.batch * self.accumulate / self.args.nbs
@@ -223,58 +258,88 @@ class Pipeline(DetectionTrainer):
             iterations=-(-self.order.samples // max(self.args.batch, self.args.nbs)) * self.epochs,
         )
         for group in self.optimizer.param_groups:
-            if "fused" in group:  # one kernel over all parameters in place of hundreds, on CPUs, too
+            if "fused" in group:  # one kernel for all parameters instead of hundreds, also on CPUs
                 group["fused"] = True
         self._setup_scheduler()
-        if self.world.world_size > 1:
-            self._wrap()
 
     def tune(self) -> None:
-        """Choose by trials where the job asks for it. Called on all ranks, before the optimizer is built."""
+        """Choose execution settings by trials if the job asks for it. Called on all ranks, without an optimizer yet."""
 
-    def configure(self, choice: Choice) -> None:
-        """Train with these settings from now on. The network must not be wrapped yet.
+    # --- execution --------------------------------------------------------------------------------------------------
+
+    def configure(self, execution: ExecutionSettings) -> None:
+        """Use these settings from now on. The network must not be wrapped by DDP yet.
 
         Raises:
-            OSError: images cannot be kept in memory.
+            OSError: the images do not fit in memory.
         """
-        self.choice = choice
-        self.dtype = precision.by_name(choice.amp)
+        self.execution = execution
+        self.dtype = precision.by_name(execution.amp)
         network = unwrap_model(self.model)
-        self.model = network.to(memory_format=torch.channels_last if choice.channels_last else torch.contiguous_format)
-        if choice.compile:
+        memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
+        self.model = network.to(memory_format=memory_format)
+        if execution.compile:
             mode = self.args.compile if isinstance(self.args.compile, str) else None
             self.model = torch.compile(network, mode=mode)
         dataset = self.samples.dataset
-        self.order = self._order(dataset, choice)
-        keep = choice.cache in (True, "ram")
+        self.order = self._sample_order(dataset, execution)
+        keep = execution.cache in (True, "ram")
         if keep != (dataset.shared is not None):
-            with self.world.in_turns(f"cache/{next(self._turns)}"):
+            with self.world.rank0_then_node_then_rest(f"cache/{next(self._cache_changes)}"):
                 dataset.keep_in_memory(keep)
-            self._opened(dataset)
+            self._unlink_shared_images(dataset)
 
-    def _order(self, dataset: DetectionDataset, choice: Choice) -> SampleOrder:
-        shards = self._shards * choice.micro_batches
+    def reshard(self, micro_batches: int) -> None:
+        """Split each shard of the global batch into this number of microbatches; the settings stay as they are."""
+        self.order = self._sample_order(self.samples.dataset, replace(self.execution, micro_batches=micro_batches))
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Continue with this epoch and step, counted from 0."""
+        self.state.epoch, self.state.step = epoch, step
+
+    def unwrap(self) -> None:
+        """Remove DDP and torch.compile from the network."""
+        self.model = unwrap_model(self.model)
+
+    def set_network(self, network: torch.nn.Module) -> None:
+        """Use this network, not wrapped by DDP or torch.compile."""
+        self.model = network
+
+    def set_train_mode(self) -> None:
+        """Put the network into training mode, with frozen layers as upstream keeps them."""
+        self._model_train()
+
+    def limit_validation(self, batches: int | None) -> None:
+        """Validate only this number of batches from now on; None validates all."""
+        loader = self.test_loader
+        self.validator.dataloader = loader if batches is None else LimitedLoader(loader, batches)
+
+    def _sample_order(self, dataset: DetectionDataset, execution: ExecutionSettings) -> SampleOrder:
+        shards = self._shards * execution.micro_batches
         return SampleOrder(samples=len(dataset), batch=self.args.batch, shards=shards, seed=self.args.seed)
 
     def batches(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
-        """This rank's micro-batches from a point on, for ever."""
+        """Return this rank's microbatches from a step on, without an end."""
         return loader(
             self.samples,
-            MicroBatches(self.order, rank=self.world.rank, world_size=self.world.world_size, epoch=epoch, step=step),
-            workers=self.choice.workers,
-            prefetch=self.choice.prefetch,
+            MicroBatches(self.order, rank=self.world.rank, world_size=self.world.world_size, start=(epoch, step)),
+            workers=self.execution.workers,
+            prefetch=self.execution.prefetch,
             pin_memory=self.device.type == "cuda",
         )
 
     def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """A micro-batch as the loader gives it: (loss items times its images, their means by name)."""
+        """Run the forward pass on a microbatch from the loader.
+
+        Returns:
+            (loss items times the number of images, mean of each item by name).
+        """
         batch = self.to_device(batch)
-        return self.losses_of(batch, self.predict(batch))
+        return self.compute_loss(batch, self.predict(batch))
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch = self.preprocess_batch(batch)
-        if self.choice.channels_last:
+        if self.execution.channels_last:
             batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
         return batch
 
@@ -282,16 +347,20 @@ class Pipeline(DetectionTrainer):
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(batch["img"])
 
-    def losses_of(self, batch: dict[str, Any], predictions: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        found: tuple[torch.Tensor, dict[str, torch.Tensor]]
-        found = unwrap_model(self.model).loss(batch, precision.float_predictions(predictions))
-        return found
+    def compute_loss(self, batch: dict[str, Any], predictions: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        result: tuple[torch.Tensor, dict[str, torch.Tensor]]
+        result = unwrap_model(self.model).loss(batch, precision.float_predictions(predictions))
+        return result
 
     def _validation_batch(self) -> int:
         return max(self.run.spec.train.batch // self.world.world_size, 1) * 2
 
     def _check_batch_norm(self, dataset: DetectionDataset) -> None:
-        """Batch norm needs more than one value per channel."""
+        """Check that batch norm gets more than one value per channel.
+
+        Raises:
+            BadInput: a microbatch of one image has a single value per channel in the last layer.
+        """
         smallest = min(
             n
             for step in {0, self.order.steps - 1}
@@ -300,13 +369,13 @@ class Pipeline(DetectionTrainer):
         if smallest <= 1 and self.args.imgsz < 2 * self.stride:
             raise BadInput(
                 Reason.BATCH_TOO_SMALL,
-                f"spec.train.batch: {self.args.batch}: {len(dataset)} images leave a worker a batch of one, which batch "
-                f"norm cannot normalise at spec.train.imgsz: {self.args.imgsz}; change batch, or use imgsz of at least "
-                f"{2 * self.stride}",
+                f"spec.train.batch: {self.args.batch}: {len(dataset)} images leave a worker a batch of one, which "
+                f"batch norm cannot normalise at spec.train.imgsz: {self.args.imgsz}; change batch, or use imgsz of at "
+                f"least {2 * self.stride}",
             )
 
     def _wrap(self) -> None:
-        # Batch norm statistics stay a rank's own; rank 0's are saved. The argument's name changed with torch 2.13.
+        # Each rank keeps its own batch norm statistics; rank 0's are saved. torch 2.13 renamed the argument.
         accepted = inspect.signature(DistributedDataParallel).parameters
         options: dict[str, Any] = {
             "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers": False
@@ -319,28 +388,35 @@ class Pipeline(DetectionTrainer):
         )
 
         def reduce(group: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-            # Called when a bucket's gradients are there; for the last bucket that is the end of the computation.
+            # Called when the gradients of a bucket are complete; for the last bucket the computation ends here.
             self._reductions.append(self.clock.now())
             return default_hooks.allreduce_hook(group, bucket).then(reduced)
 
         def reduced(future: torch.futures.Future[torch.Tensor]) -> torch.Tensor:
-            # On a GPU this runs in a stream that waits for the reduction, so the mark lies behind it.
+            # On a GPU this runs in a stream that waits for the reduction, so the mark comes after it.
             self._reduced = self.clock.now()
             return future.value()
 
-        reduce.__annotations__.clear()  # torch compares them with types, and here they are strings
-        self.model.register_comm_hook(None, reduce)
+        self.model.register_comm_hook(None, without_annotations(reduce))
 
     def _setup_train(self) -> None:
-        """Upstream's set-up as if alone: the wrapping, the sharing and the precision are ours."""
+        """Run upstream's set-up as for one rank; DDP, sharding and precision are set up here."""
         self.world_size = 1
         super()._setup_train()
         self.world_size = self.world.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.amp = self.device.type == "cuda" and self.dtype != torch.float32  # the validator's precision
+        self.amp = self.device.type == "cuda" and self.dtype != torch.float32  # precision of the validator
+        self.trained = TrainedObjects(
+            network=unwrap_model(self.model),
+            ema=self.ema,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            stopper=self.stopper,
+            scheduler=self.scheduler,
+        )
 
     def facts(self) -> dict[str, str]:
-        """What trains on what, for people and for the info metric."""
+        """Return device, precision, torch version and world size, for people and for the info metric."""
         if self.device.type == "cuda":
             device = torch.cuda.get_device_name(self.device)
         else:
@@ -354,13 +430,13 @@ class Pipeline(DetectionTrainer):
         }
 
 
-def _clear(words: str) -> str:
-    """Upstream's words in one line; of what is no image it says that a plugin for one more format is missing."""
-    return " ".join(words.split()).replace("No module named 'pi_heif'", "cannot identify image file")
+def _one_line(message: str) -> str:
+    """Return a message of upstream in one line. For a file that is not an image, upstream reports a missing plugin."""
+    return " ".join(message.split()).replace("No module named 'pi_heif'", "cannot identify image file")
 
 
-class _Loaded:
-    """What upstream's set-up reads of a train loader; the loading itself is `dataset.loader`."""
+class _LoaderStub:
+    """The part of a train loader that upstream's set-up reads; `data.dataset.loader` loads the batches."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset

@@ -1,137 +1,147 @@
-"""What a checkpoint holds: out of a trainer, into a trainer, and in the form in which Ultralytics opens it."""
+"""Progress of a training, the identity of its run, and the stateful objects that a checkpoint restores.
+
+A checkpoint holds `TrainState.state_dict()`, `TrainedObjects.state_dict()` and a few entries that the trainer adds.
+Order of restoring: first both `load_state_dict`, in any order; then `TrainedObjects.scale_rates`, because it needs the
+number of rollbacks from the state and must overwrite the learning rates that come with the optimizer; then
+`TrainedObjects.restart_schedule`, because it needs the epoch and builds the criterion for the loaded network.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import ultralytics
-from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import YoloTrainingJobSpec
-from yolojob_trainer.checkpoint.store import State
+from yolojob_trainer.checkpoint.store import Checkpoint
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.training.phase_clock import Clocks
+from yolojob_trainer.training.time_account import TimeAccount
 
-if TYPE_CHECKING:
-    from yolojob_trainer.training.trainer import Trainer
-
-FIXED = ("model", "dataset", "train")
-"""Parts of the spec that must not change under a checkpoint."""
+FIXED_PARTS = ("model", "dataset", "train")
+"""Parts of the spec that must not change between a checkpoint and a resume."""
 
 
 def run_identity(spec: YoloTrainingJobSpec) -> dict[str, Any]:
+    """Return the parts of the spec that make two runs the same."""
     content = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {part: content[part] for part in FIXED}
+    return {part: content[part] for part in FIXED_PARTS}
 
 
-def check_fingerprint(state: State, trainer: Trainer) -> None:
-    """Refuse to go on with another run's checkpoint.
+def check_same_run(checkpoint: Checkpoint, spec: YoloTrainingJobSpec, location: str) -> None:
+    """Check that a checkpoint belongs to this run.
+
+    Args:
+        checkpoint: from `location`.
+        spec: of this run.
+        location: where the checkpoint is, for the message.
 
     Raises:
-        BadInput: names what differs, and the way out.
+        BadInput: it belongs to another run; the message names the differences and the way out.
     """
-    saved, now = json.loads(state["fingerprint"]), run_identity(trainer.run.spec)
+    saved, now = json.loads(checkpoint["fingerprint"]), run_identity(spec)
     changed = [
         f"spec.{part}.{key}: {saved[part].get(key)!r} there, {now[part].get(key)!r} here"
-        for part in FIXED
+        for part in FIXED_PARTS
         for key in sorted({*saved[part], *now[part]})
         if saved[part].get(key) != now[part].get(key)
     ]
     if changed:
-        where = trainer.storage.uri if trainer.storage else "the storage"
         raise BadInput(
             Reason.DIFFERENT_RUN,
-            f"{where} holds the checkpoints of another run ({'; '.join(changed)}). Choose another metadata.name or "
+            f"{location} holds the checkpoints of another run ({'; '.join(changed)}). Choose another metadata.name or "
             "spec.storage.uri, or remove that folder",
         )
 
 
-def capture(trainer: Trainer, step: int, finished: bool) -> State:
-    """Everything that training goes on from, in full precision, as tensors and plain values."""
-    return {
-        "fingerprint": json.dumps(run_identity(trainer.run.spec)),
-        "choice": dataclasses.asdict(trainer.choice),
-        "epoch": trainer.epoch,
-        "step": step,
-        "samples_seen": min(step * trainer.order.batch, trainer.order.samples),
-        "finished": finished,
-        "model": unwrap_model(trainer.model).state_dict(),
-        "ema": trainer.ema.ema.state_dict(),
-        "ema_updates": trainer.ema.updates,
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.scaler.state_dict(),
-        "best_fitness": trainer.best_fitness,
-        "best_metrics": trainer.best_metrics,
-        "map50": trainer.map50,
-        "map": trainer.map,
-        "stopper": {k: float(v) for k, v in vars(trainer.stopper).items() if isinstance(v, int | float)},
-        "clocks": vars(trainer.clocks),
-        "validations": trainer.validations,
-        "rollbacks": trainer.rollbacks,
-        "rows": trainer.rows,
-    }
+@dataclass
+class TrainState:
+    """Progress of a training, as plain values."""
+
+    epoch: int = 0
+    step: int = 0
+    """Epoch and step that run next, counted from 0."""
+    best_fitness: float | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    """map50 and map of the best validation so far."""
+    map50: float | None = None
+    map: float | None = None
+    """Metrics of the newest validation."""
+    clocks: TimeAccount = field(default_factory=TimeAccount)
+    validations: int = 0
+    rollbacks: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+    """Rows of results.csv, one for each epoch."""
+
+    @property
+    def rate_scale(self) -> float:
+        """Factor on the learning rate: each rollback halves it."""
+        return 0.5**self.rollbacks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all fields as plain values."""
+        return {**vars(self), "clocks": vars(self.clocks)}
+
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Set all fields from a dictionary that holds at least the entries of `state_dict`."""
+        for name in vars(self):
+            value = content[name]
+            setattr(self, name, TimeAccount(**value) if name == "clocks" else value)
 
 
-def apply(trainer: Trainer, state: State) -> None:
-    """Take up where `state` was captured, with whatever number of ranks there is now."""
-    model = unwrap_model(trainer.model)
-    model.load_state_dict(state["model"])
-    trainer.ema.ema.load_state_dict(state["ema"])
-    trainer.ema.updates = state["ema_updates"]
-    for saved, group in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True):
-        saved["fused"] = group.get("fused")  # the device of now picks the kernel, not that of then
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    if state["scaler"]:
-        trainer.scaler.load_state_dict(state["scaler"])
-    trainer.best_fitness, trainer.best_metrics = state["best_fitness"], state["best_metrics"]
-    trainer.map50, trainer.map = state["map50"], state["map"]
-    for name, value in state["stopper"].items():
-        setattr(trainer.stopper, name, type(getattr(trainer.stopper, name))(value))
-    trainer.clocks = Clocks(**state["clocks"])
-    trainer.validations, trainer.rollbacks = state["validations"], state["rollbacks"]
-    trainer.scale_rates()
-    trainer.rows = state["rows"]
-    trainer.epoch, trainer.step = state["epoch"], state["step"]
-    trainer.epochs_done = trainer.epoch
-    trainer.scheduler.last_epoch = trainer.epoch - 1
-    trainer.resumed_from = f"epoch {trainer.epoch + 1}, image {state['samples_seen']} of {trainer.order.samples}"
-    # YOLO26 shifts the weight between its two heads epoch by epoch.
-    model.criterion = model.init_criterion()
-    if hasattr(model.criterion, "update") and trainer.epoch:
-        model.criterion.updates = trainer.epoch - 1
-        model.criterion.update()
+@dataclass
+class TrainedObjects:
+    """The objects of PyTorch and Ultralytics whose state changes during a training."""
 
+    network: Any
+    """Not wrapped by DDP or torch.compile."""
+    ema: Any
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stopper: Any
+    scheduler: Any
 
-def stock_checkpoint(trainer: Trainer) -> dict[str, Any]:
-    """The EMA in the form in which `ultralytics.YOLO(...)` opens it, in half precision as upstream has it."""
-    model = deepcopy(trainer.ema.ema).half().to(memory_format=torch.contiguous_format)
-    arguments = dict(vars(trainer.args))
-    model.criterion, model.args = None, arguments
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    return {
-        "epoch": -1,
-        "best_fitness": trainer.best_fitness,
-        "model": model,
-        "ema": None,
-        "updates": None,
-        "optimizer": None,
-        "train_args": arguments,
-        "train_metrics": {**(trainer.metrics or {}), "fitness": trainer.fitness},
-        "train_results": {},
-        "version": ultralytics.__version__,
-        "license": "AGPL-3.0 (https://ultralytics.com/license)",
-        "docs": "https://docs.ultralytics.com",
-    }
+    def __post_init__(self) -> None:
+        self._initial_rates = list(self.scheduler.base_lrs)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return their states in full precision, as tensors and plain values."""
+        return {
+            "model": self.network.state_dict(),
+            "ema": self.ema.ema.state_dict(),
+            "ema_updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "stopper": {k: float(v) for k, v in vars(self.stopper).items() if isinstance(v, int | float)},
+        }
 
-def results_csv(rows: list[dict[str, float]]) -> str:
-    """results.csv in Ultralytics' form: a line per epoch."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [",".join(f"{row[c]:.6g}" if c in row else "" for c in columns) for row in rows]
-    return "\n".join([",".join(columns), *lines]) + "\n"
+    def load_state_dict(self, content: dict[str, Any]) -> None:
+        """Set their states from a dictionary that holds at least the entries of `state_dict`."""
+        self.network.load_state_dict(content["model"])
+        self.ema.ema.load_state_dict(content["ema"])
+        self.ema.updates = content["ema_updates"]
+        for saved, group in zip(content["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved["fused"] = group.get("fused")  # the kernel depends on the current device, not on the saving one
+        self.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        for name, value in content["stopper"].items():
+            field_type = type(getattr(self.stopper, name))
+            setattr(self.stopper, name, field_type(value))
+
+    def scale_rates(self, scale: float) -> None:
+        """Multiply the initial learning rates of optimizer and schedule by `scale`."""
+        self.scheduler.base_lrs = [rate * scale for rate in self._initial_rates]
+        for rate, group in zip(self.scheduler.base_lrs, self.optimizer.param_groups, strict=True):
+            group["initial_lr"] = rate
+
+    def restart_schedule(self, epoch: int) -> None:
+        """Set the learning rate schedule and the criterion to the beginning of an epoch, counted from 0."""
+        self.scheduler.last_epoch = epoch - 1
+        # The criterion of YOLO26 shifts the weight between its two heads in every epoch.
+        self.network.criterion = self.network.init_criterion()
+        if hasattr(self.network.criterion, "update") and epoch:
+            self.network.criterion.updates = epoch - 1
+            self.network.criterion.update()

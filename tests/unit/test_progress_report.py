@@ -1,4 +1,4 @@
-"""What the trainer says, and how it ends."""
+"""The trainer's report, metrics and exit codes."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 from yolojob_trainer.errors import is_lost_peer
-from yolojob_trainer.launch import single_process_environment, verdict
+from yolojob_trainer.launch import root_cause_exit_code, single_process_environment
 from yolojob_trainer.observability.metrics import Metrics, serve
-from yolojob_trainer.observability.progress_report import Throughput, shorten, write_termination_message
+from yolojob_trainer.observability.termination_message import shorten, write_termination_message
+from yolojob_trainer.observability.throughput import Throughput
 from yolojob_trainer.training.phase_clock import Span
 
 from yolojob.api.constants import ExitCode
-from yolojob.api.status import JobPhase, Progress
+from yolojob.api.status import Progress
+from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import Failure, Report, TrainerState
 
 
 @given(st.text(max_size=9000), st.lists(st.text(max_size=2000), max_size=8))
-def test_the_termination_message_fits(message: str, warnings: list[str]) -> None:
+def test_shorten_with_any_report_fits_the_termination_limit(message: str, warnings: list[str]) -> None:
     failure = Failure(rank=0, reason="TrainingFailed", message=message, exit_code=1)
     text = shorten(Report(state=TrainerState.FAILED, failure=failure, warnings=warnings, progress=Progress(epoch=3)))
     assert len(text.encode()) <= 4096
     assert Report.model_validate_json(text).state == TrainerState.FAILED
 
 
-def test_a_survivor_does_not_overwrite_the_culprit(tmp_path: Path) -> None:
+def test_termination_message_of_a_lost_peer_does_not_replace_the_cause(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.touch()
 
-    def leave(code: ExitCode) -> None:
+    def write(code: ExitCode) -> None:
         failure = Failure(rank=0, reason="Why", message=code.name, exit_code=code)
         write_termination_message(Report(state=TrainerState.FAILED, failure=failure), path)
 
-    def word() -> str:
+    def message() -> str:
         return str(json.loads(path.read_text())["failure"]["message"])
 
-    leave(ExitCode.PEER_LOST)
-    assert word() == "PEER_LOST"
-    leave(ExitCode.BAD_INPUT)
-    assert word() == "BAD_INPUT"
-    leave(ExitCode.PEER_LOST)
-    assert word() == "BAD_INPUT"
+    write(ExitCode.PEER_LOST)
+    assert message() == "PEER_LOST"
+    write(ExitCode.BAD_INPUT)
+    assert message() == "BAD_INPUT"
+    write(ExitCode.PEER_LOST)
+    assert message() == "BAD_INPUT"
 
 
 @pytest.mark.parametrize(
@@ -63,11 +65,11 @@ def test_a_survivor_does_not_overwrite_the_culprit(tmp_path: Path) -> None:
         ([-11, 143], 139),
     ],
 )
-def test_the_causes_code_comes_out(codes: list[int], expected: int) -> None:
-    assert verdict(codes) == expected
+def test_verdict_of_several_exit_codes_is_the_cause(codes: list[int], expected: int) -> None:
+    assert root_cause_exit_code(codes) == expected
 
 
-def test_a_single_process_becomes_the_worker() -> None:
+def test_environment_of_a_single_process_is_that_of_the_worker() -> None:
     env = single_process_environment({"PET_NNODES": "4", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "a.b"})
     assert (env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"], env["MASTER_ADDR"]) == ("4", "3", "0", "a.b")
 
@@ -80,11 +82,11 @@ def test_a_single_process_becomes_the_worker() -> None:
         (ValueError("connection closed by peer"), False),
     ],
 )
-def test_a_lost_peer_is_told_by_its_words(error: Exception, lost: bool) -> None:
+def test_is_lost_peer_recognises_the_messages_of_gloo(error: Exception, lost: bool) -> None:
     assert is_lost_peer(error) == lost
 
 
-def test_throughput_is_a_sliding_mean() -> None:
+def test_throughput_is_the_mean_over_a_window() -> None:
     speed = Throughput(window=1.0)
     assert speed.rate is None
     for _ in range(100):
@@ -93,14 +95,14 @@ def test_throughput_is_a_sliding_mean() -> None:
     for _ in range(20):
         speed.add(0.2, 16)
     assert speed.rate == pytest.approx(80, rel=0.1)
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="at least 0"):
         speed.add(-1, 1)
 
 
-def test_metrics_are_served_and_parse() -> None:
+def test_metrics_server_serves_both_formats_and_progress() -> None:
     metrics = Metrics(namespace="default", job_name="digits", rank=1)
     metrics.images.inc(32)
-    parts = [(JobPhase.FORWARD, 0.25), (JobPhase.BACKWARD, 0.5)]
+    parts = [(TimePart.FORWARD, 0.25), (TimePart.BACKWARD, 0.5)]
     metrics.observe_step(Span(epoch=0, step=0, images=32, start=0.0, parts=parts, reduction=0.375))
     metrics.describe({"device": 'CPU "fast"'})
     port = serve(metrics, lambda: {"state": "Training"}, 0)

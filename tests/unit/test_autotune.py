@@ -1,9 +1,10 @@
-"""Trials before the training: what is chosen, what is refused, and that the training does not notice."""
+"""Trials before the training choose and refuse settings, and the training itself is the same as without them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,17 +16,22 @@ import pytest
 import torch
 import yaml
 from support import eventually, minimal
-from support.processes import tiny
+from support.processes import Gangs, tiny
 from yolojob_trainer.data.sample_order import SampleOrder
-from yolojob_trainer.training.autotune import Choice, Measured, Tuner
+from yolojob_trainer.distributed.world import World
+from yolojob_trainer.training.autotune import Measured, Tuner
+from yolojob_trainer.training.execution import ExecutionSettings
 
 from yolojob.api.constants import ExitCode
 
-FIRST = Choice(amp="fp32", channels_last=True)
+ALONE = World(
+    rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"), on_lost_peer=lambda _: None
+)
+FIRST = ExecutionSettings(amp="fp32", channels_last=True)
 
 
 class Scripted(Tuner):
-    """Takes its measurements from a table: settings -> (seconds per step, loss), or what fails."""
+    """Takes its measurements from a table: setting -> (seconds per step, loss), or the error message."""
 
     def __init__(self, table: dict[str, tuple[float, float] | str], seconds: float = 1e6, **spec: Any) -> None:
         run = tiny(replicas=1, **spec)
@@ -34,16 +40,14 @@ class Scripted(Tuner):
             run=run,
             device=torch.device("cpu"),
             order=SampleOrder(samples=100, batch=10, shards=1, seed=0),
-            world=SimpleNamespace(
-                rank=0, world_size=1, is_main=True, local_world_size=1, sum=lambda values: list(values)
-            ),
+            world=ALONE,
             args=SimpleNamespace(epochs=run.spec.train.epochs),
         )
         super().__init__(pipeline, seconds, whole_job=True)
         self.table = table
         self.tried: list[str] = []
 
-    def _configure(self, choice: Choice) -> None:
+    def _configure(self, choice: ExecutionSettings) -> None:
         self.configured = choice
 
     def _measure(self) -> Measured:
@@ -55,17 +59,17 @@ class Scripted(Tuner):
         self.tried.append(" ".join(sorted(changed)))
         step, loss = 1.0, 100.0
         for setting in changed:
-            found = self.table.get(setting, (1.0, 100.0))
-            if isinstance(found, str):
-                raise RuntimeError(found)
-            step, loss = step * found[0], loss * found[1] / 100
+            result = self.table.get(setting, (1.0, 100.0))
+            if isinstance(result, str):
+                raise RuntimeError(result)
+            step, loss = step * result[0], loss * result[1] / 100
         return Measured(step_seconds=step, loss=loss)
 
 
 LONG = {"amp": "auto", "epochs": 10_000}
 
 
-def test_what_is_faster_is_kept_and_built_upon() -> None:
+def test_tuner_keeps_faster_settings_and_builds_on_them() -> None:
     tuner = Scripted(
         {"amp=bf16": (0.5, 100.5), "cache=ram": (0.9, 100.0), "channels_last=false": (1.5, 100)}, train=LONG
     )
@@ -80,7 +84,7 @@ def test_what_is_faster_is_kept_and_built_upon() -> None:
     assert "amp=bf16 cache=ram" in tuner.tried, "the next setting is tried on top of what was kept"
 
 
-def test_what_changes_the_loss_is_refused_however_fast() -> None:
+def test_tuner_refuses_fast_settings_that_change_the_loss() -> None:
     choice, report = Scripted({"amp=bf16": (0.1, 103.0), "micro_batches=2": (0.1, float("nan"))}, train=LONG).run(FIRST)
     assert choice == FIRST
     verdicts = {trial.settings: trial.verdict for trial in report.trials}
@@ -88,20 +92,20 @@ def test_what_changes_the_loss_is_refused_however_fast() -> None:
     assert verdicts["micro_batches=2"].startswith("refused")
 
 
-def test_what_fails_is_told_and_passed_over() -> None:
+def test_tuner_reports_settings_that_fail_and_continues() -> None:
     choice, report = Scripted({"cache=ram": "no room", "amp=bf16": (0.5, 100.0)}, train=LONG).run(FIRST)
     assert choice.amp == "bf16"
     assert {t.settings: t.verdict for t in report.trials}["cache=ram"] == "failed: no room"
 
 
-def test_what_the_user_has_set_is_left_alone() -> None:
+def test_tuner_does_not_try_settings_of_the_user() -> None:
     settings = {"amp": False, "channels_last": True, "cache": False, "workers": 0, "compile": False, "epochs": 10_000}
     tuner = Scripted({}, train=settings)
     _, report = tuner.run(FIRST)
     assert [trial.settings for trial in report.trials] == ["default", "micro_batches=2"]
 
 
-def test_a_short_job_is_not_tuned_for_longer_than_it_takes() -> None:
+def test_tuner_of_a_short_job_tries_nothing() -> None:
     tuner = Scripted({"amp=bf16": (0.5, 100.0)}, train={"amp": "auto", "epochs": 1})
     choice, report = tuner.run(FIRST)
     assert choice == FIRST
@@ -109,62 +113,75 @@ def test_a_short_job_is_not_tuned_for_longer_than_it_takes() -> None:
     assert all("the job takes about 10 s" in t.verdict for t in report.trials[1:] if "prefetch" not in t.settings)
 
 
-def test_the_time_for_trials_is_bounded() -> None:
+def test_tuner_without_time_left_tries_nothing() -> None:
     tuner = Scripted({"amp=bf16": (0.5, 100.0)}, seconds=5, train=LONG)
     assert tuner.run(FIRST)[0] == FIRST
     assert tuner.tried == [""]
 
 
-def test_compiling_needs_time_and_a_long_job() -> None:
-    for seconds, epochs, words in ((100, 10_000, "leaves 1"), (1e6, 100, "the job about")):
-        _, report = Scripted({"compile=true": (0.5, 100.0)}, seconds, train={"amp": "auto", "epochs": epochs}).run(
-            FIRST
-        )
-        verdict = {t.settings: t.verdict for t in report.trials}["compile=true"]
-        assert verdict.startswith("not tried: compiling takes minutes")
-        assert words in verdict or "leaves 99" in verdict
+@pytest.mark.parametrize(
+    ("seconds", "epochs", "message"),
+    [(100, 10_000, "spec.tuning.maxSeconds leaves"), (1e6, 100, "the job about 1000 s")],
+)
+def test_tuner_without_time_or_a_long_job_does_not_compile(seconds: float, epochs: int, message: str) -> None:
+    tuner = Scripted({"compile=true": (0.5, 100.0)}, seconds, train={"amp": "auto", "epochs": epochs})
+    _, report = tuner.run(FIRST)
+    verdict = {t.settings: t.verdict for t in report.trials}["compile=true"]
+    assert verdict.startswith("not tried: compiling takes minutes")
+    assert message in verdict
+
+
+def test_tuner_with_time_and_a_long_job_compiles() -> None:
     choice, _ = Scripted({"compile=true": (0.5, 100.0)}, train=LONG).run(FIRST)
     assert choice.compile
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_tuned_run_trains_the_same_samples_and_resumes_with_its_choice(
-    gangs: Any, tmp_path: Path, world_size: int
-) -> None:
-    """With real trials: the table is written, the training begins at the first sample, and a resume tunes no more."""
+def test_tuned_run_resumes_with_its_choice_and_without_new_trials(gangs: Gangs, world_size: int) -> None:
+    """With real trials: the report is written, the training starts at the first sample, and a resume runs no trials."""
     spec: dict[str, Any] = {
         "replicas": 2,
         "train": {"epochs": 40, "fraction": 100.0},
-        "tuning": {"mode": "Auto", "maxSeconds": 20},
+        "tuning": {"mode": "Auto", "maxSeconds": 10},
     }
     gang = gangs(world_size, **spec)
-    eventually(lambda: (tmp_path / "out" / "checkpoints").exists() and len(gang.samples()) > 60, "it trains", 200)
+    eventually(lambda: (gang.output / "checkpoints").exists() and len(gang.samples()) > 15, "training has started", 200)
     gang.processes[0].send_signal(signal.SIGTERM)
     assert set(gang.wait()) == {ExitCode.INTERRUPTED}, gang.log()
-    table = json.loads((tmp_path / "out" / "tuning.json").read_text())
+    path = gang.output / "tuning.json"
+    table = json.loads(path.read_text())
     assert table["trials"][0]["settings"] == "default"
     assert len(table["trials"]) > 3
     assert all(t["verdict"] for t in table["trials"])
-    saved = max((tmp_path / "out" / "checkpoints").iterdir())
+    saved = max((gang.output / "checkpoints").iterdir())
     choice = torch.load(saved, weights_only=True)["choice"]
     assert {k: str(v).lower() for k, v in choice.items()} == table["chosen"]
-    written = (tmp_path / "out" / "tuning.json").stat().st_mtime_ns
-    again = gangs(world_size, **spec)
-    eventually(lambda: again.processes[0].poll() is None and len(again.samples()) > 80, "it goes on", 200)
-    again.processes[0].send_signal(signal.SIGTERM)
-    again.wait()
-    assert (tmp_path / "out" / "tuning.json").stat().st_mtime_ns == written
+    written = path.stat().st_mtime_ns
+    trained = len(gang.samples())
+    resumed = gangs(world_size, **spec)
+    eventually(lambda: len(resumed.samples()) > trained + 10, "training has resumed", 200)
+    assert resumed.processes[0].poll() is None
+    resumed.processes[0].send_signal(signal.SIGTERM)
+    resumed.wait()
+    assert path.stat().st_mtime_ns == written
 
 
-def test_bench_prints_the_table_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+def test_bench_command_with_tune_prints_the_table_and_leaves_no_files(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "job.yaml"
     train = {"batch": 8, "imgsz": 64, "amp": False, "channels_last": True, "compile": False}
-    spec = {"train": train, "tuning": {"maxSeconds": 15}}
+    spec: dict[str, Any] = {"train": train, "tuning": {"maxSeconds": 10}}
     document = minimal(**spec)
     document["spec"]["model"] = {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]}
     path.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "yolojob.cli", "bench", str(path), "--cache", str(cache)]
-    done = subprocess.run([*command, "--tune", "-o", "json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--tune", "-o", "json"],
+        env={**os.environ, "YOLOJOB_CPUS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     table = json.loads(done.stdout)
     assert {"default", "micro_batches=2", "cache=ram"} <= {t["settings"] for t in table["trials"]}

@@ -1,0 +1,332 @@
+"""Runs one training process: reads the run, executes the mode, and leaves a report with an exit code.
+
+The modules that import torch take a second and more to load. They are imported inside the functions, only after the run
+is read, so that an invalid run fails quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from yolojob.api import constants
+from yolojob.api.constants import ExitCode, Mode
+from yolojob.api.reasons import Reason
+from yolojob.api.run import Run
+from yolojob.api.status import Result
+from yolojob.api.trainer_report import Failure, Report, TrainerState
+from yolojob_trainer import environment
+from yolojob_trainer.errors import BadInput, PeerLost, TrainerError, is_lost_peer
+from yolojob_trainer.observability.termination_message import write_termination_message
+from yolojob_trainer.system.process import process_start
+
+if TYPE_CHECKING:
+    from yolojob_trainer.checkpoint.run_folder import RunFolder
+    from yolojob_trainer.distributed.world import World
+    from yolojob_trainer.observability.progress_report import Reporter
+    from yolojob_trainer.training.callbacks import Callback
+    from yolojob_trainer.training.setup import NetworkSource
+    from yolojob_trainer.training.time_account import StartupTimes
+    from yolojob_trainer.training.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the modes that need data have in common."""
+
+    run: Run
+    world: World
+    """Connected."""
+    reporter: Reporter
+    scratch: Path
+    """Folder for temporary files."""
+    cache: Path
+    volumes: Path
+    rendezvous_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedInputs:
+    """Data and network of a run on this node."""
+
+    folder: Path
+    """The dataset."""
+    config: Path
+    """The data file for Ultralytics."""
+    network: NetworkSource
+    seconds: float
+    """Duration of staging."""
+
+
+class App:
+    """One training process."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._reporter: Reporter | None = None
+
+    def run(self) -> int:
+        """Execute the mode of this process; return the exit code."""
+        try:
+            report = self._execute()
+        except Exception as error:  # noqa: BLE001 - every error is reported and mapped to an exit code
+            report = self._report_failure(error)
+        if report.failure or self._rank == 0:
+            write_termination_message(report, _termination_log())
+        return report.failure.exit_code if report.failure else ExitCode.SUCCEEDED
+
+    def _execute(self) -> Report:
+        run = _read_run()
+        from yolojob_trainer.distributed.world import World
+        from yolojob_trainer.observability import metrics as prometheus
+        from yolojob_trainer.observability.progress_report import Reporter
+
+        metrics = prometheus.Metrics(namespace=run.namespace, job_name=run.name, rank=self._rank)
+        world = World.from_env(run.spec.workers.gpu, self._exit_after_lost_peer)
+        reporter = self._reporter = Reporter(metrics, world_size=world.world_size)
+        if port := int(os.environ.get(constants.ENV_METRICS_PORT, constants.METRICS_PORT)):
+            prometheus.serve(metrics, reporter.snapshot, port + world.local_rank)
+        torchrun_seconds = _torchrun_rendezvous_seconds()
+        began = time.perf_counter()
+        with world.connected(), tempfile.TemporaryDirectory(prefix="yolojob-") as scratch:
+            result = _run_mode(
+                Context(
+                    run=run,
+                    world=world,
+                    reporter=reporter,
+                    scratch=Path(scratch),
+                    cache=environment.cache_dir(),
+                    volumes=environment.volumes_dir(),
+                    rendezvous_seconds=torchrun_seconds + time.perf_counter() - began,
+                )
+            )
+        if result:
+            reporter.succeed(result)
+        return reporter.report
+
+    def _last_report(self) -> Report:
+        """Return the report up to now."""
+        return self._reporter.report if self._reporter else Report()
+
+    def _report_failure(self, error: Exception) -> Report:
+        """Print an error; return the report with it."""
+        failure = _failure(error, self._rank)
+        report = self._last_report()
+        interrupted = failure.exit_code == ExitCode.INTERRUPTED
+        report.state = TrainerState.INTERRUPTED if interrupted else TrainerState.FAILED
+        report.failure = failure
+        if failure.exit_code == ExitCode.FAILED and not isinstance(error, TrainerError):
+            traceback.print_exc()
+        _print_failure(failure)
+        return report
+
+    def _exit_after_lost_peer(self, description: str) -> None:
+        """End this process with a report; the main thread may wait for the lost peer without an end."""
+        report = self._last_report()
+        report.state = TrainerState.FAILED
+        message = f"another worker was lost: {description}"
+        report.failure = Failure(
+            rank=self._rank, reason=Reason.PEER_LOST, message=message, exit_code=ExitCode.PEER_LOST
+        )
+        _print_failure(report.failure)
+        write_termination_message(report, _termination_log())
+        os._exit(ExitCode.PEER_LOST)
+
+
+def main() -> int:
+    """Run this process; return the exit code."""
+    return App(rank=int(os.environ.get("RANK", "0"))).run()
+
+
+def _failure(error: Exception, rank: int) -> Failure:
+    if is_lost_peer(error) and not isinstance(error, TrainerError):
+        first_line = str(error).partition("\n")[0][:300]
+        error = PeerLost(Reason.PEER_LOST, f"another worker was lost: {first_line}")
+    if isinstance(error, TrainerError):
+        return Failure(rank=rank, reason=error.reason, message=str(error), exit_code=error.exit_code)
+    if "out of memory" in str(error).lower():
+        reason, hint = Reason.OUT_OF_MEMORY, " (use a smaller spec.train.batch or spec.train.imgsz, or more workers)"
+    else:
+        reason, hint = Reason.TRAINING_FAILED, ""
+    message = f"{type(error).__name__}: {error}{hint}"
+    return Failure(rank=rank, reason=reason, message=message, exit_code=ExitCode.FAILED)
+
+
+def _print_failure(failure: Failure) -> None:
+    message = f"yolojob: rank {failure.rank}: {failure.reason}: {failure.message}"
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _termination_log() -> Path:
+    return Path(os.environ.get(constants.ENV_TERMINATION_LOG, constants.TERMINATION_LOG))
+
+
+def _torchrun_rendezvous_seconds() -> float:
+    """Return the time that torchrun has waited for the other workers before it started this process."""
+    launched = os.environ.get(constants.ENV_LAUNCHED)
+    return max(process_start() - float(launched), 0.0) if launched else 0.0
+
+
+def _read_run() -> Run:
+    """Return the run from the environment.
+
+    Raises:
+        BadInput: there is no valid run.
+    """
+    try:
+        return Run.model_validate_json(os.environ[constants.ENV_RUN])
+    except KeyError:
+        raise BadInput(Reason.NO_RUN, f"{constants.ENV_RUN} is not set: yolojob starts the workers") from None
+    except ValidationError as error:
+        raise BadInput(Reason.INVALID_RUN, f"{constants.ENV_RUN}: {error}") from None
+
+
+def _run_mode(context: Context) -> Result | None:
+    """Execute the mode of this process; only a training has a result."""
+    mode = environment.mode()
+    if mode is Mode.INSPECT:
+        _inspect(context)
+        return None
+    context.reporter.set_state(TrainerState.STAGING)
+    if mode is Mode.TRAIN:
+        return _train(context)
+    if mode is Mode.TUNE:
+        _tune(context)
+    else:
+        _bench(context)
+    return None
+
+
+def _inspect(context: Context) -> None:
+    """Count network and data without training."""
+    from yolojob_trainer.bench.inspect_job import inspect_job
+
+    profile, facts = inspect_job(context.run, cache=context.cache, volumes=context.volumes)
+    context.reporter.conclude(model_profile=profile, data=facts)
+
+
+def _tune(context: Context) -> None:
+    """Find the fastest execution settings."""
+    run_folder = _open_run_folder(context)
+    staged = _stage(context)
+    with _invalid_settings_as_bad_input():
+        trainer = _build_trainer(context, staged, run_folder, [], _startup_times(context, staged))
+    context.reporter.conclude(tuning=trainer.run_trials())
+
+
+def _bench(context: Context) -> None:
+    """Measure the parts of the training."""
+    from yolojob_trainer.bench.bench import Bench
+    from yolojob_trainer.bench.inspect_job import folder_bytes
+    from yolojob_trainer.data import dataset_config
+    from yolojob_trainer.observability.trace import Trace
+
+    run_folder = _open_run_folder(context)
+    staged = _stage(context)
+    began = time.perf_counter()
+    dataset_config.locate(
+        context.run.spec.dataset, cache=context.cache, volumes=context.volumes, progress=context.reporter.staging
+    )
+    cached_seconds = time.perf_counter() - began
+    times = _startup_times(context, staged, cached_staging=cached_seconds, staged_bytes=folder_bytes(staged.folder))
+    # With a trace, because a training writes one and that takes time.
+    callbacks: list[Callback] = [Trace(context.world, run_folder, context.run.attempt)]
+    with _invalid_settings_as_bad_input():
+        trainer = _build_trainer(context, staged, run_folder, callbacks, times)
+    with trainer.prepared():
+        context.reporter.conclude(measurement=Bench(trainer, environment.bench_seconds()).run())
+
+
+def _train(context: Context) -> Result:
+    """Train the run."""
+    from yolojob_trainer.observability.trace import ChromeTrace, Trace
+
+    run_folder = _open_run_folder(context)
+    staged = _stage(context)
+    callbacks: list[Callback] = [Trace(context.world, run_folder, context.run.attempt)]
+    if steps := environment.chrome_steps():
+        callbacks.append(ChromeTrace(context.world, run_folder, context.scratch, steps))
+    with _invalid_settings_as_bad_input():
+        trainer = _build_trainer(context, staged, run_folder, callbacks, _startup_times(context, staged))
+    trainer.train()
+    base = run_folder.uri if run_folder else "rank 0"
+    return Result(weights=f"{base}/weights/best.pt", **trainer.state.best_metrics)
+
+
+def _open_run_folder(context: Context) -> RunFolder | None:
+    """Open the run's folder on rank 0, before staging: a result that cannot be saved must not cost hours of staging."""
+    from yolojob_trainer.checkpoint.run_folder import RunFolder
+
+    if not context.world.is_main:
+        return None
+    return RunFolder(environment.output_dir(), context.run.spec, context.reporter.not_saved)
+
+
+def _stage(context: Context) -> StagedInputs:
+    """Bring dataset and weights to this node. All ranks must call it."""
+    from yolojob_trainer.data import dataset_config
+    from yolojob_trainer.model import resolve
+
+    spec, cache, volumes = context.run.spec, context.cache, context.volumes
+    began = time.perf_counter()
+    with context.world.node_leaders_first("staged"):
+        folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
+        description = dataset_config.describe(folder, spec.dataset.config)
+        config = dataset_config.write_config(description, cache / "configs")
+        network = resolve.resolve(spec.model, volumes=volumes, cache=cache)
+    return StagedInputs(folder=folder, config=config, network=network, seconds=time.perf_counter() - began)
+
+
+def _startup_times(
+    context: Context, staged: StagedInputs, *, cached_staging: float = 0.0, staged_bytes: int | None = None
+) -> StartupTimes:
+    from yolojob_trainer.training.time_account import StartupTimes
+
+    return StartupTimes(
+        started=float(os.environ.get(constants.ENV_STARTED) or process_start()),
+        rendezvous=context.rendezvous_seconds,
+        staging=staged.seconds,
+        cached_staging=cached_staging,
+        staged_bytes=staged_bytes,
+    )
+
+
+def _build_trainer(
+    context: Context,
+    staged: StagedInputs,
+    run_folder: RunFolder | None,
+    callbacks: list[Callback],
+    times: StartupTimes,
+) -> Trainer:
+    from yolojob_trainer.training.setup import TrainerInputs
+    from yolojob_trainer.training.trainer import Trainer
+
+    inputs = TrainerInputs(
+        run=context.run,
+        world=context.world,
+        data_config=staged.config,
+        network=staged.network,
+        save_dir=run_folder.path if run_folder else context.scratch,
+        cache=context.cache,
+        warn=context.reporter.warn,
+    )
+    return Trainer(inputs, run_folder=run_folder, callbacks=[context.reporter, *callbacks], startup_times=times)
+
+
+@contextmanager
+def _invalid_settings_as_bad_input() -> Iterator[None]:
+    """Map a ValueError of the trainer's constructor, which checks spec.train, to BadInput."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(Reason.INVALID_SETTINGS, f"spec.train: {' '.join(str(error).split())}") from error

@@ -1,0 +1,46 @@
+"""Files of a run for people: weights that stock Ultralytics opens, and results.csv."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+import ultralytics
+
+
+def stock_checkpoint(ema: Any, args: Any, best_fitness: float | None, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the EMA in the form that `ultralytics.YOLO(...)` opens, in half precision like upstream's.
+
+    Args:
+        ema: the averaged network.
+        args: Ultralytics' settings of the training.
+        best_fitness: fitness of the best validation so far.
+        metrics: of this validation, with its fitness.
+    """
+    model = deepcopy(ema).half().to(memory_format=torch.contiguous_format)
+    arguments = dict(vars(args))
+    model.criterion, model.args = None, arguments
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    return {
+        "epoch": -1,
+        "best_fitness": best_fitness,
+        "model": model,
+        "ema": None,
+        "updates": None,
+        "optimizer": None,
+        "train_args": arguments,
+        "train_metrics": metrics,
+        "train_results": {},
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0 (https://ultralytics.com/license)",
+        "docs": "https://docs.ultralytics.com",
+    }
+
+
+def results_csv(rows: list[dict[str, float]]) -> str:
+    """Return results.csv in Ultralytics' form: one line for each epoch."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [",".join(f"{row[c]:.6g}" if c in row else "" for c in columns) for row in rows]
+    return "\n".join([",".join(columns), *lines]) + "\n"
