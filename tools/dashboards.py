@@ -384,7 +384,8 @@ FLEET = Board(
                     text="Sum over all jobs in the time range.",
                     queries=(
                         (
-                            f"sum by (namespace, part) (last_over_time(yolojob_job_time_seconds{{{WAITING}}}[$__range]))",
+                            "sum by (namespace, part) "
+                            f"(last_over_time(yolojob_job_time_seconds{{{WAITING}}}[$__range]))",
                             "{{namespace}} {{part}}",
                         ),
                     ),
@@ -515,7 +516,8 @@ OPERATOR = Board(
                     unit="s",
                     queries=(
                         (
-                            f"histogram_quantile(0.95, sum by (le, verb) (rate(yolojob_api_request_seconds_bucket[{RATE}])))",
+                            "histogram_quantile(0.95, sum by (le, verb) "
+                            f"(rate(yolojob_api_request_seconds_bucket[{RATE}])))",
                             "{{verb}}",
                         ),
                     ),

@@ -1,6 +1,7 @@
 """Measures the real operator with many jobs of 4 pods, a real API server and simulated nodes.
 
-Needs the test cluster for itself: `python -m devcluster up --nodes 0 --gpu-nodes 30` (simulated nodes of 200 pods each).
+Needs the test cluster for itself: `python -m devcluster up --nodes 0 --gpu-nodes 30` (simulated nodes of 200 pods
+each).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The operator as a separate process against a real API server; kwok simulates the pods.
 
-The files are independent of each other, and several processes can run them at the same time against one API server, each with
-its own namespaces. A test that changes something cluster-wide on which others rely is marked `exclusive`.
+The files are independent of each other, and several processes can run them at the same time against one API server,
+each with its own namespaces. A test that changes something cluster-wide on which others rely is marked `exclusive`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from support.operator_process import Operator
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "exclusive(*resources): no other test runs at the same time; with names of resources, none that names one of them",
+        "exclusive(*resources): no other test runs at the same time; with names of resources, none that names one",
     )
 
 
@@ -31,7 +31,9 @@ def api() -> Iterator[Kube]:
 
 @pytest.fixture(scope="module", autouse=True)
 def module_lock(request: pytest.FixtureRequest, api: Kube) -> Iterator[bool]:
-    """Holds the cluster alone for a module that is marked `exclusive`, its fixtures included. Its value: whether it does."""
+    """Holds the cluster alone for a module that is marked `exclusive`, its fixtures included. Its value: whether it
+    does.
+    """
     if request.node.get_closest_marker("exclusive") is None:
         yield False
         return

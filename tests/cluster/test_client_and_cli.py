@@ -72,7 +72,9 @@ def test_client_submits_waits_for_and_deletes_a_job(client: Client) -> None:
 def test_wait_survives_an_outage_of_the_api_server(
     client: Client, kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """During hours of waiting the control plane may be upgraded: the watch is closed, refused, expired, and continues."""
+    """During hours of waiting the control plane may be upgraded: the watch is closed, refused, expired, and
+    continues.
+    """
     with proxy(kube.kubeconfig, tmp_path) as (faulty, kubeconfig):
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
         distant = Client(namespace=kube.namespace)

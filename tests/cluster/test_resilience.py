@@ -171,7 +171,9 @@ class TestFaultyApiServer:
         eventually(lambda: "forgotten" not in operator.ask("/metrics")[1], "its series are gone")
 
     def test_silent_watch_is_measured_and_timers_continue(self, kube: Kube, proxied: tuple[Operator, Proxy]) -> None:
-        """Requests succeed and watches are open, but deliver no events. Deadlines are kept by timers, and the lag is measured."""
+        """Requests succeed and watches are open, but deliver no events. Deadlines are kept by timers, and the lag is
+        measured.
+        """
         operator, faulty = proxied
         kube.create(job("unheard-of", runPolicy={"activeDeadlineSeconds": 6}))
         phase(kube, "unheard-of", "Running")

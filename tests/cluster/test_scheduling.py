@@ -128,7 +128,9 @@ def test_elastic_job_shrinks_and_grows_with_the_capacity(kube: Kube, crowded: No
 
 @pytest.mark.exclusive("gpu-nodes")
 def test_elastic_job_below_its_minimum_fails_at_its_deadline(kube: Kube, crowded: None) -> None:
-    """Two workers are schedulable and four are the minimum: it waits, reports why, and deletes its pods at the deadline."""
+    """Two workers are schedulable and four are the minimum: it waits, reports why, and deletes its pods at the
+    deadline.
+    """
     scarce = elastic("scarce")
     scarce["spec"]["elastic"]["minReplicas"] = 4
     scarce["spec"]["runPolicy"] = {"preRunningDeadlineSeconds": 25}

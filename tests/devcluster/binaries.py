@@ -74,7 +74,8 @@ def build() -> None:
 def _build_kubernetes(components: list[str]) -> None:
     """Builds Kubernetes as a dependency of an empty module.
 
-    Its go.mod replaces the staged modules by folders, which only works in its own repository; so their versions are named here.
+    Its go.mod replaces the staged modules by folders, which only works in its own repository; so their versions are
+    named here.
     """
     module = CACHE / "kubernetes"
     module.mkdir(parents=True, exist_ok=True)

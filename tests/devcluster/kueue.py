@@ -1,7 +1,7 @@
 """Runs Kueue: its manager as a process in the control plane's network, with plain pods as its only integration.
 
-Its webhooks are registered by address. The build takes three minutes, once per machine; the manager, the CRDs and the manifest
-of the webhooks are kept.
+Its webhooks are registered by address. The build takes three minutes, once per machine; the manager, the CRDs and the
+manifest of the webhooks are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ HOME = CACHE / f"kueue-{VERSION}"
 MANAGER, CRDS, WEBHOOKS = HOME / "kueue", HOME / "crds", HOME / "webhooks.yaml"
 OVERLAY = STATE / "kueue"
 CERTS = OVERLAY / "etc" / "kueue" / "metrics" / "certs"
-"""The manager reads /etc/kueue/metrics/certs: OVERLAY/etc is mounted over its /etc. The webhooks use the same certificates."""
+"""The manager reads /etc/kueue/metrics/certs: OVERLAY/etc is mounted over its /etc. The webhooks use the same
+certificates.
+"""
 WEBHOOK_PORT, HEALTH_PORT = 19443, 18081
 WEBHOOK_NAMES = {"pod", "workload", "clusterqueue", "cohort", "resourceflavor"}
 """Names of the webhooks to register: those in its manifest, without the first letter and `.kb.io`."""
@@ -78,7 +80,9 @@ def stop() -> None:
 
 
 def _make_certificates() -> str:
-    """Creates a certificate authority and a certificate for 127.0.0.1, and returns the authority's certificate in base64."""
+    """Creates a certificate authority and a certificate for 127.0.0.1, and returns the authority's certificate in
+    base64.
+    """
     CERTS.mkdir(parents=True, exist_ok=True)
     if not (CERTS / "tls.crt").exists():
         new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-subj")
@@ -121,7 +125,9 @@ def _configuration() -> Object:
 
 
 def _webhook_configurations(authority: str) -> list[Object]:
-    """Returns the webhook configurations of its manifest, limited to WEBHOOK_NAMES, with an address instead of a service."""
+    """Returns the webhook configurations of its manifest, limited to WEBHOOK_NAMES, with an address instead of a
+    service.
+    """
     printed = kubectl("create", "--dry-run=client", "--validate=false", "-o", "json", "-f", str(WEBHOOKS)).stdout
     configurations: list[Object] = []
     decoder = json.JSONDecoder()

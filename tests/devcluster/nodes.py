@@ -181,7 +181,9 @@ def cut_power(i: int) -> None:
 
 
 def _pids(i: int) -> list[int]:
-    """Returns the node's processes: containers by their cgroup, containerd's shims by the socket in their command line."""
+    """Returns the node's processes: containers by their cgroup, containerd's shims by the socket in their command
+    line.
+    """
     pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -1,6 +1,7 @@
 """Fixtures of a real cluster with the operator, installed by its chart from images that are built here.
 
-With KUBECONFIG, the tests use that cluster instead; YOLOJOB_OPERATOR_IMAGE and YOLOJOB_TRAINER_IMAGE then name the images.
+With KUBECONFIG, the tests use that cluster instead; YOLOJOB_OPERATOR_IMAGE and YOLOJOB_TRAINER_IMAGE then name the
+images.
 """
 
 from __future__ import annotations

@@ -102,7 +102,9 @@ http.server.HTTPServer(("", 9003), Metrics).serve_forever()
 
 @pytest.fixture
 def opencost(kube: Kube, image_names: dict[str, str]) -> Iterator[float]:
-    """A service that exports metrics like OpenCost, with the same price for every node; yields the price in USD per hour."""
+    """A service that exports metrics like OpenCost, with the same price for every node; yields the price in USD per
+    hour.
+    """
     price = 0.625
     nodes = [n["metadata"]["name"] for n in kube.get("nodes")["items"]]
     metrics = (

@@ -74,7 +74,8 @@ def test_page_is_drawn_without_errors(browser: Browser, pages: Path, page_name: 
             traces: plot.data.length,
             drawn: plot.querySelectorAll('.bars path, .scatterlayer .js-line, .scatterlayer .point').length,
             width: plot.getBoundingClientRect().width,
-            cut: [...plot.querySelectorAll('.xtitle, .ytitle')].some(t => t.getBoundingClientRect().right > innerWidth + 1),
+            cut: [...plot.querySelectorAll('.xtitle, .ytitle')]
+              .some(t => t.getBoundingClientRect().right > innerWidth + 1),
         }))"""
     )
     assert len(plots) >= 4

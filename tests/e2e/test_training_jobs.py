@@ -84,7 +84,8 @@ def test_job_with_deleted_worker_resumes_from_its_checkpoint(kube: Kube, volume:
         for part in ("rendezvousSeconds", "stagingSeconds", "startupSeconds")
     )
     print(
-        f"trains again after {took:.1f} s, of which the trainer's start took {trainer_start:.1f} s: {report['resumedFrom']}"
+        f"trains again after {took:.1f} s, of which the trainer's start took {trainer_start:.1f} s: "
+        f"{report['resumedFrom']}"
     )
     assert report["progress"]["epoch"] >= before["progress"]["epoch"]
     status = finished(kube, "deleted")

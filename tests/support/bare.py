@@ -1,4 +1,6 @@
-"""The upper limit of speed: forward, loss and backward on one fixed batch. `python bare.py JSON`, in its own process."""
+"""The upper limit of speed: forward, loss and backward on one fixed batch. `python bare.py JSON`, in its own
+process.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fake time: an event loop whose clock jumps to the next timer, so that a test of minutes takes milliseconds.
 
-The clock stands still while callbacks are ready. When nothing is ready and no I/O has arrived, it jumps to the next timer.
-Hence results do not depend on how busy the machine is.
+The clock stands still while callbacks are ready. When nothing is ready and no I/O has arrived, it jumps to the next
+timer. Hence results do not depend on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class FakeTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop with a fake clock. Threads and sockets get no time to answer, so tests with these need a real loop."""
+    """An event loop with a fake clock. Threads and sockets get no time to answer, so tests with these need a real
+    loop.
+    """
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(_JumpingSelector(clock))

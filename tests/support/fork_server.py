@@ -2,8 +2,8 @@
 
 Only libraries are imported ahead, and none that reads a worker's environment at import time. Ultralytics (RANK,
 YOLO_CONFIG_DIR) and the code under test are imported by each process itself, with its own environment variables. The
-server has a single thread, so no lock is held and no thread is lost when it forks. Processes have their own pid, output,
-exit code and start time, and can be stopped and killed one by one.
+server has a single thread, so no lock is held and no thread is lost when it forks. Processes have their own pid,
+output, exit code and start time, and can be stopped and killed one by one.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def missing() -> str | None:
 
 @contextmanager
 def cluster() -> Iterator[Kube]:
-    """The cluster that KUBECONFIG points to; otherwise the test cluster, which is started if it is down, and then stopped.
+    """The cluster that KUBECONFIG points to; otherwise the test cluster, which is started if it is down, and then
+    stopped.
 
     Several test processes may call this at the same time: the first one starts the test cluster, the last one stops it.
     """
@@ -118,7 +119,9 @@ def cluster() -> Iterator[Kube]:
 
 @contextmanager
 def started(locks: ClusterLocks) -> Iterator[None]:
-    """Start the test cluster unless it is up; stop it at the end if no other test process uses it and tests started it."""
+    """Start the test cluster unless it is up; stop it at the end if no other test process uses it and tests started
+    it.
+    """
     starting, started_by_tests = locks.path("starting"), locks.path("started-by-tests")
     with locks.path("users").open("a") as users:
         with locked(starting):

@@ -1,8 +1,8 @@
 """Locks between test processes that share one cluster.
 
-They are flock(2) locks, which the kernel releases when a process ends, however it ends. A test holds the cluster with others
-(`shared`) or alone (`exclusive`); beside others it may hold a named resource alone. A test that waits for the whole cluster keeps
-later tests from starting.
+They are flock(2) locks, which the kernel releases when a process ends, however it ends. A test holds the cluster with
+others (`shared`) or alone (`exclusive`); beside others it may hold a named resource alone. A test that waits for the
+whole cluster keeps later tests from starting.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class ClusterLocks:
 
     @contextmanager
     def shared(self, resources: Iterable[str] = ()) -> Iterator[None]:
-        """Use the cluster beside other tests, and these resources alone. The order of the resources prevents deadlocks."""
+        """Use the cluster beside other tests, and these resources alone. The order of the resources prevents
+        deadlocks.
+        """
         with ExitStack() as stack:
             with locked(self.path("entry")):
                 stack.enter_context(locked(self.path("cluster"), shared=True))

@@ -40,8 +40,8 @@ class MicroBatch(NamedTuple):
 class ForkServers:
     """A fork server for rank 0 and one for the other ranks.
 
-    Processes of one server share Python's hash seed. With two servers the iteration order of sets differs between ranks,
-    as it does in production.
+    Processes of one server share Python's hash seed. With two servers the iteration order of sets differs between
+    ranks, as it does in production.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,8 @@ class Gangs:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(gang.master_port),
                 "OMP_NUM_THREADS": "1",
-                # A thread for each process: OpenMP threads that wait for each other waste most of a busy machine's time.
+                # A thread for each process: OpenMP threads that wait for each other waste most of a busy machine's
+                # time.
                 "YOLOJOB_CPUS": str(world_size),
                 **(environment or {}),
             }
@@ -174,7 +175,9 @@ def _read_record(path: Path) -> list[MicroBatch]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody uses, below the range from which the kernel picks ports for connections."""
+    """A TCP port of this machine that nobody uses, below the range from which the kernel picks ports for
+    connections.
+    """
     while True:
         port = PORTS.start + secrets.randbelow(len(PORTS))
         with socket.socket() as probe:

@@ -1,4 +1,5 @@
-"""The comparison: stock `ultralytics.YOLO(...).train(...)` on the same data. `python stock.py JSON`, in its own process.
+"""The comparison: stock `ultralytics.YOLO(...).train(...)` on the same data. `python stock.py JSON`, in its own
+process.
 
 Prints a line of JSON: img/s of the training steps and of whole epochs (with validation), both without the first epoch,
 and the mAP at the end.

@@ -4,8 +4,9 @@
 - `curves`, `samples` and `diverge` append a line for every micro-batch to FILE.RANK.
 - `diverge` also sets a weight to NaN in the third step of the second epoch, as many times as YOLOJOB_TEST_DIVERGE says.
 
-`gradients` and `curves` compute in double precision, so that a difference between two runs is a mistake and not the order
-of additions, which twenty steps of training amplify. They do not validate, because the validator uses single precision.
+`gradients` and `curves` compute in double precision, so that a difference between two runs is a mistake and not the
+order of additions, which twenty steps of training amplify. They do not validate, because the validator uses single
+precision.
 
 YOLOJOB_TEST_HEARTBEAT_TIMEOUT and YOLOJOB_TEST_SHARED_MEMORY replace the trainer's constants.
 """

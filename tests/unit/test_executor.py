@@ -57,7 +57,9 @@ class TestUnseenPods:
     }
 
     def test_unseen_with_a_stalled_watch_counts_since_the_first_creation(self, clock: FakeClock) -> None:
-        """After a while a pod is no longer assumed to exist, and its creation is repeated, which finds the existing one."""
+        """After a while a pod is no longer assumed to exist, and its creation is repeated, which finds the existing
+        one.
+        """
         running, start = executor(Server()), clock.now
         for _ in range(4):
             carry_out(running, create=(self.POD,))

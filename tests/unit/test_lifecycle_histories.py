@@ -40,7 +40,9 @@ def assert_balanced(status: YoloTrainingJobStatus) -> None:
 
 
 def test_training_during_the_grace_period_is_not_counted_twice() -> None:
-    """A worker trains and saves after its attempt has ended: the checkpoint contains this time, and so does the restart."""
+    """A worker trains and saves after its attempt has ended: the checkpoint contains this time, and so does the
+    restart.
+    """
     timeline = Timeline()
     timeline.at(0)
     timeline.at(1, early(0), early(1))

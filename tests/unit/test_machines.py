@@ -19,7 +19,8 @@ def test_builtin_machines_have_known_gpus() -> None:
 def test_load_adds_the_users_machines(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "machines: {box: {provider: us, gpu: T4, gpus: 1, cpus: 8, network: 1, price: 0.1, date: 2026-01-01, source: us}}"
+        "machines: {box: {provider: us, gpu: T4, gpus: 1, cpus: 8, network: 1, price: 0.1, date: 2026-01-01, "
+        "source: us}}"
     )
     catalogue = machines.load(path)
     assert catalogue.machine("box").price == pytest.approx(0.1)

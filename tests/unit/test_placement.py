@@ -282,7 +282,9 @@ class TestGangs:
         assert [path for path, _, _ in broken] == ["spec.elastic"]
 
     def test_kueue_gang_that_was_preempted_is_released(self) -> None:
-        """Kueue deletes preempted pods and keeps them by a finalizer: a disruption, and the next attempt has a new group."""
+        """Kueue deletes preempted pods and keeps them by a finalizer: a disruption, and the next attempt has a new
+        group.
+        """
         spec: dict[str, Any] = {"scheduling": {"gang": "kueue", "queue": "team"}}
         status = make_plan(job(**spec)).status
         status = make_plan(job(status, **spec), pod(0), pod(1)).status

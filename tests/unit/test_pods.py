@@ -231,7 +231,9 @@ def test_pod_facts_of_an_unknown_container_status_are_a_disruption() -> None:
 
 
 def test_worker_that_tolerates_everything_is_still_evicted_from_a_lost_node() -> None:
-    """The first matching toleration counts, so ours come before those of the template, unless the template sets the same."""
+    """The first matching toleration counts, so ours come before those of the template, unless the template sets the
+    same.
+    """
     everything = {"operator": "Exists"}
     tolerations = worker(workers={"template": {"spec": {"tolerations": [everything]}}})["spec"]["tolerations"]
     assert [t.get("tolerationSeconds") for t in tolerations] == [15, 15, None]

@@ -109,7 +109,9 @@ def shown_jobs(running: Reconciler) -> list[tuple[tuple[str, str], int]]:
 
 
 def remembers(running: Reconciler, text: str) -> bool:
-    """Whether an object that the reconciler holds contains this string. Its tasks and the test's server do not count."""
+    """Whether an object that the reconciler holds contains this string. Its tasks and the test's server do not
+    count.
+    """
     skipped = (type, ModuleType, FunctionType, BuiltinFunctionType, asyncio.AbstractEventLoop, asyncio.Task, Server)
     found, pending = set[int](), [running]
     while pending:

@@ -1,4 +1,6 @@
-"""Staging copies data from real servers to this node once and completely, also when servers, networks or processes fail."""
+"""Staging copies data from real servers to this node once and completely, also when servers, networks or processes
+fail.
+"""
 
 from __future__ import annotations
 

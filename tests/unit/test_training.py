@@ -1,4 +1,6 @@
-"""Real processes that train together over gloo: the result does not depend on their number and survives interruptions."""
+"""Real processes that train together over gloo: the result does not depend on their number and survives
+interruptions.
+"""
 
 from __future__ import annotations
 

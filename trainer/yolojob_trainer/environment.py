@@ -70,7 +70,9 @@ def bench_seconds() -> float:
 
 
 def prepare() -> None:
-    """Keep Ultralytics from using the network and from running code in data, and set the folder that it may write to."""
+    """Keep Ultralytics from using the network and from running code in data, and set the folder that it may write
+    to.
+    """
     config = cache_dir() / "config"
     try:
         config.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,9 @@ class Estimator:
         if target.is_local:
             return billing.bill_owned(predicted, power, self.assumptions, self.catalogue.currency)
         if target.machine is not None:
-            listed = price_of(_unpriced(self.spec), target.machine, spot=self.spec.pricing.spot, catalogue=self.catalogue)
+            listed = price_of(
+                _unpriced(self.spec), target.machine, spot=self.spec.pricing.spot, catalogue=self.catalogue
+            )
             price = RentalPrice(per_worker_hour=listed.per_worker_hour, currency=listed.currency, source=listed.source)
         else:
             price = RentalPrice(

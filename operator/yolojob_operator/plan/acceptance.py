@@ -68,8 +68,8 @@ def _unknown_nodes(builder: PlanBuilder) -> Refusal | None:
         return None
     return (
         Reason.NODES_UNKNOWN,
-        "spec.workers.gpu.required: false: this operator watches single namespaces and may not list nodes, so it cannot "
-        "find out whether the cluster has GPUs; set it to true, or leave spec.workers.gpu out to train on CPUs",
+        "spec.workers.gpu.required: false: this operator watches single namespaces and may not list nodes, so it "
+        "cannot find out whether the cluster has GPUs; set it to true, or leave spec.workers.gpu out to train on CPUs",
     )
 
 

@@ -85,7 +85,8 @@ class World:
         if gpu and gpu.required and gpu_count < local_world_size:
             raise BadInput(
                 Reason.NOT_ENOUGH_GPUS,
-                f"spec.workers.gpu: {local_world_size} process(es) need one GPU each, but this machine has {gpu_count}; "
+                f"spec.workers.gpu: {local_world_size} process(es) need one GPU each, but this machine has "
+                f"{gpu_count}; "
                 "set spec.workers.gpu.required: false to train on the CPU, or leave spec.workers.gpu out",
             )
         return cls(
