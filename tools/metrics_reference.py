@@ -92,8 +92,8 @@ def _plain_summary(template: str) -> str:
 
 def render() -> str:
     """The page as text."""
-    trainer = yolojob_trainer.observability.metrics.Metrics(namespace="", job_name="", rank=0).registry
-    operator = yolojob_operator.control.metrics.Metrics(lambda: []).registry
+    trainer = yolojob_trainer.observability.metrics.TrainerMetrics(namespace="", job_name="", rank=0).registry
+    operator = yolojob_operator.control.metrics.OperatorMetrics(lambda: []).registry
     return (
         HEADER
         + TABLE

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 from support.plans import NOW, after, failed, job, make_plan, pod, running
-from yolojob_operator.control.metrics import Metrics
+from yolojob_operator.control.metrics import OperatorMetrics
 
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+def value(metrics: OperatorMetrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, {"namespace": "default", **labels})
 
 
@@ -28,7 +28,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     ],
 )
 def test_restarts_total_of_a_disruption_has_its_cause(disruption: str, cause: str) -> None:
-    metrics, before = Metrics(lambda: []), running()
+    metrics, before = OperatorMetrics(lambda: []), running()
     now = make_plan(before, failed(0, 143, disruption=disruption), pod(1)).status
     metrics.status_written(before, now)
     metrics.status_written(job(now), now)
@@ -38,7 +38,7 @@ def test_restarts_total_of_a_disruption_has_its_cause(disruption: str, cause: st
 
 
 def test_restarts_total_distinguishes_failures_and_deleted_pods() -> None:
-    metrics, before = Metrics(lambda: []), running()
+    metrics, before = OperatorMetrics(lambda: []), running()
     metrics.status_written(before, make_plan(before, failed(0, 1), pod(1)).status)
     metrics.status_written(before, make_plan(before, pod(0)).status)
     assert value(metrics, "yolojob_restarts_total", cause="failure") == 1
@@ -47,7 +47,7 @@ def test_restarts_total_distinguishes_failures_and_deleted_pods() -> None:
 
 def test_time_to_running_of_a_job_that_first_ran_in_a_later_attempt_is_observed() -> None:
     """The slowest starts matter most."""
-    metrics = Metrics(lambda: [])
+    metrics = OperatorMetrics(lambda: [])
     steps: list[YoloTrainingJobStatus] = [make_plan(job()).status]
     steps.append(make_plan(job(steps[-1]), failed(0, 1), pod(1, "Pending", started=None)).status)
     steps.append(make_plan(job(steps[-1]), pod(0, attempt=2), pod(1, attempt=2), now=after(40)).status)
@@ -64,7 +64,7 @@ def test_time_to_running_of_a_job_that_first_ran_in_a_later_attempt_is_observed(
 def test_job_series_are_read_once_for_each_version_and_removed_with_the_job() -> None:
     versions_read: list[int] = []
     jobs: list[tuple[tuple[str, str], int, Callable[[], YoloTrainingJobStatus]]] = []
-    metrics = Metrics(lambda: jobs)
+    metrics = OperatorMetrics(lambda: jobs)
 
     def status(version: int) -> Callable[[], YoloTrainingJobStatus]:
         def read() -> YoloTrainingJobStatus:

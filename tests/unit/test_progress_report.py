@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 from yolojob_trainer.errors import is_lost_peer
 from yolojob_trainer.launch import root_cause_exit_code, single_process_environment
-from yolojob_trainer.observability.metrics import Metrics, serve
+from yolojob_trainer.observability.metrics import TrainerMetrics, serve
 from yolojob_trainer.observability.termination_message import shorten, write_termination_message
 from yolojob_trainer.observability.throughput import Throughput
 from yolojob_trainer.training.phase_clock import Span
@@ -100,7 +100,7 @@ def test_throughput_is_the_mean_over_a_window() -> None:
 
 
 def test_metrics_server_serves_both_formats_and_progress() -> None:
-    metrics = Metrics(namespace="default", job_name="digits", rank=1)
+    metrics = TrainerMetrics(namespace="default", job_name="digits", rank=1)
     metrics.images.inc(32)
     parts = [(TimePart.FORWARD, 0.25), (TimePart.BACKWARD, 0.5)]
     metrics.observe_step(Span(epoch=0, step=0, images=32, start=0.0, parts=parts, reduction=0.375))

@@ -15,7 +15,7 @@ import pytest
 from support import fake_time, minimal
 from support.fake_time import FakeDatetime, eventually
 from yolojob_operator.control import reconciler as reconciler_module
-from yolojob_operator.control.metrics import Metrics
+from yolojob_operator.control.metrics import OperatorMetrics
 from yolojob_operator.control.reconciler import WATCH_STALL_SECONDS, Reconciler, WatchCache
 from yolojob_operator.control.status_debounce import QUIET_SECONDS
 from yolojob_operator.kube.api_client import ApiError, Conflict
@@ -95,10 +95,10 @@ def new_body(**policy: Any) -> dict[str, Any]:
     return document
 
 
-def reconciler(server: Any, metrics: Metrics | None = None) -> Reconciler:
+def reconciler(server: Any, metrics: OperatorMetrics | None = None) -> Reconciler:
     """A reconciler that leads. Its watch shows no pods, and it may not see nodes."""
     cache = WatchCache(pods_of=lambda key: [], all_pods=lambda: [], nodes=lambda: None)
-    created = Reconciler(server, Defaults(image="x"), metrics or Metrics(lambda: []), (), cache)
+    created = Reconciler(server, Defaults(image="x"), metrics or OperatorMetrics(lambda: []), (), cache)
     created.leadership.hold_until(float("inf"))
     return created
 
@@ -427,7 +427,7 @@ def test_broken_job_managed_by_another_controller_gets_no_status() -> None:
 
 def test_standby_keeps_nothing_of_deleted_jobs() -> None:
     """A standby takes nothing from the queue, possibly for weeks."""
-    metrics = Metrics(lambda: [])
+    metrics = OperatorMetrics(lambda: [])
 
     async def live() -> None:
         running = reconciler(Server(), metrics)

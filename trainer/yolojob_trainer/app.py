@@ -91,7 +91,7 @@ class App:
         from yolojob_trainer.observability import metrics as prometheus
         from yolojob_trainer.observability.progress_report import Reporter
 
-        metrics = prometheus.Metrics(namespace=run.namespace, job_name=run.name, rank=self._rank)
+        metrics = prometheus.TrainerMetrics(namespace=run.namespace, job_name=run.name, rank=self._rank)
         world = World.from_env(run.spec.workers.gpu, self._exit_after_lost_peer)
         reporter = self._reporter = Reporter(metrics, world_size=world.world_size)
         if port := int(os.environ.get(constants.ENV_METRICS_PORT, constants.METRICS_PORT)):

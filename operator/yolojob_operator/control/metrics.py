@@ -176,7 +176,7 @@ class JobsCollector(Collector):
         )
 
 
-class Metrics:
+class OperatorMetrics:
     """All series of the operator."""
 
     def __init__(self, jobs: Jobs) -> None:

@@ -20,7 +20,7 @@ from yolojob.api.reasons import Reason
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
 from yolojob_operator.control.executor import Executor
 from yolojob_operator.control.leader_election import Leadership
-from yolojob_operator.control.metrics import Metrics
+from yolojob_operator.control.metrics import OperatorMetrics
 from yolojob_operator.control.progress_poller import ProgressPoller
 from yolojob_operator.control.status_debounce import StatusDebounce
 from yolojob_operator.control.watch_audit import JobVersions, WatchAudit
@@ -63,7 +63,7 @@ class Reconciler:
         self,
         api: ApiClient,
         defaults: Defaults,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         namespaces: tuple[str, ...],
         cache: WatchCache,
     ) -> None:

@@ -16,7 +16,7 @@ import kopf
 
 from yolojob.api import constants
 from yolojob_operator.control import leader_election
-from yolojob_operator.control.metrics import Metrics
+from yolojob_operator.control.metrics import OperatorMetrics
 from yolojob_operator.control.reconciler import Reconciler, WatchCache
 from yolojob_operator.kopf_app import http_server
 from yolojob_operator.kopf_app.indices import Indices
@@ -72,7 +72,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     given: Settings = memo.settings
     memo.stack = stack = AsyncExitStack()
     memo.indices = Indices(clusterwide=not given.namespaces)
-    metrics = Metrics(lambda: memo.reconciler.statuses())
+    metrics = OperatorMetrics(lambda: memo.reconciler.statuses())
 
     def observe(method: str, resource: str, status: int, seconds: float) -> None:
         metrics.requests.labels(method, resource, status).inc()

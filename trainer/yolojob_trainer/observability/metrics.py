@@ -21,7 +21,7 @@ LABELS = ("namespace", "job_name", "rank")
 """`job_name`, because Prometheus itself sets the label `job` of a target."""
 
 
-class Metrics:
+class TrainerMetrics:
     """All series of one rank, with its labels bound."""
 
     def __init__(self, *, namespace: str, job_name: str, rank: int) -> None:
@@ -100,7 +100,7 @@ class _SilentHandler(WSGIRequestHandler):
         """Do not log requests: there are many, and they are not of interest."""
 
 
-def serve(metrics: Metrics, progress: Callable[[], dict[str, Any]], port: int) -> int:
+def serve(metrics: TrainerMetrics, progress: Callable[[], dict[str, Any]], port: int) -> int:
     """Serve /metrics and /progress from a thread until the process ends; return the port.
 
     Raises:

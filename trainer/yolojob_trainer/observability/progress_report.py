@@ -11,7 +11,7 @@ from yolojob.api.measurement import DataFacts, Measurement, ModelProfile
 from yolojob.api.status import Result
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import Report, TrainerState, TuningReport
-from yolojob_trainer.observability.metrics import Metrics
+from yolojob_trainer.observability.metrics import TrainerMetrics
 from yolojob_trainer.observability.throughput import Throughput
 from yolojob_trainer.training.callbacks import Callback, TrainerView
 from yolojob_trainer.training.phase_clock import Span
@@ -26,7 +26,7 @@ NOT_SAVED = "not saved: "
 class Reporter(Callback):
     """Keeps the report. The training thread writes it, and the threads of the server read copies."""
 
-    def __init__(self, metrics: Metrics, *, world_size: int) -> None:
+    def __init__(self, metrics: TrainerMetrics, *, world_size: int) -> None:
         self.metrics = metrics
         self.report = Report(world_size=world_size)
         self.throughput = Throughput()
