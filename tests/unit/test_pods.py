@@ -104,7 +104,7 @@ def test_worker_with_gpu_types_matches_the_labels_of_every_platform() -> None:
 
 def test_gpu_table_has_a_value_for_every_label() -> None:
     for name, kinds in gpu_labels.table().items():
-        assert set(kinds) == set(gpu_labels.LABELS), name
+        assert set(kinds) == set(gpu_labels.NODE_LABELS), name
     assert gpu_labels.labels(["MY-GPU"])["nvidia.com/gpu.product"] == ["MY-GPU"]
 
 

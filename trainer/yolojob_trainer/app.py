@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class RunContext:
     """What the modes that need data have in common."""
 
     run: Run
@@ -100,7 +100,7 @@ class App:
         began = time.perf_counter()
         with world.connected(), tempfile.TemporaryDirectory(prefix="yolojob-") as scratch:
             result = _run_mode(
-                Context(
+                RunContext(
                     run=run,
                     world=world,
                     reporter=reporter,
@@ -191,7 +191,7 @@ def _read_run() -> Run:
         raise BadInput(Reason.INVALID_RUN, f"{constants.ENV_RUN}: {error}") from None
 
 
-def _run_mode(context: Context) -> Result | None:
+def _run_mode(context: RunContext) -> Result | None:
     """Execute the mode of this process; only a training has a result."""
     mode = environment.mode()
     if mode is Mode.INSPECT:
@@ -207,7 +207,7 @@ def _run_mode(context: Context) -> Result | None:
     return None
 
 
-def _inspect(context: Context) -> None:
+def _inspect(context: RunContext) -> None:
     """Count network and data without training."""
     from yolojob_trainer.bench.inspect_job import inspect_job
 
@@ -215,7 +215,7 @@ def _inspect(context: Context) -> None:
     context.reporter.conclude(model_profile=profile, data=facts)
 
 
-def _tune(context: Context) -> None:
+def _tune(context: RunContext) -> None:
     """Find the fastest execution settings."""
     run_folder = _open_run_folder(context)
     staged = _stage(context)
@@ -224,7 +224,7 @@ def _tune(context: Context) -> None:
     context.reporter.conclude(tuning=trainer.run_trials())
 
 
-def _bench(context: Context) -> None:
+def _bench(context: RunContext) -> None:
     """Measure the parts of the training."""
     from yolojob_trainer.bench.bench import Bench
     from yolojob_trainer.bench.inspect_job import folder_bytes
@@ -247,7 +247,7 @@ def _bench(context: Context) -> None:
         context.reporter.conclude(measurement=Bench(trainer, environment.bench_seconds()).run())
 
 
-def _train(context: Context) -> Result:
+def _train(context: RunContext) -> Result:
     """Train the run."""
     from yolojob_trainer.observability.trace import ChromeTrace, Trace
 
@@ -263,7 +263,7 @@ def _train(context: Context) -> Result:
     return Result(weights=f"{base}/weights/best.pt", **trainer.state.best_metrics)
 
 
-def _open_run_folder(context: Context) -> RunFolder | None:
+def _open_run_folder(context: RunContext) -> RunFolder | None:
     """Open the run's folder on rank 0, before staging: a result that cannot be saved must not cost hours of staging."""
     from yolojob_trainer.checkpoint.run_folder import RunFolder
 
@@ -272,7 +272,7 @@ def _open_run_folder(context: Context) -> RunFolder | None:
     return RunFolder(environment.output_dir(), context.run.spec, context.reporter.not_saved)
 
 
-def _stage(context: Context) -> StagedInputs:
+def _stage(context: RunContext) -> StagedInputs:
     """Bring dataset and weights to this node. All ranks must call it."""
     from yolojob_trainer.data import dataset_config
     from yolojob_trainer.model import resolve
@@ -288,7 +288,7 @@ def _stage(context: Context) -> StagedInputs:
 
 
 def _startup_times(
-    context: Context, staged: StagedInputs, *, cached_staging: float = 0.0, staged_bytes: int | None = None
+    context: RunContext, staged: StagedInputs, *, cached_staging: float = 0.0, staged_bytes: int | None = None
 ) -> StartupTimes:
     from yolojob_trainer.training.time_account import StartupTimes
 
@@ -302,7 +302,7 @@ def _startup_times(
 
 
 def _build_trainer(
-    context: Context,
+    context: RunContext,
     staged: StagedInputs,
     run_folder: RunFolder | None,
     callbacks: list[Callback],

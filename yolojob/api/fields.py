@@ -13,6 +13,10 @@ from pydantic_core import core_schema
 from yolojob.api import uri as uris
 from yolojob.api.uri import Uri
 
+Count = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
 # A structural schema has no unions. A field without a type accepts any value, and `enum`, `minimum`, `pattern`…
 # restrict only values of their own type, so together they describe a union.
 _ANY = {"x-kubernetes-preserve-unknown-fields": True}

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field, PlainSerializer
 
 from yolojob.api.base import ApiModel
+from yolojob.api.fields import Count
 
 # Rounded when written: in a cluster, a measurement is part of a termination message, which is limited to 4096 bytes.
 Amount = Annotated[float, Field(ge=0), PlainSerializer(lambda value: float(f"{value:.6g}"), return_type=float)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class Host(ApiModel):

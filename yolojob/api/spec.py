@@ -12,7 +12,7 @@ from yolojob.api.train_settings import TrainSettings
 
 MAX_INT32 = 2**31 - 1
 """The largest integer for a count or a time in seconds, as in Kubernetes' own objects; 68 years."""
-Seconds = Annotated[int, Field(ge=0, le=MAX_INT32)]
+WholeSeconds = Annotated[int, Field(ge=0, le=MAX_INT32)]
 PositiveSeconds = Annotated[int, Field(ge=1, le=MAX_INT32)]
 
 # A file inside a dataset or a weights folder: a relative path that stays inside the folder.
@@ -172,7 +172,7 @@ class RunPolicy(ApiModel):
     """The job fails when it has been active for this time."""
     pre_running_deadline_seconds: PositiveSeconds | None = None
     """The job fails when an attempt is not running after this time."""
-    ttl_seconds_after_finished: Seconds | None = None
+    ttl_seconds_after_finished: WholeSeconds | None = None
     """Delete the finished job after this time; 0 deletes it immediately."""
     clean_pod_policy: Literal["None", "Running", "All"] = "Running"
     """Which pods are deleted when the job has finished. Running pods of a failed job are always stopped, also with

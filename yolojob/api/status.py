@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, PlainSerializer
 
 from yolojob.api.base import LenientModel
+from yolojob.api.fields import Count
 from yolojob.api.time_parts import STEP_PARTS, TimePart, known_part
 
 
@@ -19,7 +20,6 @@ def _rfc3339(moment: datetime) -> str:
 Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, return_type=str)]
 """A time in UTC with a resolution of one second, as in Kubernetes."""
 
-Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
 

@@ -11,11 +11,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from yolojob.api.base import ApiModel
-from yolojob.api.fields import Amp, Cache, Compile, Freeze, Scale
+from yolojob.api.fields import Amp, Cache, Compile, Count, Freeze, NonNegative, Scale
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
 
 REPLACED: dict[str, str] = {
     "model": "use spec.model.name",

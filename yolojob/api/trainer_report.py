@@ -8,8 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from yolojob.api.base import LenientModel
+from yolojob.api.fields import Count
 from yolojob.api.measurement import DataFacts, Measurement, ModelProfile
-from yolojob.api.status import Count, Progress, Result, Seconds, Timing
+from yolojob.api.status import Progress, Result, Seconds, Timing
 
 
 class TrainerState(enum.StrEnum):

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import yaml
 
-LABELS = {
+NODE_LABELS = {
     "gke": ("cloud.google.com/gke-accelerator",),
     "product": ("nvidia.com/gpu.product",),
     "aws": ("karpenter.k8s.aws/instance-gpu-name", "eks.amazonaws.com/instance-gpu-name"),
@@ -30,7 +30,7 @@ def labels(types: list[str]) -> dict[str, list[str]]:
     """
     known = table()
     values_by_label: dict[str, list[str]] = {}
-    for kind, names in LABELS.items():
+    for kind, names in NODE_LABELS.items():
         values = [v for t in types for v in (known[t.upper()][kind] if t.upper() in known else [t])]
         for name in names:
             if values:

@@ -14,8 +14,7 @@ from pydantic import Field, ValidationError
 
 from yolojob.api.base import ApiModel
 from yolojob.api.errors import UserError
-
-Positive = Annotated[float, Field(gt=0)]
+from yolojob.api.fields import Positive
 
 
 class Machine(ApiModel):

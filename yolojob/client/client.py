@@ -25,7 +25,7 @@ __all__ = ["Change", "Client", "ClusterError", "NotFound"]
 
 JsonList = list[Json]
 
-NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+OBJECT_NAME_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """An RFC 1123 subdomain. The Kubernetes client puts names into paths unchanged, where an empty name means all
 objects."""
 OPENCOST = ("opencost:9003", "opencost", "metrics")
@@ -282,7 +282,7 @@ def _check_name(text: str, field: str = "NAME") -> str:
     Raises:
         ClusterError: it is not.
     """
-    if not NAME_PATTERN.fullmatch(text):
+    if not OBJECT_NAME_PATTERN.fullmatch(text):
         raise ClusterError(
             f"{field}: {text!r}: must be lowercase letters, digits, '-' or '.', with a letter or digit at each end"
         )

@@ -38,7 +38,7 @@ class LogOptions:
 
 WorkerLine = tuple[int, str]
 """(worker, line)."""
-Result = tuple[int, str | ClusterError | None]
+ReadResult = tuple[int, str | ClusterError | None]
 """(worker, line, error or end)."""
 OpenLog = Callable[[str, LogOptions], Any]
 """Returns the response with a pod's log, not read yet."""
@@ -55,7 +55,7 @@ def read_logs(pods: Mapping[int, str], open_log: OpenLog, options: LogOptions) -
     Raises:
         ClusterError: a log could not be read; raised after the other logs have ended.
     """
-    results: queue.Queue[Result] = queue.Queue(MAX_QUEUED_LINES)
+    results: queue.Queue[ReadResult] = queue.Queue(MAX_QUEUED_LINES)
     readers = [
         _LogReader(worker, partial(open_log, pod, options), options.follow, results) for worker, pod in pods.items()
     ]
@@ -81,7 +81,9 @@ def read_logs(pods: Mapping[int, str], open_log: OpenLog, options: LogOptions) -
 class _LogReader:
     """Reads the log of one worker in a thread, and puts its lines into a queue, with None at the end."""
 
-    def __init__(self, worker: int, open_log: Callable[[], Any], follow: bool, results: queue.Queue[Result]) -> None:
+    def __init__(
+        self, worker: int, open_log: Callable[[], Any], follow: bool, results: queue.Queue[ReadResult]
+    ) -> None:
         self._worker, self._open_log, self._follow = worker, open_log, follow
         self._results = results
         self._response: Any = None

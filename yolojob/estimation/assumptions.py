@@ -10,10 +10,9 @@ from pydantic import Field, ValidationError
 
 from yolojob.api.base import ApiModel
 from yolojob.api.errors import UserError
+from yolojob.api.fields import NonNegative, Positive
 
-NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Assumptions(ApiModel):

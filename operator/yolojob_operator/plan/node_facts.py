@@ -18,7 +18,7 @@ _SPOT = {
     "karpenter.sh/capacity-type": "spot",
 }
 """Labels with which platforms mark spot nodes."""
-_KEPT_LABELS = {INSTANCE_TYPE, *_SPOT, *(name for names in gpu_labels.LABELS.values() for name in names)}
+_KEPT_LABELS = {INSTANCE_TYPE, *_SPOT, *(name for names in gpu_labels.NODE_LABELS.values() for name in names)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from yolojob.api.reasons import Reason
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob_trainer.checkpoint import bucket_mirror
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
-from yolojob_trainer.checkpoint.store import Checkpoint, CheckpointStore, write_atomically
+from yolojob_trainer.checkpoint.store import CheckpointContent, CheckpointStore, write_atomically
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput, TrainerError
 
@@ -85,7 +85,9 @@ class RunFolder:
             return self._store.newest()
         return self._store.newest(mirror.names(CHECKPOINTS), lambda name: mirror.get(f"{CHECKPOINTS}/{name}"))
 
-    def save(self, checkpoint: Checkpoint, *, files: Mapping[str, Callable[[BinaryIO], object]], last: bool) -> None:
+    def save(
+        self, checkpoint: CheckpointContent, *, files: Mapping[str, Callable[[BinaryIO], object]], last: bool
+    ) -> None:
         """Write files for people, then a checkpoint. A failure is reported, and the training may continue.
 
         Args:

@@ -14,7 +14,7 @@ import torch
 
 FORMAT = 2
 PREFIX, SUFFIX = "checkpoint-", ".pt"
-Checkpoint = dict[str, Any]
+CheckpointContent = dict[str, Any]
 """Content of a checkpoint: tensors and plain values by name."""
 
 
@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         os.close(folder)
 
 
-def decode(data: bytes) -> Checkpoint:
+def decode(data: bytes) -> CheckpointContent:
     """Return the content of a checkpoint file: tensors and plain values, never code.
 
     Raises:
@@ -69,7 +69,7 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
 
-    def save(self, checkpoint: Checkpoint, *, epoch: int, step: int) -> Path:
+    def save(self, checkpoint: CheckpointContent, *, epoch: int, step: int) -> Path:
         """Add a checkpoint and delete the oldest ones beyond `keep`.
 
         Raises:

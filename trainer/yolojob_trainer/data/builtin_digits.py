@@ -17,7 +17,7 @@ SIZE = 128
 """Side of a scene in pixels."""
 SCENES = {"train": 400, "val": 100}
 GLYPHS = {"train": range(1437), "val": range(1437, 1797)}
-VERSION = 1
+DATASET_VERSION = 1
 """Part of the cache's key; must be increased with every change to the scenes."""
 
 
@@ -56,7 +56,7 @@ def write(folder: Path) -> None:
     glyphs, classes = load_digits(return_X_y=True)
     glyphs = glyphs.reshape(-1, 8, 8)
     for split, count in SCENES.items():
-        rng = np.random.default_rng([VERSION, split == "val"])
+        rng = np.random.default_rng([DATASET_VERSION, split == "val"])
         pool = slice(GLYPHS[split].start, GLYPHS[split].stop)
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCa
     uri = dataset.uri
     stage = Stage(cache / "datasets", progress, "spec.dataset.uri")
     if uri.scheme == "builtin":
-        return stage.make(f"digits-v{builtin_digits.VERSION}", builtin_digits.write)
+        return stage.make(f"digits-v{builtin_digits.DATASET_VERSION}", builtin_digits.write)
     if uri.is_remote:
         return archive.content_root(stage.fetch(ObjectStore(str(uri), "spec.dataset.uri")), dataset.config)
     path = uri.under(volumes).resolve()

@@ -17,7 +17,7 @@ STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 """Seconds: from a fraction of a small model's step to the longest step of practical use."""
 LONG_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 """Seconds: checkpoints, validations, epochs."""
-LABELS = ("namespace", "job_name", "rank")
+METRIC_LABELS = ("namespace", "job_name", "rank")
 """`job_name`, because Prometheus itself sets the label `job` of a target."""
 
 
@@ -29,19 +29,21 @@ class TrainerMetrics:
         self._labels = {"namespace": namespace, "job_name": job_name, "rank": str(rank)}
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"yolojob_trainer_{name}", text, LABELS, registry=self.registry).labels(**self._labels)
+            return Gauge(f"yolojob_trainer_{name}", text, METRIC_LABELS, registry=self.registry).labels(**self._labels)
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(f"yolojob_trainer_{name}", text, LABELS, registry=self.registry).labels(**self._labels)
+            return Counter(f"yolojob_trainer_{name}", text, METRIC_LABELS, registry=self.registry).labels(
+                **self._labels
+            )
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            metric = Histogram(f"yolojob_trainer_{name}", text, LABELS, buckets=buckets, registry=self.registry)
+            metric = Histogram(f"yolojob_trainer_{name}", text, METRIC_LABELS, buckets=buckets, registry=self.registry)
             return metric.labels(**self._labels)
 
         self._phase = Histogram(
             "yolojob_trainer_phase_seconds",
             "Time of a step by phase",
-            (*LABELS, "phase"),
+            (*METRIC_LABELS, "phase"),
             buckets=STEP_BUCKETS,
             registry=self.registry,
         )
@@ -77,7 +79,7 @@ class TrainerMetrics:
         self.dataset_bytes = gauge("dataset_bytes", "Bytes of the dataset in total")
         self.rollbacks = gauge("rollbacks", "Number of rollbacks to a checkpoint because the loss was not finite")
         self._info = Info(
-            "yolojob_trainer", "Device, precision, torch version and world size", LABELS, registry=self.registry
+            "yolojob_trainer", "Device, precision, torch version and world size", METRIC_LABELS, registry=self.registry
         )
 
     def observe_step(self, span: Span) -> None:

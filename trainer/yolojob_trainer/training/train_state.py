@@ -16,7 +16,7 @@ import torch
 
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import YoloTrainingJobSpec
-from yolojob_trainer.checkpoint.store import Checkpoint
+from yolojob_trainer.checkpoint.store import CheckpointContent
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.training.time_account import TimeAccount
 
@@ -30,7 +30,7 @@ def run_identity(spec: YoloTrainingJobSpec) -> dict[str, Any]:
     return {part: content[part] for part in FIXED_PARTS}
 
 
-def check_same_run(checkpoint: Checkpoint, spec: YoloTrainingJobSpec, location: str) -> None:
+def check_same_run(checkpoint: CheckpointContent, spec: YoloTrainingJobSpec, location: str) -> None:
     """Check that a checkpoint belongs to this run.
 
     Args:

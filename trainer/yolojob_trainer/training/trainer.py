@@ -23,7 +23,7 @@ from yolojob.api.reasons import Reason
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.checkpoint.run_folder import RunFolder
-from yolojob_trainer.checkpoint.store import FORMAT, Checkpoint, decode
+from yolojob_trainer.checkpoint.store import FORMAT, CheckpointContent, decode
 from yolojob_trainer.distributed.consensus import Consensus, Decision
 from yolojob_trainer.errors import Interrupted, TrainerError
 from yolojob_trainer.system import gpu
@@ -73,7 +73,7 @@ class Trainer(StepTrainer):
         self.epoch_seconds = self.validation_seconds = self.checkpoint_seconds = 0.0
         self.tuning_only = False
         self._stop_requested = False
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint: CheckpointContent | None = None
         """The checkpoint to resume from, until it is restored."""
         self._saved_at = time.monotonic()
 
@@ -338,7 +338,7 @@ class Trainer(StepTrainer):
         emit(TrainEvent.CHECKPOINT, self.listeners, self)
         self.end_span(TimePart.CHECKPOINT)
 
-    def _capture(self, step: int, finished: bool) -> Checkpoint:
+    def _capture(self, step: int, finished: bool) -> CheckpointContent:
         """Return everything that a resume needs, as tensors and plain values."""
         return {
             "fingerprint": json.dumps(run_identity(self.run.spec)),
@@ -350,7 +350,7 @@ class Trainer(StepTrainer):
             "step": step,
         }
 
-    def _apply(self, checkpoint: Checkpoint) -> None:
+    def _apply(self, checkpoint: CheckpointContent) -> None:
         """Continue from a checkpoint, with any number of ranks. For the order see `train_state`."""
         self.trained.load_state_dict(checkpoint)
         self.state.load_state_dict(checkpoint)
@@ -384,7 +384,7 @@ class Trainer(StepTrainer):
         elif tuning.mode == "Auto" and self._checkpoint is not None:
             self.execution = ExecutionSettings(**self._checkpoint["choice"])
 
-    def _read_checkpoint(self) -> Checkpoint | None:
+    def _read_checkpoint(self) -> CheckpointContent | None:
         """Return the newest intact checkpoint, on all ranks; None in a new run.
 
         Raises:
