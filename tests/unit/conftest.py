@@ -13,6 +13,27 @@ import pytest
 from support.processes import FINISHED, ForkServers, Gang, Gangs
 from support.stores import Bucket, Proxy
 
+PROCESS_FIXTURES = {"bucket", "finished", "fork_servers", "gangs", "s3"}
+"""Fixtures that start processes or servers."""
+PROCESS_MODULE = "\npytestmark = pytest.mark.processes"
+"""A line of the test modules all of whose tests start processes or servers."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave such modules out of `make quick` unread: importing torch and Ultralytics for them takes seconds."""
+    quick = config.option.markexpr == "not processes"
+    if quick and collection_path.suffix == ".py" and PROCESS_MODULE in collection_path.read_text():
+        return True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a fixture with processes."""
+    for item in items:
+        if PROCESS_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.processes)
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

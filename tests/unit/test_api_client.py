@@ -14,6 +14,8 @@ from kubernetes.aio.config import kube_config
 from support import kubeconfig
 from yolojob_operator.kube.api_client import MAX_CONCURRENT_REQUESTS, ApiClient, ApiError
 
+pytestmark = pytest.mark.processes
+
 POD = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "x", "namespace": "default"}}
 
 

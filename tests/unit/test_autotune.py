@@ -24,6 +24,8 @@ from yolojob_trainer.training.execution import ExecutionSettings
 
 from yolojob.api.constants import ExitCode
 
+pytestmark = pytest.mark.processes
+
 ALONE = World(
     rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"), on_lost_peer=lambda _: None
 )

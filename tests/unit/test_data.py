@@ -17,6 +17,8 @@ from yolojob_trainer.data import image_cache
 from yolojob.api.constants import ExitCode
 from yolojob.api.trainer_report import Report, TrainerState
 
+pytestmark = pytest.mark.processes
+
 
 def data_set(folder: Path, train: int, val: int = 2, *, suffix: str = ".jpg") -> Path:
     """A data set of random images with one box each, in two classes."""

@@ -13,6 +13,8 @@ from support import eventually
 from yolojob_trainer.distributed import heartbeat
 from yolojob_trainer.distributed.heartbeat import BEAT, GOODBYE, Heartbeat
 
+pytestmark = pytest.mark.processes
+
 INTERVAL, TIMEOUT = 0.05, 15.0
 """Seconds. The thread waits INTERVAL in real time before it looks at the clock again."""
 

@@ -257,6 +257,8 @@ def test_pod_facts_message_of_a_pod_whose_trainer_never_ran() -> None:
     assert pod_facts({"metadata": {"name": "p"}, "status": status}).message == "DeadlineExceeded: too long"
 
 
+@pytest.mark.processes
+@pytest.mark.processes
 def test_spare_on_sigterm_exits() -> None:
     """It is process 1 of its own PID namespace, which ignores every signal that it does not handle."""
     document = minimal(workers={"replicas": 2})

@@ -24,6 +24,8 @@ from yolojob_trainer.errors import BadInput
 
 from yolojob.api.spec import Dataset
 
+pytestmark = pytest.mark.processes
+
 FIELD = "spec.dataset.uri"
 
 

@@ -29,6 +29,8 @@ from yolojob_trainer.errors import TrainerError
 from yolojob.api.constants import ExitCode
 from yolojob.api.trainer_report import Report, TrainerState
 
+pytestmark = pytest.mark.processes
+
 
 def loss_rows(folder: Path) -> list[dict[str, str]]:
     lines = (folder / "results.csv").read_text().splitlines()

@@ -23,6 +23,8 @@ from yolojob.api.manifest import parse
 from yolojob.api.run import Run
 from yolojob.api.trainer_report import TrainerState
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("model", ["yolo11", "yolo26"])
 def test_gradients_do_not_depend_on_the_number_of_ranks(gangs: Gangs, model: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support import fake_time
 from support.fake_time import eventually
 from yolojob_operator.kopf_app import watched_namespaces
@@ -60,6 +61,7 @@ def test_until_more_returns_when_a_namespace_becomes_visible() -> None:
     fake_time.run(live())
 
 
+@pytest.mark.processes
 def test_operator_without_a_cluster_exits_with_a_clear_error(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "yolojob_operator"],
