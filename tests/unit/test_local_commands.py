@@ -65,7 +65,7 @@ INVALID = {
     "misspelt": (broken(train={"mosiac": 1.0}), "spec.train.mosiac: unknown field; did you mean mosaic?"),
     "batch": (broken(workers={"replicas": 3}), "spec.train.batch: 8 images for 3 processes"),
     "name": ({**broken(), "metadata": {"name": "Not_A_Label"}}, "metadata.name: Not_A_Label: must be a DNS label"),
-    "model": (broken(model={"name": "yolo99n.yaml"}), "spec.model.name: yolo99n.yaml: no architecture of Ultralytics"),
+    "model": (broken(model={"name": "yolo99n.yaml"}), "spec.model.name: yolo99n.yaml: Ultralytics has no architecture of this name"),
     "dataset": (broken(dataset={"uri": "file:///nowhere/at/all"}), "there is no folder or archive /nowhere/at/all"),
     "config": (broken(dataset={"uri": "builtin://digits", "config": "coco.yaml"}), "coco.yaml: not in"),
     "weights": (
@@ -73,7 +73,7 @@ INVALID = {
         "there is no .pt file or folder",
     ),
     "precision": (broken(train={**QUICK, "amp": "fp16"}), "fp16 needs a GPU"),
-    "gpu": (broken(workers={"gpu": {"count": 1}}), "spec.workers.gpu: 1 process(es) need a GPU each"),
+    "gpu": (broken(workers={"gpu": {"count": 1}}), "spec.workers.gpu: 1 process(es) need one GPU each"),
 }
 """(manifest, expected message) of jobs that are refused."""
 
@@ -99,7 +99,7 @@ def test_run_without_disk_space_is_refused_before_the_training(tmp_path: Path, c
     try:
         done = call(tmp_path, cache, "run", manifest(tmp_path, small(storage={"uri": f"file://{disk}/run"})))
         assert done.returncode == 2
-        expected = "MiB left, and checkpoints and weights need about" if mounted else "cannot be written"
+        expected = "MiB left, but checkpoints and weights need about" if mounted else "cannot be written"
         assert expected in done.stderr
         assert list(disk.iterdir()) == []
     finally:
@@ -139,7 +139,14 @@ def test_run_interrupted_by_ctrl_c_resumes_with_the_same_command(tmp_path: Path,
     path = manifest(tmp_path, document)
     env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache)}
     first = subprocess.Popen(
-        [*COMMAND, "run", str(path)], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "run", str(path)],
+        cwd=tmp_path,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background job, in which the tests may run, ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoints = tmp_path / "runs" / "small" / "checkpoints"
     eventually(lambda: list(checkpoints.glob("*.pt")), "a checkpoint", seconds=120)
