@@ -65,7 +65,10 @@ INVALID = {
     "misspelt": (broken(train={"mosiac": 1.0}), "spec.train.mosiac: unknown field; did you mean mosaic?"),
     "batch": (broken(workers={"replicas": 3}), "spec.train.batch: 8 images for 3 processes"),
     "name": ({**broken(), "metadata": {"name": "Not_A_Label"}}, "metadata.name: Not_A_Label: must be a DNS label"),
-    "model": (broken(model={"name": "yolo99n.yaml"}), "spec.model.name: yolo99n.yaml: Ultralytics has no architecture of this name"),
+    "model": (
+        broken(model={"name": "yolo99n.yaml"}),
+        "spec.model.name: yolo99n.yaml: Ultralytics has no architecture of this name",
+    ),
     "dataset": (broken(dataset={"uri": "file:///nowhere/at/all"}), "there is no folder or archive /nowhere/at/all"),
     "config": (broken(dataset={"uri": "builtin://digits", "config": "coco.yaml"}), "coco.yaml: not in"),
     "weights": (
