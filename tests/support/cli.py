@@ -38,7 +38,7 @@ def call(folder: Path, cache: Path, *arguments: object, **environment: str) -> s
     """
     env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache), "COLUMNS": "200", **environment}
     if arguments[0] == "run":
-        # Training processes with more threads than free CPUs wait actively for each other, and take several times as long.
+        # With more threads than free CPUs, training processes wait actively for each other and take much longer.
         env.setdefault("YOLOJOB_CPUS", "1")
     command = [*COMMAND, *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
