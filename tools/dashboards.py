@@ -132,7 +132,7 @@ TRAINING = Board(
                     kind="figure",
                     width=SIXTH,
                     unit="s",
-                    text="Remaining epochs × mean time of an epoch with its validation and checkpoint.",
+                    text="Remaining epochs × mean time of an epoch. Early stopping may end it sooner.",
                     queries=((TIME_LEFT, "{{job_name}}"),),
                 ),
                 Panel(
@@ -253,7 +253,7 @@ TRAINING = Board(
                     title="All-reduce",
                     unit="percentunit",
                     width=THIRD,
-                    text="Fraction of the step time. Exposed: not overlapped by the backward pass. Whole: all.",
+                    text="Part of the step time. Exposed: not overlapped. Whole: from the first bucket to the last.",
                     queries=(
                         (_share("all_reduce"), "{{job_name}} exposed"),
                         (

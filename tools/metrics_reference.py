@@ -27,9 +27,10 @@ labels `namespace`, `job_name` and `rank`; `yolojob_trainer_phase_seconds` also 
 OPERATOR = """
 ## Operator
 
-The operator serves `/metrics` and `/healthz` at the address of `--listen` (in the chart: port 8080). `/healthz` returns
-503 when the watches have shown no change for two minutes. Series of a job are removed with the job; counts by namespace
-remain until the operator restarts. The operator's CPU time and memory are in the standard `process_…` series.
+The operator serves `/metrics` and `/healthz` at the address of `--listen` (in the chart: port 8080). `/healthz`
+returns 503 when the watches have not shown, for two minutes, a change that the operator wrote or a list contained.
+Series of a job are removed with the job; counts by namespace remain until the operator restarts. The operator's CPU
+time and memory are in the standard `process_…` series.
 
 """
 ALERTS = """

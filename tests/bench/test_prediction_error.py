@@ -61,7 +61,7 @@ def run(job: YoloTrainingJob, folder: Path, cache: Path, mode: Mode) -> tuple[fl
 def test_prediction_from_a_bench_is_close_to_the_real_duration(
     name: str, tmp_path: Path, cache: Path, report: Report
 ) -> None:
-    run(job(name, 1), tmp_path / "inspect", cache, Mode.INSPECT)  # so that the data set is staged before the bench
+    run(job(name, 1), tmp_path / "inspect", cache, Mode.INSPECT)  # so that the dataset is staged before the bench
     _, bench = run(job(name, 1), tmp_path / "bench", cache, Mode.BENCH)
     measured: Measurement = bench.measurement
     assert measured.took_seconds <= 60

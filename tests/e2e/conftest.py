@@ -21,6 +21,12 @@ from support.release import ENFORCE, HOME, Release
 STORAGE = settings.STATE / "volumes"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the training jobs first, and then the dashboards, which show what Prometheus has recorded of them."""
+    first = ["test_training_jobs.py", "test_dashboards.py"]
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
+
+
 @pytest.fixture(scope="session")
 def kube() -> Iterator[Kube]:
     """A new namespace with the Pod Security level `restricted`."""

@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trainer's cache folder, with the staged data set; one for each process that runs tests."""
+    """The trainer's cache folder, with the staged dataset; one for each process that runs tests."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -1,4 +1,4 @@
-"""Training on data sets with broken, missing or unlabelled images."""
+"""Training on datasets with broken, missing or unlabelled images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.processes
 
 
 def data_set(folder: Path, train: int, val: int = 2, *, suffix: str = ".jpg") -> Path:
-    """A data set of random images with one box each, in two classes."""
+    """A dataset of random images with one box each, in two classes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):
@@ -92,7 +92,7 @@ def test_training_with_corrupt_images_leaves_them_out_and_warns(gangs: Gangs, tm
     assert "2 image(s) cannot be used" in report.warnings[0]
     assert "2.jpg" in report.warnings[0]
     assert "5.jpg" in report.warnings[0]
-    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before, "the data set was written to"
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before, "the dataset was written to"
 
 
 def test_training_with_only_corrupt_images_is_bad_input(gangs: Gangs, tmp_path: Path) -> None:

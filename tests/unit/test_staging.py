@@ -43,7 +43,7 @@ def remote(uri: str, retry_timeout: float = 20.0) -> ObjectStore:
 
 @pytest.fixture
 def files(bucket: Bucket) -> dict[str, bytes]:
-    """A small data set in the bucket under set/."""
+    """A small dataset in the bucket under set/."""
     files = {f"images/train/{i}.png": os.urandom(1000 + i) for i in range(20)}
     files |= {"data.yaml": b"names: [a]", "empty.txt": b"", "labels/train/0 ä.txt": b"0 .5 .5 .1 .1"}
     for name, data in files.items():

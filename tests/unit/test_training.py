@@ -28,7 +28,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.mark.parametrize("model", ["yolo11", "yolo26"])
 def test_gradients_do_not_depend_on_the_number_of_ranks(gangs: Gangs, model: str) -> None:
-    """4 ranks, 2 ranks with two micro-batches each, and 1 rank that accumulates all four compute the same gradient."""
+    """4 ranks, 2 ranks with two microbatches each, and 1 rank that accumulates all four compute the same gradient."""
     gradients = {}
     for world_size in (1, 2, 4):
         gang = gangs(world_size, "gradients", model=model)
@@ -63,7 +63,7 @@ def test_epochs_of_one_and_two_ranks_visit_every_image_once_and_have_equal_losse
 
 
 def samples_by_step(gang: Gang) -> dict[tuple[int, int], set[tuple[str, ...]]]:
-    """(epoch, step) -> the micro-batches that any attempt has trained in it; one trained twice counts once."""
+    """(epoch, step) -> the microbatches that any attempt has trained in it; one trained twice counts once."""
     steps: dict[tuple[int, int], set[tuple[str, ...]]] = {}
     for rank in range(2):
         for batch in gang.micro_batches(rank):

@@ -219,8 +219,7 @@ def _tune(context: RunContext) -> None:
     """Find the fastest execution settings."""
     run_folder = _open_run_folder(context)
     staged = _stage(context)
-    with _invalid_settings_as_bad_input():
-        trainer = _build_trainer(context, staged, run_folder, [], _startup_times(context, staged))
+    trainer = _build_trainer(context, staged, run_folder, [], _startup_times(context, staged))
     context.reporter.conclude(tuning=trainer.run_trials())
 
 
@@ -231,6 +230,7 @@ def _bench(context: RunContext) -> None:
     from yolojob_trainer.data import dataset_config
     from yolojob_trainer.observability.trace import Trace
 
+    seconds = environment.bench_seconds()  # before the set-up: a wrong value is reported immediately
     run_folder = _open_run_folder(context)
     staged = _stage(context)
     began = time.perf_counter()
@@ -241,10 +241,9 @@ def _bench(context: RunContext) -> None:
     times = _startup_times(context, staged, cached_staging=cached_seconds, staged_bytes=folder_bytes(staged.folder))
     # With a trace, because a training writes one and that takes time.
     callbacks: list[Callback] = [Trace(context.world, run_folder, context.run.attempt)]
-    with _invalid_settings_as_bad_input():
-        trainer = _build_trainer(context, staged, run_folder, callbacks, times)
+    trainer = _build_trainer(context, staged, run_folder, callbacks, times)
     with trainer.prepared():
-        context.reporter.conclude(measurement=Bench(trainer, environment.bench_seconds()).run())
+        context.reporter.conclude(measurement=Bench(trainer, seconds).run())
 
 
 def _train(context: RunContext) -> Result:
@@ -256,8 +255,7 @@ def _train(context: RunContext) -> Result:
     callbacks: list[Callback] = [Trace(context.world, run_folder, context.run.attempt)]
     if steps := environment.chrome_steps():
         callbacks.append(ChromeTrace(context.world, run_folder, context.scratch, steps))
-    with _invalid_settings_as_bad_input():
-        trainer = _build_trainer(context, staged, run_folder, callbacks, _startup_times(context, staged))
+    trainer = _build_trainer(context, staged, run_folder, callbacks, _startup_times(context, staged))
     trainer.train()
     base = run_folder.uri if run_folder else "rank 0"
     return Result(weights=f"{base}/weights/best.pt", **trainer.state.best_metrics)
@@ -320,7 +318,8 @@ def _build_trainer(
         cache=context.cache,
         warn=context.reporter.warn,
     )
-    return Trainer(inputs, run_folder=run_folder, callbacks=[context.reporter, *callbacks], startup_times=times)
+    with _invalid_settings_as_bad_input():
+        return Trainer(inputs, run_folder=run_folder, callbacks=[context.reporter, *callbacks], startup_times=times)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field, PlainSerializer
 
 from yolojob.api.base import LenientModel
 from yolojob.api.fields import Count
-from yolojob.api.time_parts import STEP_PARTS, TimePart, known_part
+from yolojob.api.time_parts import STEP_PARTS, TimePart, sum_trainer_parts
 
 
 def _rfc3339(moment: datetime) -> str:
@@ -154,9 +154,8 @@ class Timing(LenientModel):
         for part in TimePart:
             if part not in STEP_PARTS:
                 parts[part] = getattr(self, f"{part.value}_seconds") or 0.0
-        for name, seconds in self.training_seconds.items():
-            known = known_part(name)
-            parts[known if known in STEP_PARTS else TimePart.OTHER] += seconds
+        for part, seconds in sum_trainer_parts(self.training_seconds).items():
+            parts[part if part in STEP_PARTS else TimePart.OTHER] += seconds
         return parts
 
     @property
@@ -250,9 +249,9 @@ class YoloTrainingJobStatus(LenientModel):
     disruptions: Count = 0
     """Attempts that ended by preemption, eviction or loss of a node; they do not count towards the limit."""
     next_attempt_time: Time | None = None
-    """Back-off: the next attempt starts at this time."""
+    """Back-off: the next attempt does not start before this time."""
     next_scale_up_time: Time | None = None
-    """The operator looks for resources for more workers at this time (spec.elastic)."""
+    """The operator does not look for resources for more workers before this time (spec.elastic)."""
     history: list[Attempt] = Field(default_factory=list)
     """The most recent attempts; the last one is the current attempt."""
     workers: WorkerCounts = Field(default_factory=WorkerCounts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class TimeGroup(enum.StrEnum):
@@ -80,6 +80,8 @@ NETWORK_PARTS = (TimePart.FORWARD, TimePart.LOSS, TimePart.BACKWARD)
 """The model's part of a step."""
 TRAINER_PARTS = in_group(TimeGroup.STEP, TimeGroup.EVALUATION)
 """The parts that a trainer's phase clock measures."""
+REPORTED_PARTS = in_group(TimeGroup.START, TimeGroup.STEP, TimeGroup.EVALUATION)
+"""The parts that a trainer reports."""
 
 
 def in_order(parts: Iterable[TimePart]) -> list[TimePart]:
@@ -89,5 +91,15 @@ def in_order(parts: Iterable[TimePart]) -> list[TimePart]:
 
 
 def known_part(name: str) -> TimePart:
-    """The part with this name; OTHER for a name that this version does not define."""
+    """The part with this name; OTHER for a name that this version does not know."""
     return next((part for part in TimePart if part.value == name), TimePart.OTHER)
+
+
+def sum_trainer_parts(seconds: Mapping[str, float]) -> dict[TimePart, float]:
+    """Seconds that a trainer reported by name, summed by part. What this version does not know of trainers is OTHER."""
+    parts: dict[TimePart, float] = {}
+    for name, value in seconds.items():
+        part = known_part(name)
+        part = part if part in REPORTED_PARTS else TimePart.OTHER
+        parts[part] = parts.get(part, 0.0) + float(value)
+    return parts

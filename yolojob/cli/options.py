@@ -103,7 +103,10 @@ ObjectFormat = Annotated[
 
 def dump(content: Any, output: FigureOutput | ObjectOutput) -> None:
     """Print plain data as JSON or YAML."""
-    text = json.dumps(content, indent=2) if output.value == "json" else yaml.safe_dump(content, sort_keys=False)
+    text = json.dumps(content, indent=2)
+    if output.value == "yaml":
+        # By way of JSON: safe_dump refuses the enum members that JSON writes as their values.
+        text = yaml.safe_dump(json.loads(text), sort_keys=False)
     typer.echo(text.rstrip())
 
 

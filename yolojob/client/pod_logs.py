@@ -76,6 +76,9 @@ def read_logs(pods: Mapping[int, str], open_log: OpenLog, options: LogOptions) -
     finally:
         for reader in readers:
             reader.stop()
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        for reader in readers:
+            reader.join(deadline)
 
 
 class _LogReader:
@@ -94,14 +97,17 @@ class _LogReader:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread: a process that exits while threads read from sockets may abort."""
+        """Ask the thread to end: a process that exits while threads read from sockets may abort."""
         self._stopped.set()
         if self._thread.is_alive() and self._response is not None:
             with suppress(
                 AttributeError, OSError, RuntimeError, ValueError
             ):  # it has just ended, or urllib3 is older than 2.3
                 self._response.shutdown()
-        self._thread.join(STOP_TIMEOUT_SECONDS)
+
+    def join(self, deadline: float) -> None:
+        """Wait for the thread to end, until this moment of the monotonic clock."""
+        self._thread.join(max(deadline - time.monotonic(), 0.0))
 
     def _run(self) -> None:
         try:

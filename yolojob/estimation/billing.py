@@ -74,7 +74,7 @@ class Power:
 
 @dataclass(frozen=True, kw_only=True)
 class RentalPrice:
-    """The price of a rented worker, or why there is none."""
+    """The price of a rented worker, or why it is unknown."""
 
     per_worker_hour: float | None
     currency: str

@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 from yolojob.api.measurement import Link, Measurement, Steps
 from yolojob.api.spec import YoloTrainingJobSpec
-from yolojob.api.time_parts import NETWORK_PARTS, TimeGroup, TimePart, known_part
+from yolojob.api.time_parts import NETWORK_PARTS, TimeGroup, TimePart, sum_trainer_parts
 from yolojob.estimation import workload
 from yolojob.estimation.estimate import Basis, Estimate, total
 
@@ -148,9 +148,9 @@ class _Pace:
     def step(self, steps: Steps) -> dict[TimePart, float]:
         """Seconds of a step by phase, without optimizer and moving average."""
         if self._same:
-            return _by_part(steps)
+            return sum_trainer_parts(steps.seconds)
         parts: dict[TimePart, float] = {}
-        for phase, seconds in _by_part(steps).items():
+        for phase, seconds in sum_trainer_parts(steps.seconds).items():
             if phase in COMPUTE_PARTS:
                 parts[phase] = seconds * self._compute
             elif phase == TimePart.DATA_WAIT:
@@ -220,13 +220,6 @@ def _steps(measured: Measurement, mosaic: bool) -> Steps:
     return next((s for s in measured.steps if s.with_mosaic is mosaic), measured.steps[0])
 
 
-def _by_part(steps: Steps) -> dict[TimePart, float]:
-    seconds: dict[TimePart, float] = {}
-    for name, value in steps.seconds.items():
-        seconds[known_part(name)] = seconds.get(known_part(name), 0.0) + value
-    return seconds
-
-
 def _uncertainty(steps: Steps) -> float:
     """Two standard errors of the mean step time, as a fraction of it."""
     mean = sum(steps.seconds.values())
@@ -239,7 +232,7 @@ def _limit(training: dict[TimePart, float], parts: dict[TimePart, Estimate]) -> 
         "computing": sum(training.get(p, 0.0) for p in (*COMPUTE_PARTS, TimePart.OPTIMIZER)),
         "waiting for data": training.get(TimePart.DATA_WAIT, 0.0),
         "reducing gradients": training.get(TimePart.ALL_REDUCE, 0.0),
-        TimePart.VALIDATION: parts[TimePart.VALIDATION].value,
+        "validation": parts[TimePart.VALIDATION].value,
         "checkpoints": parts[TimePart.CHECKPOINT].value,
         "the start": sum(f.value for part, f in parts.items() if part.group in (TimeGroup.WAITING, TimeGroup.START)),
     }

@@ -62,7 +62,7 @@ def parse(text: str, contexts: Collection[str], catalogue: Catalogue) -> Target:
         catalogue: the catalogue of machines.
 
     Raises:
-        UnknownTarget: it is none of these; the message suggests close matches.
+        UnknownTarget: the text matches none of these; the message suggests close matches.
     """
     target = _place(text, text, contexts, catalogue)
     if target is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolojob.api.errors import UserError
-from yolojob.api.time_parts import TimePart, known_part
+from yolojob.api.time_parts import TimePart, sum_trainer_parts
 
 
 class NoRun(UserError):
@@ -79,14 +79,6 @@ def _epoch(row: dict[str, str]) -> Epoch:
     )
 
 
-def _by_part(seconds: dict[str, float]) -> dict[TimePart, float]:
-    parts: dict[TimePart, float] = {}
-    for name, value in seconds.items():
-        part = known_part(name)
-        parts[part] = parts.get(part, 0.0) + float(value)
-    return parts
-
-
 def traces(folder: Path) -> list[TraceLine]:
     """All lines of all ranks, in order of time.
 
@@ -107,7 +99,7 @@ def traces(folder: Path) -> list[TraceLine]:
                         step=int(fields["step"]),
                         start=float(fields["start"]),
                         images=int(fields.get("images", 0)),
-                        seconds=_by_part(fields["seconds"]),
+                        seconds=sum_trainer_parts(fields["seconds"]),
                     )
                 )
             except (ValueError, KeyError, TypeError, AttributeError):

@@ -41,7 +41,7 @@ MAX_CONCURRENT_RECONCILES = 32
 RESYNC_INTERVAL_SECONDS = 60.0
 RETRY_DELAYS_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
 WATCH_STALL_SECONDS = 120.0
-"""A watch that has not shown a change for this long is stalled."""
+"""A watch is stalled if it has not shown, for this long, a change that the operator wrote or a list contained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ kopf pauses the watch."""
 
 
 async def supervise(memo: kopf.Memo, namespaces: list[str]) -> None:
-    """Run kopf until the process is told to end.
+    """Run kopf until the process is asked to stop.
 
     kopf exits on the first error in a watch other than 410, also on a temporary 401. The supervisor itself restarts
     kopf when a missing namespace is available again.

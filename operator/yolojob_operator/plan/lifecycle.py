@@ -57,7 +57,7 @@ class Plan:
     release: tuple[str, ...] = ()
     """Names of Kueue's Workloads that keep pods which are being deleted."""
     disband: tuple[Object, ...] = ()
-    """PodGroups that are no longer needed. Deleting one that is already gone has no effect."""
+    """PodGroups that are no longer needed. Once they are gone, nothing is left to do about them."""
     delete_job: bool = False
     due: datetime | None = None
     """Plan again at this moment, even if nothing happens until then."""

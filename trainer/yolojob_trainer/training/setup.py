@@ -209,7 +209,7 @@ class TrainerSetup(DetectionTrainer):
     def _loader_processes(self, requested: int | None) -> int:
         """Return the number of loader processes of this rank.
 
-        The default on a CPU is none, because loader processes would take cores from the model.
+        The default on a CPU is 0, because loader processes would take cores from the model.
         """
         default = 0 if self.world.device.type == "cpu" else 8
         return min(default if requested is None else requested, max(available_cpus() // self.world.local_world_size, 1))
