@@ -24,52 +24,62 @@ GC_THRESHOLDS = (10_000, 10, 10)
 collector takes a fifth of the CPU time."""
 
 
+TrainerImage = Annotated[
+    str, typer.Option(envvar="YOLOJOB_TRAINER_IMAGE", help="Image of the workers, unless the job sets one.")
+]
+ImagePullPolicy = Annotated[
+    str | None, typer.Option(envvar="YOLOJOB_IMAGE_PULL_POLICY", help="Pull policy of the workers' image.")
+]
+ServiceAccount = Annotated[
+    str | None, typer.Option(envvar="YOLOJOB_WORKER_SERVICE_ACCOUNT", help="Service account of the workers.")
+]
+CacheVolume = Annotated[
+    str | None,
+    typer.Option(
+        envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged datasets, as JSON; emptyDir unless set."
+    ),
+]
+CoschedulingScheduler = Annotated[
+    str,
+    typer.Option(envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Name of the scheduler with the coscheduling plugin."),
+]
+Allowed = Annotated[
+    list[Privilege] | None,
+    typer.Option(
+        envvar="YOLOJOB_ALLOW",
+        help="Privilege that spec.workers.template may request beyond an ordinary pod. Repeatable.",
+    ),
+]
+Namespaces = Annotated[
+    list[str] | None,
+    typer.Option(envvar="YOLOJOB_NAMESPACES", help="Namespace to watch; all unless set. Repeatable."),
+]
+LeaseNamespace = Annotated[
+    str,
+    typer.Option(
+        envvar="YOLOJOB_LEASE_NAMESPACE",
+        help="Namespace of the lease of an operator of all namespaces: the same for all operators of a cluster.",
+    ),
+]
+Listen = Annotated[
+    str,
+    typer.Option(envvar="YOLOJOB_LISTEN", help="HOST:PORT of /metrics and /healthz; no HTTP server unless set."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log kopf's messages.")]
+
+
 @app.command()
 def main(
-    trainer_image: Annotated[
-        str, typer.Option(envvar="YOLOJOB_TRAINER_IMAGE", help="Image of the workers, unless the job sets one.")
-    ] = f"yolojob/trainer:{__version__}",
-    image_pull_policy: Annotated[
-        str | None, typer.Option(envvar="YOLOJOB_IMAGE_PULL_POLICY", help="Pull policy of the workers' image.")
-    ] = None,
-    service_account: Annotated[
-        str | None, typer.Option(envvar="YOLOJOB_WORKER_SERVICE_ACCOUNT", help="Service account of the workers.")
-    ] = None,
-    cache_volume: Annotated[
-        str | None,
-        typer.Option(
-            envvar="YOLOJOB_CACHE_VOLUME", help="Volume source for staged datasets, as JSON; emptyDir unless set."
-        ),
-    ] = None,
-    coscheduling_scheduler: Annotated[
-        str,
-        typer.Option(
-            envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Name of the scheduler with the coscheduling plugin."
-        ),
-    ] = "scheduler-plugins-scheduler",
-    allow: Annotated[
-        list[Privilege] | None,
-        typer.Option(
-            envvar="YOLOJOB_ALLOW",
-            help="Privilege that spec.workers.template may request beyond an ordinary pod. Repeatable.",
-        ),
-    ] = None,
-    namespace: Annotated[
-        list[str] | None,
-        typer.Option(envvar="YOLOJOB_NAMESPACES", help="Namespace to watch; all unless set. Repeatable."),
-    ] = None,
-    lease_namespace: Annotated[
-        str,
-        typer.Option(
-            envvar="YOLOJOB_LEASE_NAMESPACE",
-            help="Namespace of the lease of an operator of all namespaces: the same for all operators of a cluster.",
-        ),
-    ] = "default",
-    listen: Annotated[
-        str,
-        typer.Option(envvar="YOLOJOB_LISTEN", help="HOST:PORT of /metrics and /healthz; no HTTP server unless set."),
-    ] = "",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log kopf's messages.")] = False,
+    trainer_image: TrainerImage = f"yolojob/trainer:{__version__}",
+    image_pull_policy: ImagePullPolicy = None,
+    service_account: ServiceAccount = None,
+    cache_volume: CacheVolume = None,
+    coscheduling_scheduler: CoschedulingScheduler = "scheduler-plugins-scheduler",
+    allow: Allowed = None,
+    namespace: Namespaces = None,
+    lease_namespace: LeaseNamespace = "default",
+    listen: Listen = "",
+    verbose: Verbose = False,
 ) -> None:
     """Watch YoloTrainingJobs and run their pods."""
     from yolojob_operator.kopf_app import handlers

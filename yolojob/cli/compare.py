@@ -56,30 +56,32 @@ class Measure(enum.StrEnum):
     NEVER = "never"
 
 
+Targets = Annotated[
+    list[str],
+    typer.Option(
+        "--on",
+        metavar="TARGET",
+        help="local, CONTEXT[:GPU|:MACHINE], gke:MACHINE or eks:MACHINE; append xN for N workers.",
+    ),
+]
+When = Annotated[Measure, typer.Option(help="Run benches on targets without one (missing), on all targets, or never.")]
+CurveFolder = Annotated[
+    Path | None, typer.Option(help="Folder of a finished run of this job, for the cost of reaching an mAP.")
+]
+Page = Annotated[Path, typer.Option(help="HTML page to write; a picture is written beside it as .png.")]
+
+
 def compare(
     file: ManifestFile,
-    on: Annotated[
-        list[str],
-        typer.Option(
-            "--on",
-            metavar="TARGET",
-            help="local, CONTEXT[:GPU|:MACHINE], gke:MACHINE or eks:MACHINE; append xN for N workers.",
-        ),
-    ],
-    measure: Annotated[
-        Measure, typer.Option(help="Run benches on targets without one (missing), on all targets, or never.")
-    ] = Measure.MISSING,
-    curve: Annotated[
-        Path | None, typer.Option(help="Folder of a finished run of this job, for the cost of reaching an mAP.")
-    ] = None,
+    on: Targets,
+    measure: When = Measure.MISSING,
+    curve: CurveFolder = None,
     images: TrainingImages = None,
     assume: AssumeSettings = None,
     assumptions_file: AssumptionsFile = None,
     catalogue_file: CatalogueFile = None,
     seconds: BenchSeconds = DEFAULT_BENCH_SECONDS,
-    page: Annotated[Path, typer.Option(help="HTML page to write; a picture is written beside it as .png.")] = Path(
-        "compare.html"
-    ),
+    page: Page = Path("compare.html"),
     output: FigureFormat = FigureOutput.TEXT,
     namespace: Namespace = None,
     volumes: VolumesFolder = DEFAULT_VOLUMES,
