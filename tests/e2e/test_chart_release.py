@@ -10,7 +10,7 @@ from support.examples import documents, finished, training
 from support.kube import Kube
 from support.release import HOME, Release
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_helm_test_trains(operator: Release) -> None:

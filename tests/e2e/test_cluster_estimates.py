@@ -14,7 +14,7 @@ import yaml
 from support.examples import documents, finished
 from support.kube import Kube
 
-pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.timeout(1800)]
 PRICE = 3.6
 """USD per worker and hour."""
 

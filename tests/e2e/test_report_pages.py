@@ -18,7 +18,7 @@ WIDTHS = (1280, 390)
 COMMAND = ("python", "-m", "yolojob.cli")
 MANIFEST = Path(__file__).parent.parent.parent / "manifests" / "examples" / "digits.yaml"
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="session")

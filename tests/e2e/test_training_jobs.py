@@ -20,7 +20,7 @@ from yolojob.api.status import YoloTrainingJobStatus
 from yolojob.api.time_parts import TimePart
 
 # Prometheus scrapes from the first test on: test_dashboards.py needs the data.
-pytestmark = [pytest.mark.usefixtures("operator", "prometheus"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.usefixtures("operator", "prometheus"), pytest.mark.timeout(1800)]
 
 
 def metrics(kube: Kube, job: str, worker: int) -> dict[str, Any]:

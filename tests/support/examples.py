@@ -33,7 +33,7 @@ def training(kube: Kube, job: str, epoch: int) -> dict[str, Any]:
     return eventually(look, f"{job} has trained {epoch} epochs", seconds=600, every=0.5)
 
 
-def finished(kube: Kube, job: str, seconds: float = 300) -> dict[str, Any]:
+def finished(kube: Kube, job: str, seconds: float = 900) -> dict[str, Any]:
     """Waits until a job has succeeded or failed, and returns its status."""
 
     def look() -> dict[str, Any] | None:
