@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a fixture with processes."""
+    """Mark the tests that use a fixture with processes, and skip those whose packages this environment lacks."""
+    without_torch = find_spec("torch") is None
     for item in items:
         if PROCESS_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.processes)
+        if without_torch and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="torch is not installed: make env"))
 
 
 @pytest.fixture(scope="session")

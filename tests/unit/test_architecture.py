@@ -51,6 +51,7 @@ def imports(name: str, tree: ast.Module, known: set[str]) -> Iterator[str]:
         yield from (candidate for candidate in candidates if candidate in known and candidate != name)
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     """Imported modules by importing module."""
     trees = modules()

@@ -6,18 +6,26 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
-import torch
-from yolojob_trainer.checkpoint.store import CheckpointStore, decode, write_atomically
+
+if TYPE_CHECKING:
+    from yolojob_trainer.checkpoint.store import CheckpointStore
+
+pytestmark = pytest.mark.torch
 
 
 def store(tmp_path: Path, keep: int = 2) -> CheckpointStore:
+    from yolojob_trainer.checkpoint.store import CheckpointStore
+
     return CheckpointStore(tmp_path / "checkpoints", keep)
 
 
 def test_store_keeps_the_newest_checkpoints_and_finds_the_newest(tmp_path: Path) -> None:
+    import torch
+    from yolojob_trainer.checkpoint.store import decode
+
     checkpoints = store(tmp_path)
     for epoch in range(4):
         checkpoints.save({"epoch": epoch, "weights": torch.full((3,), float(epoch))}, epoch=epoch, step=0)
@@ -30,6 +38,9 @@ def test_store_keeps_the_newest_checkpoints_and_finds_the_newest(tmp_path: Path)
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
 def test_newest_with_a_corrupt_checkpoint_returns_the_one_before(tmp_path: Path, damage: str) -> None:
+    import torch
+    from yolojob_trainer.checkpoint.store import decode
+
     checkpoints = store(tmp_path)
     checkpoints.save({"epoch": 1}, epoch=1, step=0)
     newest = checkpoints.save({"epoch": 2, "weights": torch.ones(1000)}, epoch=2, step=0)
@@ -52,6 +63,9 @@ def test_newest_of_an_empty_store_is_none(tmp_path: Path) -> None:
 
 
 def test_decode_of_a_checkpoint_with_code_does_not_run_it(tmp_path: Path) -> None:
+    import torch
+    from yolojob_trainer.checkpoint.store import decode
+
     class Evil:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "owned"),)
@@ -66,6 +80,9 @@ def test_decode_of_a_checkpoint_with_code_does_not_run_it(tmp_path: Path) -> Non
 
 
 def test_decode_of_another_version_is_refused(tmp_path: Path) -> None:
+    import torch
+    from yolojob_trainer.checkpoint.store import decode
+
     path = tmp_path / "old.pt"
     torch.save({"format": 0}, path)
     with pytest.raises(ValueError, match="not a checkpoint of this version"):
@@ -74,6 +91,8 @@ def test_decode_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_write_atomically_that_fails_leaves_only_the_old_file(tmp_path: Path) -> None:
+    from yolojob_trainer.checkpoint.store import write_atomically
+
     path = tmp_path / "last.pt"
     write_atomically(path, lambda file: file.write(b"old"))
 

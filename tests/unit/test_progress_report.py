@@ -16,7 +16,7 @@ from yolojob_trainer.launch import root_cause_exit_code, single_process_environm
 from yolojob_trainer.observability.metrics import TrainerMetrics, serve
 from yolojob_trainer.observability.termination_message import shorten, write_termination_message
 from yolojob_trainer.observability.throughput import Throughput
-from yolojob_trainer.training.phase_clock import Span
+from yolojob_trainer.training.span import Span
 
 from yolojob.api.constants import ExitCode
 from yolojob.api.status import Progress

@@ -6,16 +6,18 @@ import gzip
 import json
 
 import pytest
-import torch
 from support.processes import Gangs
-from yolojob_trainer.observability.trace import phase_events, span_record
-from yolojob_trainer.training.phase_clock import PhaseClock, Span
+from yolojob_trainer.training.span import Span
 from yolojob_trainer.training.time_account import TimeAccount
 
 from yolojob.api.time_parts import TimePart
 
 
+@pytest.mark.torch
 def test_phase_clock_marks_leave_no_gap_between_spans() -> None:
+    import torch
+    from yolojob_trainer.training.phase_clock import PhaseClock
+
     clock = PhaseClock(torch.device("cpu"))
     clock.start()
     clock.mark(TimePart.DATA_WAIT)
@@ -44,7 +46,10 @@ def test_clocks_sum_spans_by_phase() -> None:
     assert timing.all_reduce_with_overlap_seconds == 0.5
 
 
+@pytest.mark.torch
 def test_span_is_written_as_line_and_as_chrome_events() -> None:
+    from yolojob_trainer.observability.trace import phase_events, span_record
+
     parts = [(TimePart.DATA_WAIT, 0.25), (TimePart.FORWARD, 0.5)]
     span = Span(epoch=1, step=2, images=16, start=1_000.5, parts=parts, reduction=0.125)
     assert span_record(span) == {

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import minimal
 from support.bench_data import job
+from support.ultralytics_defaults import ultralytics_defaults
 
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.spec import YoloTrainingJobSpec
@@ -65,12 +66,12 @@ def test_count_workload_counts_epochs_with_mosaic(train: dict[str, Any], mosaic:
     assert workload.count_workload(job(train=train).spec, 100).mosaic_epochs == mosaic
 
 
+@pytest.mark.torch
 def test_workload_defaults_are_those_of_ultralytics() -> None:
-    from ultralytics.utils import DEFAULT_CFG
-
-    assert (
-        DEFAULT_CFG.close_mosaic,
-        DEFAULT_CFG.warmup_epochs,
-        DEFAULT_CFG.nbs,
-    ) == (workload.CLOSE_MOSAIC, workload.WARMUP_EPOCHS, workload.NOMINAL_BATCH)
-    assert {name: getattr(DEFAULT_CFG, name) for name in workload.MIXES} == workload.MIXES
+    expected = {
+        "close_mosaic": workload.CLOSE_MOSAIC,
+        "warmup_epochs": workload.WARMUP_EPOCHS,
+        "nbs": workload.NOMINAL_BATCH,
+        **workload.MIXES,
+    }
+    assert {name: ultralytics_defaults()[name] for name in expected} == expected

@@ -28,7 +28,7 @@ from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model.profile import profile_model
 from yolojob_trainer.system import host
 from yolojob_trainer.training.callbacks import Callback
-from yolojob_trainer.training.phase_clock import Span
+from yolojob_trainer.training.span import Span
 from yolojob_trainer.training.trainer import Trainer
 
 WARM_UP_STEPS = 5

@@ -14,7 +14,7 @@ from yolojob.api.trainer_report import Report, TrainerState, TuningReport
 from yolojob_trainer.observability.metrics import TrainerMetrics
 from yolojob_trainer.observability.throughput import Throughput
 from yolojob_trainer.training.callbacks import Callback, TrainerView
-from yolojob_trainer.training.phase_clock import Span
+from yolojob_trainer.training.span import Span
 
 UPDATE_INTERVAL_SECONDS = 0.2
 """Minimum time between two updates of the report within an epoch, because steps may be shorter than an update."""

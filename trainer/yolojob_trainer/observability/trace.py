@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from yolojob_trainer.checkpoint.run_folder import TRACE, RunFolder
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.training.callbacks import Callback, TrainerView
-from yolojob_trainer.training.phase_clock import Span
+from yolojob_trainer.training.span import Span
 
 FLUSH_INTERVAL_SECONDS = 2.0
 """Time between two writes of rank 0's lines. A run that is killed loses up to this much of them, and of the other ranks

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.training.losses import EpochLosses
-from yolojob_trainer.training.phase_clock import Span
+from yolojob_trainer.training.span import Span
 from yolojob_trainer.training.time_account import StartupTimes
 from yolojob_trainer.training.train_state import TrainState
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from yolojob.api.status import Timing
 from yolojob.api.time_parts import TimePart
-from yolojob_trainer.training.phase_clock import Span
+from yolojob_trainer.training.span import Span
 
 
 @dataclass(frozen=True, kw_only=True)
