@@ -42,13 +42,12 @@ def test_training_survives_upgrade_and_reinstallation(kube: Kube, operator: Rele
     token = kube.run("exec", "lives-worker-0", "--", "ls", "/var/run/secrets/kubernetes.io", check=False)
     assert "No such file" in token.stderr
 
-    def operators() -> list[str]:
-        pods = Kube(kube.kubeconfig, HOME).get("pods", "--selector", "app.kubernetes.io/name=yolojob-operator")["items"]
-        return [p["metadata"]["uid"] for p in pods if not p["metadata"].get("deletionTimestamp")]
+    def uids() -> list[str]:
+        return [pod["metadata"]["uid"] for pod in operator.pods()]
 
-    (before,) = operators()
+    (before,) = uids()
     operator.install("--set", "resources.requests.cpu=60m")
-    assert operators() != [before]
+    assert uids() != [before]
     epoch = kube.status("lives")["progress"]["epoch"]
     training(kube, "lives", epoch + 1)
 

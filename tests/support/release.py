@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 
 from support import ROOT
-from support.kube import Kube
+from support.kube import Kube, Object
 
 ENFORCE = "pod-security.kubernetes.io/enforce"
 """Namespace label of the Pod Security level."""
@@ -42,6 +42,12 @@ class Release:
             *self.values,
             *more,
         )
+
+    def pods(self) -> list[Object]:
+        """Returns the operator's pods that are not being deleted."""
+        home = Kube(self.kube.kubeconfig, HOME)
+        pods = home.get("pods", "--selector", "app.kubernetes.io/name=yolojob-operator")["items"]
+        return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
 
     def uninstall(self) -> None:
         self.helm("uninstall", "yolojob", "--wait")
