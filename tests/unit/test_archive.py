@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from yolojob_trainer.data.archive import content_root, inside, unpack
+from yolojob_trainer.data.archive import inside, unpack
 from yolojob_trainer.errors import BadInput
 
 from yolojob.api.reasons import Reason
@@ -132,16 +132,6 @@ def test_unpack_of_clashing_names_is_bad_input(tmp_path: Path) -> None:
     out.mkdir()
     with pytest.raises(BadInput):
         unpack(path, out, "it", fits)
-
-
-def test_content_root_with_one_wrapping_folder_is_that_folder(tmp_path: Path) -> None:
-    (tmp_path / "coco8").mkdir()
-    (tmp_path / "__MACOSX").mkdir()
-    (tmp_path / "coco8" / "data.yaml").touch()
-    assert content_root(tmp_path, "data.yaml") == tmp_path / "coco8"
-    assert content_root(tmp_path, "other.yaml") == tmp_path
-    (tmp_path / "data.yaml").touch()
-    assert content_root(tmp_path, "data.yaml") == tmp_path
 
 
 @given(st.text(min_size=1, max_size=40))

@@ -61,6 +61,8 @@ class StagedInputs:
 
     folder: Path
     """The dataset."""
+    boundary: Path | None
+    """Folder that links in the dataset must not leave."""
     config: Path
     """The data file for Ultralytics."""
     network: NetworkSource
@@ -267,7 +269,7 @@ def _open_run_folder(context: RunContext) -> RunFolder | None:
 
     if not context.world.is_main:
         return None
-    return RunFolder(environment.output_dir(), context.run.spec, context.reporter.not_saved)
+    return RunFolder(environment.output_dir(), context.run, context.reporter.not_saved)
 
 
 def _stage(context: RunContext) -> StagedInputs:
@@ -279,10 +281,13 @@ def _stage(context: RunContext) -> StagedInputs:
     began = time.perf_counter()
     with context.world.node_leaders_first("staged"):
         folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
-        description = dataset_config.describe(folder, spec.dataset.config)
-        config = dataset_config.write_config(description, cache / "configs")
+        boundary = dataset_config.link_boundary(spec.dataset, folder, volumes)
+        description = dataset_config.describe(folder, spec.dataset.config, spec.train.split or "val", boundary)
+        config = description.write(context.scratch / "dataset")
         network = resolve.resolve(spec.model, volumes=volumes, cache=cache)
-    return StagedInputs(folder=folder, config=config, network=network, seconds=time.perf_counter() - began)
+    return StagedInputs(
+        folder=folder, boundary=boundary, config=config, network=network, seconds=time.perf_counter() - began
+    )
 
 
 def _startup_times(
@@ -306,13 +311,17 @@ def _build_trainer(
     callbacks: list[Callback],
     times: StartupTimes,
 ) -> Trainer:
+    from yolojob_trainer.system import upstream_log
     from yolojob_trainer.training.setup import TrainerInputs
     from yolojob_trainer.training.trainer import Trainer
 
+    if context.world.is_main:
+        upstream_log.forward(context.reporter.warn, verbose=bool(context.run.spec.train.verbose))
     inputs = TrainerInputs(
         run=context.run,
         world=context.world,
         data_config=staged.config,
+        data_boundary=staged.boundary,
         network=staged.network,
         save_dir=run_folder.path if run_folder else context.scratch,
         cache=context.cache,

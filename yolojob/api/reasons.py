@@ -79,6 +79,7 @@ class Reason(enum.StrEnum):
     NOT_ENOUGH_GPUS = "NotEnoughGpus"
     NO_RUN = "NoRun"
     NO_SPACE = "NoSpace"
+    STORAGE_IN_USE = "StorageInUse"
     STORAGE_DENIED = "StorageDenied"
     STORAGE_NOT_FOUND = "StorageNotFound"
     STORAGE_UNSUPPORTED = "StorageUnsupported"

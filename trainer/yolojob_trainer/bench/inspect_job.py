@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 from yolojob.api.measurement import DataFacts, ModelProfile
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
-from yolojob.api.spec import Dataset
+from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob_trainer.data import dataset_config
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
@@ -28,7 +29,7 @@ def inspect_job(run: Run, *, cache: Path, volumes: Path) -> tuple[ModelProfile, 
     Raises:
         BadInput: model or dataset do not exist or cannot be used.
     """
-    classes, facts = _count_dataset(run.spec.dataset, run.spec.train.fraction, cache=cache, volumes=volumes)
+    classes, facts = _count_dataset(run.spec, cache=cache, volumes=volumes)
     description, _ = resolve.resolve(run.spec.model, volumes=volumes, cache=cache)
     try:
         model = DetectionModel(description, nc=classes or DEFAULT_CLASSES, verbose=False)
@@ -46,25 +47,25 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _count_dataset(
-    dataset: Dataset, fraction: float | None, *, cache: Path, volumes: Path
-) -> tuple[int | None, DataFacts]:
+def _count_dataset(spec: YoloTrainingJobSpec, *, cache: Path, volumes: Path) -> tuple[int | None, DataFacts]:
     """Return (classes, facts), as far as they are known without a download."""
+    dataset, fraction, split = spec.dataset, spec.train.fraction, spec.train.split or "val"
     if dataset.uri.is_remote:
         files = ObjectStore(str(dataset.uri), "spec.dataset.uri").files()
         sizes = [file.size for file in files]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)
     folder = dataset_config.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
-    description = dataset_config.describe(folder, dataset.config)
-    train, val = (sum(_count_images(Path(path)) for path in description[split]) for split in ("train", "val"))
+    boundary = dataset_config.link_boundary(dataset, folder, volumes)
+    description = dataset_config.describe(folder, dataset.config, split, boundary)
+    train, val = (_count_images(description.splits[name]) for name in ("train", split))
     if fraction is not None:
         train = int(fraction) if fraction > 1 else round(train * fraction)
-    return len(description["names"]), DataFacts(images=train, val_images=val, bytes=folder_bytes(folder))
+    classes = 1 if spec.train.single_cls else len(description.names)
+    return classes, DataFacts(images=train, val_images=val, bytes=folder_bytes(folder))
 
 
-def _count_images(path: Path) -> int:
-    """Return the number of images in a folder, or of lines in a text file that lists images."""
-    if path.is_file():
-        return sum(bool(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines())
-    return sum(file.suffix[1:].lower() in IMG_FORMATS for file in path.rglob("*"))
+def _count_images(split: dataset_config.Split) -> int:
+    """Return the number of a split's files that have an image's name."""
+    files = itertools.chain(split.images, *(folder.rglob("*") for folder in split.folders))
+    return sum(file.suffix[1:].lower() in IMG_FORMATS for file in files)

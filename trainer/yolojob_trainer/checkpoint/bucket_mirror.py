@@ -13,7 +13,7 @@ from pathlib import Path
 
 from yolojob.api.reasons import Reason
 from yolojob_trainer.data.object_store import ObjectStore
-from yolojob_trainer.errors import TrainerError
+from yolojob_trainer.errors import BadInput, TrainerError
 
 REQUEST_TIMEOUT_SECONDS = 10.0
 """Time for the object store to retry one request; the mirror itself retries for minutes."""
@@ -49,6 +49,20 @@ class Mirror:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
+    def existing(self) -> list[str]:
+        """Return the files in the object store, below the root.
+
+        Raises:
+            BadInput: access is denied.
+            Unavailable: the object store does not answer.
+        """
+        try:
+            return [file.path for file in self._store.files()]
+        except BadInput as error:
+            if error.reason != Reason.STORAGE_NOT_FOUND:
+                raise
+            return []
+
     def start(self, name: str) -> None:
         """Upload one file immediately, to check before the training that uploads work, and list the existing files.
 
@@ -57,7 +71,7 @@ class Mirror:
             Unavailable: the object store does not answer.
         """
         self._store.write(self._folder / name, name)
-        self._uploaded = {file.path for file in self._store.files()}
+        self._uploaded = set(self.existing())
         self._thread.start()
 
     def names(self, folder: str) -> list[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from yolojob.api.reasons import Reason
-from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.api.run import Run
 from yolojob_trainer.checkpoint import bucket_mirror
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
+from yolojob_trainer.checkpoint.run_ownership import FolderLock, check_no_foreign_results
 from yolojob_trainer.checkpoint.store import CheckpointContent, CheckpointStore, write_atomically
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput, TrainerError
@@ -23,30 +24,35 @@ MARKER = ".yolojob"
 class RunFolder:
     """The folder of a run; only rank 0 has one."""
 
-    def __init__(self, path: Path, spec: YoloTrainingJobSpec, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, run: Run, on_failure: Callable[[str], None]) -> None:
         """
         Args:
             path: the folder on this machine; created if missing.
-            spec: of the job.
+            run: whose folder it is.
             on_failure: called with a message when something could not be saved or uploaded.
 
         Raises:
-            BadInput: the folder or the object store cannot be written.
-            TrainerError: the object store does not answer.
+            BadInput: the folder or the object store cannot be written, or belongs to somebody else.
+            TrainerError: the object store does not answer, or an earlier attempt is still writing.
         """
+        spec = run.spec
         self.path = path
         self.uri = str(spec.storage.uri).rstrip("/") if spec.storage else str(path)
         self._on_failure = on_failure
         self._store = CheckpointStore(path / CHECKPOINTS, spec.checkpoint.keep)
         self._keep = spec.checkpoint.keep
         self._mirror: Mirror | None = None
+        existing = (file.relative_to(path).as_posix() for file in path.rglob("*"))
+        check_no_foreign_results(existing, str(path))
         try:
             (path / WEIGHTS).mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(path, f"{run.namespace}/{run.name}", on_failure)
         except OSError as error:
             raise BadInput(Reason.STORAGE_FAILED, f"spec.storage: {path}: {error.strerror}") from None
         if spec.storage and spec.storage.uri.is_remote:
             store = ObjectStore(self.uri, "spec.storage.uri", retry_timeout=bucket_mirror.REQUEST_TIMEOUT_SECONDS)
             self._mirror = Mirror(path, store, on_failure)
+            check_no_foreign_results(self._mirror.existing(), self.uri)
             (path / MARKER).write_text("This folder belongs to a run of yolojob.\n")
             self._mirror.start(MARKER)
 
@@ -153,3 +159,4 @@ class RunFolder:
         """
         if self._mirror:
             self._mirror.close(bucket_mirror.INTERRUPTED_CLOSE_SECONDS if interrupted else bucket_mirror.CLOSE_SECONDS)
+        self._lock.release()

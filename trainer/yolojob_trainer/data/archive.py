@@ -135,13 +135,3 @@ def _copy(source: IO[bytes], target: Path, size: int, shown: str) -> None:
 def _blocks(source: IO[bytes]) -> Iterator[bytes]:
     while block := source.read(COPY_BLOCK_BYTES):
         yield block
-
-
-def content_root(folder: Path, config: str) -> Path:
-    """Return the folder that holds the data file: many archives wrap everything in a single folder."""
-    if (folder / config).exists():
-        return folder
-    children = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))]
-    if len(children) == 1 and (children[0] / config).exists():
-        return children[0]
-    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +11,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Sampler
-from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.dataset import DATASET_CACHE_VERSION, YOLODataset
 
-from yolojob_trainer.data import image_cache
+from yolojob_trainer.data import image_cache, label_cache
 from yolojob_trainer.data.sample_order import SampleOrder
-from yolojob_trainer.system.upstream_patches import replace_jpeg_repair
+from yolojob_trainer.data.scan import ScanCounts, split_messages, summarize
+from yolojob_trainer.system.upstream_patches import extend_image_check, forbid_label_pickles, replace_jpeg_repair
 
-IGNORED = "ignoring corrupt image/label"
-"""Text in upstream's messages about images that it leaves out."""
+CHECKED_FORMATS = ("JPEG", "MPO", "PNG")
+"""Formats whose content upstream checks: a JPEG by its end marker, a PNG by its checksums."""
+MAX_PIXELS = 100_000_000
+"""A file of a few kilobytes may hold more, and takes three bytes of memory for each pixel."""
 
 Sample = tuple[int, int]
 """(epoch, index of the image)."""
@@ -32,8 +34,12 @@ class DetectionDataset(YOLODataset):
     it are not read. It may also be read-only.
     """
 
-    messages: list[str]
-    """Why images are left out, one message for each, and why images are not cached."""
+    scan: ScanCounts
+    """What the scan of the labels has found."""
+    left_out: list[str]
+    """Upstream's messages about images that it leaves out, one for each."""
+    notes: list[str]
+    """Other messages for the user, such as why images are not cached."""
     cache: str | None
     ims: Any
     im_hw0: Any
@@ -41,17 +47,26 @@ class DetectionDataset(YOLODataset):
     shared: image_cache.SharedImages | None = None
     """The decoded images, if the job keeps them in memory."""
 
-    def __init__(self, *args: Any, label_cache: Path, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, label_folder: Path, boundary: Path | None, augment: bool = True, **kwargs: Any
+    ) -> None:
         """
         Args:
             args: of upstream's dataset.
-            label_cache: folder for label caches; created if missing.
+            label_folder: folder for label caches; created if missing.
+            boundary: folder that links to images and labels must not leave; None if they may lead anywhere.
+            augment: of upstream's dataset.
             kwargs: of upstream's dataset.
+
+        Raises:
+            ValueError: the dataset cannot be used; the message is for the user.
         """
-        label_cache.mkdir(parents=True, exist_ok=True)
-        self._label_cache = label_cache  # before upstream's constructor, which scans the labels
-        super().__init__(*args, **kwargs)
-        # The transforms are built. After that upstream uses `augment` only for a buffer of recently loaded images.
+        label_folder.mkdir(parents=True, exist_ok=True)
+        # Before upstream's constructor, which scans the labels.
+        self._label_folder, self._boundary, self._augments = label_folder, boundary, augment
+        self.notes = []
+        super().__init__(*args, augment=augment, **kwargs)
+        # Upstream's loader would keep a buffer of recently loaded images, from which a mosaic takes the other three.
         self.augment = False
 
     def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +79,7 @@ class DetectionDataset(YOLODataset):
         sample = range(0, self.ni, max(self.ni // 30, 1))
         needed = sum(self.load_image(i)[0].nbytes for i in sample) / len(sample) * self.ni * (1 + safety_margin)
         if reason := image_cache.why_not_fitting(int(needed)):
-            self.messages.append(reason)
+            self.notes.append(reason)
             self.cache = None
         return reason is None
 
@@ -87,36 +102,79 @@ class DetectionDataset(YOLODataset):
         if keep:
             self.cache = "ram"
             if not self.check_cache_ram():
-                raise OSError(self.messages.pop())
+                raise OSError(self.notes.pop())
             self.cache_images()
         else:
             self.cache, self.shared = None, None
             self.ims, self.im_hw0, self.im_hw = [None] * self.ni, [None] * self.ni, [None] * self.ni
 
     def build_transforms(self, hyp: Any = None) -> Any:
-        transforms = super().build_transforms(hyp)
+        self.augment = self._augments  # also when `close_mosaic` builds them again, in the middle of a training
+        try:
+            transforms = super().build_transforms(hyp)
+        finally:
+            self.augment = False
         for transform in _flatten(transforms):
             if hasattr(transform, "buffer_enabled"):
                 # The other images of a mosaic come from the whole dataset, not from recently loaded images.
                 transform.buffer_enabled = False
         return transforms
 
-    def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
-        private_path = self._label_cache / f"{cache_path.stem}-{cache_hash}.cache"
-        result: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(private_path, cache_hash)
-        self.messages = [m for m in result[0]["msgs"] if IGNORED in m]
-        return result
+    def get_img_files(self, img_path: Any) -> list[str]:
+        files: list[str] = super().get_img_files(img_path)
+        self._check_links(files)
+        return files
 
-    def cache_labels(self, path: Path = Path("labels.cache")) -> dict[str, Any]:
-        # Upstream writes in place, so another process could read a partial file.
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    def get_label_files(self) -> list[str]:
+        files: list[str] = super().get_label_files()
+        self._check_links(files)
+        return files
+
+    def _check_links(self, files: list[str]) -> None:
+        """Check that links do not lead out of the volume: messages quote what a label file holds.
+
+        Raises:
+            ValueError: a file or its folder is a link that does.
+        """
+        if self._boundary is None:
+            return
+        # Whole paths are resolved only for links: a dataset has few folders and, as a rule, no links.
+        paths = [Path(file) for file in files]
+        folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+        for file in paths:
+            real = file.resolve() if file.is_symlink() else folders[file.parent]
+            if not real.is_relative_to(self._boundary):
+                raise ValueError(f"{file} is a link to {real}, which is outside of the volume; copy the data into it")
+
+    def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
+        path = self._label_folder / f"{cache_path.stem}-{cache_hash}.npz"
+        scan = label_cache.read(path, self.im_files, cache_hash)
+        exists = scan is not None
+        if scan is None:
+            scan = self._scan_labels()
+            label_cache.write(path, scan)
+        self.scan = ScanCounts.from_results(scan["results"])
+        self.left_out, notes = split_messages(scan["msgs"], self.prefix)
+        self.notes += notes
+        if not scan["labels"]:
+            raise ValueError(f"none of {self.scan.total} images can be used: {summarize(self.left_out)}")
+        return {**scan, "version": DATASET_CACHE_VERSION}, exists
+
+    def _scan_labels(self) -> dict[str, Any]:
+        """Scan images and labels.
+
+        Raises:
+            ValueError: no image has a label.
+        """
         try:
-            labels: dict[str, Any] = super().cache_labels(temporary)
-            if temporary.exists():
-                temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return labels
+            return self.cache_labels()  # type: ignore[no-any-return]
+        except ValueError as error:
+            if "No labels found" not in str(error):
+                raise
+            raise ValueError(
+                f"no labels found for {len(self.im_files)} images: the label of {self.im_files[0]} must be "
+                f"{self.label_files[0]}, and so for the others"
+            ) from None
 
 
 def _check_jpeg(path: str, _repair: Any) -> None:
@@ -129,7 +187,21 @@ def _check_jpeg(path: str, _repair: Any) -> None:
         image.load()
 
 
+def _check_content(path: str) -> None:
+    """Decode an image of a format whose content upstream does not check, and raise an error if that fails.
+
+    Also refuse images that take too much memory when they are decoded, in each step that uses them.
+    """
+    with Image.open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million")
+        if image.format not in CHECKED_FORMATS:
+            image.load()
+
+
 replace_jpeg_repair(_check_jpeg)
+extend_image_check(_check_content)
+forbid_label_pickles()
 
 
 def _flatten(transform: Any) -> Iterator[Any]:

@@ -6,10 +6,8 @@ paths must stay inside the dataset.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,63 @@ import yaml
 
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import Dataset
-from yolojob_trainer.data import archive, builtin_digits
+from yolojob_trainer.data import builtin_digits
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import ProgressCallback, Stage
 from yolojob_trainer.errors import BadInput
 
-SPLITS = ("train", "val", "test")
 MAX_CLASSES = 100_000
 MAX_CONFIG_BYTES = 10 << 20
+MAX_KEYPOINTS = 1000
+CONFIG_DEPTH = 3
+"""Folders below the dataset in which the data file is searched: archives often wrap everything in one or two."""
+LISTED_FILES = 10
+"""Files that an error message lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Where the images of a split are."""
+
+    folders: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
+    """Images that text files list, absolute; not all of them need exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetDescription:
+    """The content of a data file, checked."""
+
+    names: dict[int, str]
+    splits: dict[str, Split]
+    """`train` and the split for validation."""
+    channels: int
+    keypoint_shape: tuple[int, int] | None
+    """(key points, values for each) of a dataset for poses: a detector uses only its boxes."""
+
+    def write(self, folder: Path) -> Path:
+        """Write the data file that Ultralytics reads, with absolute paths.
+
+        Args:
+            folder: only for this process; the files are overwritten.
+
+        Returns:
+            Path of the data file.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        content: dict[str, Any] = {"names": self.names, "channels": self.channels}
+        if self.keypoint_shape:
+            content["kpt_shape"] = list(self.keypoint_shape)
+        for name, split in self.splits.items():
+            content[name] = [str(path) for path in split.folders]
+            if split.images:
+                listing = folder / f"{name}.txt"
+                listing.write_text("".join(f"{path}\n" for path in split.images), encoding="utf-8")
+                content[name].append(str(listing))
+        content.setdefault("val", content["train"])  # Ultralytics demands the key, also if another split validates
+        path = folder / "data.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=True), encoding="utf-8")
+        return path
 
 
 def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCallback) -> Path:
@@ -39,152 +86,238 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCa
     if uri.scheme == "builtin":
         return stage.make(f"digits-v{builtin_digits.DATASET_VERSION}", builtin_digits.write)
     if uri.is_remote:
-        return archive.content_root(stage.fetch(ObjectStore(str(uri), "spec.dataset.uri")), dataset.config)
+        return stage.fetch(ObjectStore(str(uri), "spec.dataset.uri"))
     path = uri.under(volumes).resolve()
     if path.is_dir():
         return path
+    if path.suffix.lower() in (".yaml", ".yml"):
+        raise BadInput(
+            Reason.DATASET_NOT_FOUND,
+            f"spec.dataset.uri: {uri}: must be the folder of the dataset; name its data file in spec.dataset.config: "
+            f"uri: {str(uri).rpartition('/')[0]}, config: {path.name}",
+        )
     if path.is_file():
-        return archive.content_root(stage.unpack(path), dataset.config)
+        return stage.unpack(path)
     raise BadInput(Reason.DATASET_NOT_FOUND, f"spec.dataset.uri: {uri}: there is no folder or archive {path}")
 
 
-def describe(folder: Path, config: str) -> dict[str, Any]:
+def link_boundary(dataset: Dataset, folder: Path, volumes: Path) -> Path | None:
+    """Return the folder that links in a dataset must not leave; None if they may lead anywhere.
+
+    A claim may link within itself. On the user's own machine everything may be linked.
+
+    Args:
+        dataset: of the specification.
+        folder: of the dataset on this node.
+        volumes: folder of the mounted volumes.
+    """
+    if dataset.uri.scheme == "file":
+        return None
+    return (volumes / dataset.uri.location).resolve() if dataset.uri.scheme == "pvc" else folder.resolve()
+
+
+def describe(folder: Path, config: str, split: str = "val", boundary: Path | None = None) -> DatasetDescription:
     """Read and check the data file of a dataset.
 
     Args:
         folder: the dataset.
-        config: path of the data file below the folder.
-
-    Returns:
-        `names`, the splits as absolute paths, and `channels`.
+        config: path of the data file below the folder. If it is not there, a folder further down is searched.
+        split: the split for validation. Other splits than this and `train` need not exist.
+        boundary: see `link_boundary`.
 
     Raises:
         BadInput: the message names the key and what is wrong with it.
     """
-    return DatasetConfig(folder, config).describe()
+    return _DataFile(folder, config, boundary).describe(split)
 
 
-class DatasetConfig:
+class _DataFile:
     """The data file of a dataset."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, boundary: Path | None) -> None:
         """
         Args:
             folder: the dataset.
             config: path of the data file below the folder.
+            boundary: see `link_boundary`.
 
         Raises:
             BadInput: it does not exist, or is not a YAML mapping.
         """
-        self._path = folder / config
-        self._content = self._read(folder, config)
-        self._root = self._find_root(folder)
+        self._folder = folder.resolve()
+        self._boundary = boundary
+        self._path = _find_config(self._folder, config)
+        self._content = self._read()
+        self._bases = self._find_bases()
 
-    def describe(self) -> dict[str, Any]:
-        """Return `names`, the splits as absolute paths, and `channels`.
-
-        Raises:
-            BadInput: the message names the key and what is wrong with it.
-        """
+    def describe(self, split: str) -> DatasetDescription:
+        """See the function of the same name."""
         content = self._content
-        description: dict[str, Any] = {"names": self._names(), "channels": content.get("channels", 3)}
-        if description["channels"] not in (1, 3):
-            raise self._error(f"channels: {description['channels']!r}: must be 1 or 3")
         if "val" not in content and "validation" in content:
             content["val"] = content["validation"]
-        for split in SPLITS:
-            paths = content.get(split)
-            if paths is not None:
-                paths = paths if isinstance(paths, list) else [paths]
-                description[split] = [str(self._split_path(split, path)) for path in paths]
-            elif split != "test":
-                raise self._error(f"{split}: is missing")
-        return description
+        return DatasetDescription(
+            names=self._names(),
+            splits={name: self._split(name) for name in dict.fromkeys(("train", split))},
+            channels=self._channels(),
+            keypoint_shape=self._keypoint_shape(),
+        )
 
     def _error(self, message: str) -> BadInput:
         return BadInput(Reason.INVALID_DATASET, f"spec.dataset: {self._path}: {message}")
 
-    def _read(self, folder: Path, config: str) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any]:
         try:
             if self._path.stat().st_size > MAX_CONFIG_BYTES:
                 raise self._error(f"is larger than {MAX_CONFIG_BYTES >> 20} MiB")
-            content = yaml.safe_load(self._path.read_text(encoding="utf-8"))
-        except OSError:
-            existing = ", ".join(sorted(p.name for p in folder.glob("*.y*ml"))) or "no YAML file at all"
-            raise BadInput(
-                Reason.DATASET_NOT_FOUND, f"spec.dataset.config: {config}: not in {folder}; there is {existing}"
-            ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = yaml.safe_load(self._path.read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise self._error(f"cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise self._error("is not UTF-8 text; save it as UTF-8") from None
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise self._error(f"is not valid YAML: {error}") from None
         if not isinstance(content, dict):
             raise self._error("must be a mapping with train, val and names")
         return content
 
-    def _find_root(self, folder: Path) -> Path:
-        """Return the folder that the paths of the splits are relative to."""
-        path = self._content.get("path")
-        if isinstance(path, str) and (folder / path).is_dir():
-            root = (folder / path).resolve()
-            if root.is_relative_to(folder.resolve()):
-                return root
-        return folder  # without `path`, or with an absolute path of another machine
+    def _channels(self) -> int:
+        channels = _integer(self._content.get("channels", 3))
+        if channels not in (1, 3):
+            raise self._error(f"channels: {self._content['channels']!r}: must be 1 or 3")
+        return channels
+
+    def _keypoint_shape(self) -> tuple[int, int] | None:
+        shape = self._content.get("kpt_shape")
+        if shape is None:
+            return None
+        numbers = [_integer(value) for value in shape] if isinstance(shape, list) else []
+        match numbers:
+            case [int(count), 2 | 3 as values] if 0 < count <= MAX_KEYPOINTS:
+                return count, values
+        raise self._error(f"kpt_shape: {shape!r}: must be [number of key points, 2 or 3]")
 
     def _names(self) -> dict[int, str]:
         content = self._content
-        names = content.get("names")
-        if names is None and isinstance(content.get("nc"), int) and 0 < content["nc"] <= MAX_CLASSES:
-            names = [f"class_{i}" for i in range(content["nc"])]
+        names, count = content.get("names"), _integer(content.get("nc"))
+        if names is None and count is not None and 0 < count <= MAX_CLASSES:
+            names = [f"class_{i}" for i in range(count)]
         if isinstance(names, list):
             names = dict(enumerate(names))
         if not isinstance(names, dict) or not names:
             raise self._error("names: must list the classes")
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        by_id = {_integer(key): name for key, name in names.items()}
+        if len(by_id) != len(names) or set(by_id) != set(range(len(names))):
             raise self._error(f"names: class ids must be 0 to {len(names) - 1}, each once")
-        if "nc" in content and content["nc"] != len(names):
+        if content.get("nc") is not None and count != len(names):
             raise self._error(f"nc: {content['nc']!r}, but names has {len(names)} classes")
-        return {i: str(names[i]) for i in range(len(names))}
+        return {i: str(by_id[i]) for i in range(len(names))}
+
+    # --- paths ------------------------------------------------------------------------------------------------------
+
+    def _find_bases(self) -> list[Path]:
+        """Return the folders that the paths of the splits may be relative to, in order of precedence.
+
+        Ultralytics resolves them below `path`, and without it below the folder of the data file. Exporters also write
+        paths below the dataset's top folder, and `path` as it is on their own machine.
+        """
+        parents = [self._path.parent, self._folder]
+        path = self._content.get("path")
+        declared = [parent / path for parent in parents] if isinstance(path, str) else []
+        bases = [Path(os.path.normpath(base)) for base in [*declared, *parents]]
+        return list(dict.fromkeys(base for base in bases if base.is_dir() and base.is_relative_to(self._folder)))
+
+    def _contains(self, path: Path) -> bool:
+        """Return whether a normalised path is in the dataset: as written, or after links on the way to the dataset."""
+        return path.is_relative_to(self._folder) or path.resolve().is_relative_to(self._folder)
+
+    def _split(self, name: str) -> Split:
+        paths = self._content.get(name)
+        if paths in (None, "", []):
+            raise self._error(f"{name}: is missing")
+        split = Split()
+        for text in paths if isinstance(paths, list) else [paths]:
+            path = self._split_path(name, text)
+            if path.is_dir():
+                split.folders.append(path)
+            else:
+                split.images.extend(self._listed_images(name, path))
+        if not split.folders and not split.images:
+            raise self._error(f"{name}: {paths}: lists no images")
+        return split
 
     def _split_path(self, split: str, text: Any) -> Path:
-        if not isinstance(text, str) or not text:
+        if not isinstance(text, str) or not text.strip():
             raise self._error(f"{split}: must be a path, or a list of paths")
-        root = self._root.resolve()
-        path = (self._root / text).resolve()
-        if not path.is_relative_to(root):
-            path = (self._root / text.lstrip("./")).resolve()  # some exporters write "../train/images"
-        if not path.is_relative_to(root):
+        text = text.strip().replace("\\", "/")
+        # Some exporters write "../train/images" for a folder beside the data file.
+        spellings = [text, text.lstrip("./")]
+        candidates = [Path(os.path.normpath(base / spelling)) for spelling in spellings for base in self._bases]
+        inside = [path for path in candidates if self._contains(path)]
+        if not inside:
             raise self._error(f"{split}: {text} leads out of the dataset")
-        if not path.exists():
-            raise self._error(f"{split}: {text}: {path} does not exist")
-        if path.is_file():
-            self._check_image_list(split, path)
+        path = next((path for path in inside if path.exists()), None)
+        if path is None:
+            raise self._error(f"{split}: {text}: {inside[0]} does not exist")
+        if self._boundary and not path.resolve().is_relative_to(self._boundary):
+            raise self._error(
+                f"{split}: {text}: is a link to {path.resolve()}, which is outside of the volume; copy the data into it"
+            )
         return path
 
-    def _check_image_list(self, split: str, path: Path) -> None:
-        """Check that a text file lists only images inside the dataset."""
+    def _listed_images(self, split: str, path: Path) -> list[Path]:
+        """Return the images that a text file lists, as absolute paths.
+
+        Raises:
+            BadInput: a line leads out of the dataset, or the file is not text.
+        """
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError:
             raise self._error(f"{split}: {path} is not a text file that lists images") from None
-        root = self._root.resolve()
-        for line in lines:
-            image = Path(os.path.normpath(path.parent / line.strip()))
-            if line.strip() and not image.is_relative_to(root):
-                raise self._error(
-                    f"{split}: {path}: {line.strip()[:200]} leads out of the dataset; list paths as ./images/a.jpg"
-                )
+        return [self._listed_image(split, path, line.strip()) for line in lines if line.strip()]
+
+    def _listed_image(self, split: str, listing: Path, line: str) -> Path:
+        if len(line.splitlines()) != 1 or "\0" in line:
+            # Ultralytics would read the parts as paths of their own.
+            raise self._error(f"{split}: {listing}: {line[:200]!r} contains a control character")
+        text = line.replace("\\", "/")
+        candidates = [Path(os.path.normpath(base / text)) for base in dict.fromkeys([listing.parent, *self._bases])]
+        inside = [path for path in candidates if self._contains(path)]
+        if not inside:
+            raise self._error(
+                f"{split}: {listing}: {line[:200]} leads out of the dataset; list paths as ./images/a.jpg"
+            )
+        return next((path for path in inside if path.exists()), inside[0])
 
 
-def write_config(description: dict[str, Any], folder: Path) -> Path:
-    """Write the data file that Ultralytics reads; its name is a hash of its content.
+def _integer(value: Any) -> int | None:
+    """Return an integer that may be written as text, as Ultralytics reads it; None if it is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() else None
 
-    Returns:
-        Its path below `folder`.
+
+def _find_config(folder: Path, config: str) -> Path:
+    """Return the path of the data file.
+
+    Raises:
+        BadInput: it does not exist, or several folders have one.
     """
-    text = yaml.safe_dump(description, sort_keys=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"data-{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
-    if not path.exists():
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        shutil.move(file.name, path)
-    return path
+    if (folder / config).is_file():
+        return folder / config
+    patterns = ["/".join(["*"] * depth) for depth in range(1, CONFIG_DEPTH + 1)]
+    parents = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()]
+    found = [path / config for path in parents if (path / config).is_file() and "__MACOSX" not in path.parts]
+    if len(found) == 1:
+        return found[0]
+    field_name = f"spec.dataset.config: {config}"
+    if found:
+        listed = ", ".join(str(path.relative_to(folder)) for path in found[:LISTED_FILES])
+        raise BadInput(Reason.DATASET_NOT_FOUND, f"{field_name}: exists more than once in {folder}; name one: {listed}")
+    existing = sorted(str(p.relative_to(folder)) for parent in [folder, *parents] for p in parent.glob("*.y*ml"))
+    listed = ", ".join(existing[:LISTED_FILES]) or "no YAML file at all"
+    raise BadInput(Reason.DATASET_NOT_FOUND, f"{field_name}: not in {folder}; there is {listed}")

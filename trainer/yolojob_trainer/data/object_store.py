@@ -7,6 +7,7 @@ server does not answer at the moment (`Unavailable`: the request is retried with
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import ssl
 from collections.abc import Callable, Iterator
@@ -27,13 +28,40 @@ CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS = 10, 30
 STREAM_BLOCK_BYTES = 1 << 20
 
 
+class _ForbiddenRedirect(Exception):
+    """A server sends the request to an address that the user has not named and may not reach by himself."""
+
+
+async def _check_redirect(_session: Any, _context: Any, parameters: Any) -> None:
+    """Allow redirects only to https, and to other hosts only at public addresses.
+
+    A pod reaches more than its author does: the metadata server of the cloud, which hands out the node's credentials,
+    and services of the cluster.
+
+    Raises:
+        _ForbiddenRedirect: the redirect leads elsewhere.
+    """
+    from yarl import URL
+
+    source = parameters.response.url
+    target = source.join(URL(parameters.response.headers.get("Location", "")))
+    if target.scheme != "https" or not target.host:
+        raise _ForbiddenRedirect(f"redirects to {target.with_query(None)}, which is not https")
+    if target.host != source.host:
+        found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port)
+        if not all(ipaddress.ip_address(address[0]).is_global for *_, address in found):
+            raise _ForbiddenRedirect(f"redirects to {target.host}, which is not a public address")
+
+
 async def _https_client(**_: Any) -> Any:
     import aiohttp
 
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_check_redirect)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=READ_TIMEOUT_SECONDS)
     # The environment defines the certificates (SSL_CERT_FILE) and the proxy.
     connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
-    return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True)
+    return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True, trace_configs=[trace])
 
 
 _OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -222,15 +250,20 @@ class ObjectStore:
             return error
         status, text = _status_and_text(error)
         where = f"{self._field}: {self.shown}"
-        if isinstance(error, PermissionError) or status in (401, 403) or any(word in text for word in _DENIED):
+        # fsspec's HTTP raises FileNotFoundError for any failure, and a server's message may say anything: over https
+        # only the status counts.
+        by_text = self.scheme != "https"
+        denied = isinstance(error, PermissionError) or any(word in text for word in _DENIED)
+        if status in (401, 403) or (by_text and denied):
             credentials = _CREDENTIALS[self.scheme]
             return BadInput(Reason.STORAGE_DENIED, f"{where}: access denied ({_brief(error)}); check {credentials}")
+        if redirect := _cause(error, _ForbiddenRedirect):
+            return BadInput(Reason.STORAGE_UNTRUSTED, f"{where}: {redirect}")
         if "CERTIFICATE_VERIFY_FAILED" in text:
             hint = "for a private certificate authority, set SSL_CERT_FILE to its certificate"
             return BadInput(Reason.STORAGE_UNTRUSTED, f"{where}: its certificate cannot be verified; {hint}")
-        # fsspec's HTTP raises FileNotFoundError for any failure; there only the status counts.
-        missing = isinstance(error, FileNotFoundError) and self.scheme != "https"
-        if missing or status in (404, 410) or any(word in text for word in _MISSING):
+        missing = isinstance(error, FileNotFoundError) or any(word in text for word in _MISSING)
+        if status in (404, 410) or (by_text and missing):
             return BadInput(Reason.STORAGE_NOT_FOUND, f"{where}: does not exist ({_brief(error)})")
         if isinstance(error, ImportError):
             return BadInput(Reason.STORAGE_UNSUPPORTED, f"{where}: {error}")
@@ -262,6 +295,14 @@ def _status_and_text(error: BaseException) -> tuple[int | None, str]:
         text.append(str(cause)[:300])
         cause = cause.__cause__ or cause.__context__
     return status, " ".join(text)
+
+
+def _cause(error: BaseException, kind: type[Exception]) -> BaseException | None:
+    """Return the error or the cause of it that is of this type."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _brief(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from yolojob.api.spec import Gpu
 from yolojob_trainer.distributed.heartbeat import Heartbeat
 from yolojob_trainer.errors import BadInput, Interrupted, PeerLost
 from yolojob_trainer.system.process import available_cpus
+from yolojob_trainer.system.upstream_patches import forbid_object_collectives
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer has lost a rank. Ultralytics waits three hours."""
@@ -122,6 +123,7 @@ class World:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         if not self.is_main:
             wait_for_port(host, port, COLLECTIVE_TIMEOUT.total_seconds())
+        forbid_object_collectives()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
             timeout=COLLECTIVE_TIMEOUT,

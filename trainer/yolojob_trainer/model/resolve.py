@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import ultralytics
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from ultralytics.nn.tasks import guess_model_scale, load_checkpoint, yaml_model_load
 from ultralytics.utils import YAML
 
@@ -16,20 +18,35 @@ from yolojob.api.spec import ModelRef
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
+from yolojob_trainer.system.upstream_patches import forbid_network
 
 CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
 SCALES = "nsmlx"
+HEADS = ("Detect", "v10Detect")
+"""Last modules of the networks that detect objects without text prompts, by their names in a network description."""
+ALLOWED_GLOBALS = re.compile(
+    r"ultralytics\.(yolo\.)?nn\.(modules(\.\w+)?|tasks)\.\w+|ultralytics\.(yolo\.)?utils\.IterableSimpleNamespace"
+    r"|ultralytics\.utils\.(loss|tal)\.\w+|torch\.nn\.modules(\.\w+)?\.\w+|builtins\.getattr"
+    r"|numpy(\.\w+)*\.(dtype|scalar|_reconstruct|ndarray)|pathlib(\._local)?\.(Posix|Windows)Path"
+)
+"""Classes and functions that a file of weights may name, beyond torch's own list. Ultralytics admits more; among them
+are classes whose constructor fetches an address that the file chooses."""
+
+forbid_network()
 
 
-def known_architectures() -> list[str]:
-    """Return the names of all architectures of Ultralytics, with their scales."""
-    names = []
+def architectures() -> dict[str, str]:
+    """Return the name of the last module of each architecture of Ultralytics, by the names of the architectures.
+
+    An architecture with scales has one name for each, and one without.
+    """
+    heads: dict[str, str] = {}
     for path in CATALOGUE.glob("*/*.yaml"):
-        names.append(path.name)
-        if "scales:" in path.read_text(encoding="utf-8"):
-            stem, dash, rest = path.stem.partition("-")
-            names += [f"{stem}{scale}{dash}{rest}.yaml" for scale in SCALES]
-    return sorted(names)
+        content = YAML.load(path)
+        stem, dash, rest = path.stem.partition("-")
+        scales = ("", *SCALES) if "scales" in content else ("",)
+        heads |= {f"{stem}{scale}{dash}{rest}.yaml": _head(content) for scale in scales}
+    return heads
 
 
 def resolve(model: ModelRef, *, volumes: Path, cache: Path) -> tuple[dict[str, Any], torch.nn.Module | None]:
@@ -47,14 +64,26 @@ def resolve(model: ModelRef, *, volumes: Path, cache: Path) -> tuple[dict[str, A
     if model.name.endswith(".pt"):
         file = weights_file or (folder / model.name if folder else None)
         if file is None:
+            architecture = f"{model.name.removesuffix('.pt')}.yaml"
             raise BadInput(
-                Reason.MODEL_NOT_FOUND, f"spec.model.name: {model.name}: weights need spec.model.weights.uri"
+                Reason.MODEL_NOT_FOUND,
+                f"spec.model.name: {model.name}: weights need spec.model.weights.uri, the folder or file with them; "
+                f"to start without weights, use {architecture}",
             )
+        if not file.is_file():
+            raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"spec.model.name: {model.name}: there is no file {file}")
         weights: Any = _load(file)
         description: dict[str, Any] = dict(weights.yaml)
     else:
         weights = _load(weights_file) if weights_file else None
         description = _description(model.name, folder)
+    if (head := _head(description)) not in HEADS:
+        raise BadInput(
+            Reason.INVALID_MODEL,
+            f"spec.model.name: {model.name}: its last module is {head}, but only detectors are trained "
+            f"({', '.join(HEADS)}); as a start for a detector, name its weights in spec.model.weights.uri and a "
+            "detector such as yolo11n.yaml in spec.model.name",
+        )
     if model.scale:
         depth, width, max_channels = model.scale
         description |= {"scales": {"n": [depth, width, max_channels]}, "scale": "n"}
@@ -93,9 +122,10 @@ def _description(name: str, folder: Path | None) -> dict[str, Any]:
             raise BadInput(Reason.INVALID_MODEL, f"spec.model.name: {name}: has no backbone and head")
         description["scale"] = guess_model_scale(name)
         return dict(description)
-    names = known_architectures()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    heads = architectures()
+    if name not in heads:
+        detectors = sorted(known for known, head in heads.items() if head in HEADS)
+        near = difflib.get_close_matches(name, detectors, n=3, cutoff=0.4)
         hint = f"; similar names: {', '.join(near)}" if near else ""
         raise BadInput(
             Reason.MODEL_NOT_FOUND, f"spec.model.name: {name}: Ultralytics has no architecture of this name{hint}"
@@ -103,7 +133,30 @@ def _description(name: str, folder: Path | None) -> dict[str, Any]:
     return dict(yaml_model_load(name))
 
 
+def _head(description: Any) -> str:
+    """Return the name of a network description's last module; empty if it has none."""
+    try:
+        return str(description["head"][-1][2])
+    except (KeyError, IndexError, TypeError):
+        return ""
+
+
 def _load(path: Path) -> torch.nn.Module:
+    """Load weights as data.
+
+    Raises:
+        BadInput: the file names classes that weights do not need, or is no file of weights.
+    """
+    try:
+        unknown = [name for name in get_unsafe_globals_in_checkpoint(path) if not ALLOWED_GLOBALS.fullmatch(name)]
+    except Exception:  # noqa: BLE001 - an untrusted file may raise anything; the next step says what is wrong with it
+        unknown = []
+    if unknown:
+        raise BadInput(
+            Reason.INVALID_WEIGHTS,
+            f"spec.model.weights: {path} needs {', '.join(sorted(unknown)[:3])}, which weights of YOLO do not; save "
+            "them again with a current version of Ultralytics",
+        )
     try:
         weights, _ = load_checkpoint(path)  # only as data, because ULTRALYTICS_SAFE_LOAD is set
     except Exception as error:  # noqa: BLE001 - an untrusted file may raise anything

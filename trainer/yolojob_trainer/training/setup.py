@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -15,15 +16,15 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 from ultralytics.data import build_dataloader
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.trainer_report import TuningReport
-from yolojob_trainer.data.dataset import IGNORED, DetectionDataset, LimitedLoader, MicroBatches, TrainSamples, loader
+from yolojob_trainer.data.dataset import DetectionDataset, LimitedLoader, MicroBatches, TrainSamples, loader
 from yolojob_trainer.data.sample_order import SampleOrder
+from yolojob_trainer.data.scan import one_line, summarize
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
@@ -32,6 +33,7 @@ from yolojob_trainer.system.upstream_patches import raise_detection_limit, witho
 from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.phase_clock import Mark, PhaseClock
 from yolojob_trainer.training.train_state import TrainedObjects, TrainState
+from yolojob_trainer.training.validator import ArrayValidator
 
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
 """Network description and starting weights, as `yolojob_trainer.model.resolve.resolve` returns them."""
@@ -46,6 +48,8 @@ class TrainerInputs:
     """Connected."""
     data_config: Path
     """Data file, see `yolojob_trainer.data.dataset_config`."""
+    data_boundary: Path | None
+    """Folder that links in the dataset must not leave; None if they may lead anywhere."""
     network: NetworkSource
     save_dir: Path
     """Folder for the files that Ultralytics writes."""
@@ -64,6 +68,7 @@ class TrainerSetup(DetectionTrainer):
         self.state = TrainState()  # before upstream's constructor, which sets `best_fitness`
         self._network_source = inputs.network
         self._label_cache = inputs.cache / "labels"
+        self._data_boundary = inputs.data_boundary
         super().__init__(overrides=self._overrides(inputs.data_config, inputs.save_dir))
         # Upstream counts the devices of this process, disables loader processes on CPUs, and uses all cores.
         self.world_size = world.world_size
@@ -133,15 +138,12 @@ class TrainerSetup(DetectionTrainer):
         elastic_limit = spec.elastic.max_replicas * spec.workers.processes if spec.elastic else 0
         return max(spec.workers.world_size, self.world.world_size, elastic_limit)
 
-    def get_dataset(self) -> dict[str, Any]:
-        return check_det_dataset(self.args.data, autodownload=False)  # type: ignore[no-any-return]
-
     def setup_model(self) -> None:
         # The initial weights must be the same on every rank and for every number of ranks.
         torch.manual_seed(self.args.seed)
         description, weights = self._network_source
         try:
-            self.model = self.get_model(cfg=deepcopy(description), weights=weights, verbose=False)
+            self.model = self.get_model(cfg=deepcopy(description), weights=weights, verbose=bool(self.args.verbose))
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
             raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
 
@@ -150,7 +152,8 @@ class TrainerSetup(DetectionTrainer):
         try:
             with self.world.rank0_then_node_then_rest(f"labels/{mode}"):
                 dataset = DetectionDataset(
-                    label_cache=self._label_cache,
+                    label_folder=self._label_cache,
+                    boundary=self._data_boundary,
                     img_path=img_path,
                     imgsz=self.args.imgsz,
                     batch_size=batch,
@@ -168,10 +171,10 @@ class TrainerSetup(DetectionTrainer):
                     fraction=self.args.fraction if mode == "train" else 1.0,
                 )
         except (RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
-            message = _one_line(str(error)).partition(" See https://")[0]
+            message = one_line(str(error).removeprefix(f"{mode}: ")).partition(" See https://")[0]
             raise BadInput(Reason.INVALID_DATASET, f"spec.dataset: {mode}: {message}") from error
         self._unlink_shared_images(dataset)
-        self._report_dataset_messages(dataset.messages, mode)
+        self._report_scan(dataset, mode)
         return dataset
 
     def _unlink_shared_images(self, dataset: DetectionDataset) -> None:
@@ -184,27 +187,27 @@ class TrainerSetup(DetectionTrainer):
         requested = "ram" if self.args.cache is True else self.args.cache or None
         return None if mode == "train" and requested == "ram" else requested
 
-    def _report_dataset_messages(self, messages: list[str], mode: str) -> None:
-        """Warn about images that are left out.
+    def _report_scan(self, dataset: DetectionDataset, mode: str) -> None:
+        """Warn about images that are left out or have no labels.
 
         Raises:
             BadInput: labels use a class that the dataset does not define.
         """
-        messages = [_one_line(m.removeprefix(f"{mode}: ")) for m in messages]
-        if class_errors := [m for m in messages if "exceeds dataset class count" in m]:
-            image, _, why = class_errors[0].partition(f": {IGNORED}: ")
+        if class_errors := [m for m in dataset.left_out if "exceeds dataset class count" in m]:
             raise BadInput(
-                Reason.INVALID_DATASET,
-                f"spec.dataset: {mode}: labels of {image}: {why} ({len(class_errors)} in total)",
+                Reason.INVALID_DATASET, f"spec.dataset: {mode}: {len(class_errors)} images: {summarize(class_errors)}"
             )
         if not self.world.is_main:
             return
-        for note in [m for m in messages if IGNORED not in m]:
+        labelled = sum(len(label["cls"]) > 0 for label in dataset.labels)
+        for note in [*dataset.scan.warnings(labelled), *dataset.notes]:
             self.warn(f"{mode}: {note}")
-        if messages := [m for m in messages if IGNORED in m]:
-            first = "; ".join(m.replace(f" {IGNORED}:", "") for m in messages[:3])
-            more = " …" if len(messages) > 3 else ""
-            self.warn(f"{mode}: {len(messages)} image(s) cannot be used and are left out: {first}{more}")
+        if dataset.left_out:
+            # All of them in the log: the warning names only a few.
+            for message in dataset.left_out:
+                print(f"yolojob: {mode}: left out: {message}", file=sys.stderr)  # noqa: T201
+            images = len(dataset.left_out)
+            self.warn(f"{mode}: {images} image(s) cannot be used and are left out: {summarize(dataset.left_out)}")
 
     def _loader_processes(self, requested: int | None) -> int:
         """Return the number of loader processes of this rank.
@@ -264,6 +267,11 @@ class TrainerSetup(DetectionTrainer):
 
     def tune(self) -> None:
         """Choose execution settings by trials if the job asks for it. Called on all ranks, without an optimizer yet."""
+
+    def get_validator(self) -> ArrayValidator:
+        return ArrayValidator(
+            self.world, self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
+        )
 
     # --- execution --------------------------------------------------------------------------------------------------
 
@@ -428,11 +436,6 @@ class TrainerSetup(DetectionTrainer):
             "torch": torch.__version__,
             "world_size": str(self.world.world_size),
         }
-
-
-def _one_line(message: str) -> str:
-    """Return a message of upstream in one line. For a file that is not an image, upstream reports a missing plugin."""
-    return " ".join(message.split()).replace("No module named 'pi_heif'", "cannot identify image file")
 
 
 class _LoaderStub:

@@ -22,12 +22,16 @@ from yolojob_trainer.training.time_account import TimeAccount
 
 FIXED_PARTS = ("model", "dataset", "train")
 """Parts of the spec that must not change between a checkpoint and a resume."""
+CHANGEABLE_SETTINGS = ("cache", "channels_last", "patience", "plots", "save_period", "verbose", "workers")
+"""Settings of spec.train that may change: they have no effect on the weights, or only on when the training ends."""
 
 
 def run_identity(spec: YoloTrainingJobSpec) -> dict[str, Any]:
     """Return the parts of the spec that make two runs the same."""
     content = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {part: content[part] for part in FIXED_PARTS}
+    parts = {part: content[part] for part in FIXED_PARTS}
+    parts["train"] = {key: value for key, value in parts["train"].items() if key not in CHANGEABLE_SETTINGS}
+    return parts
 
 
 def check_same_run(checkpoint: CheckpointContent, spec: YoloTrainingJobSpec, location: str) -> None:
@@ -46,13 +50,35 @@ def check_same_run(checkpoint: CheckpointContent, spec: YoloTrainingJobSpec, loc
         f"spec.{part}.{key}: {saved[part].get(key)!r} there, {now[part].get(key)!r} here"
         for part in FIXED_PARTS
         for key in sorted({*saved[part], *now[part]})
-        if saved[part].get(key) != now[part].get(key)
+        if saved[part].get(key) != now[part].get(key) and not (part == "train" and key in CHANGEABLE_SETTINGS)
     ]
     if changed:
         raise BadInput(
             Reason.DIFFERENT_RUN,
             f"{location} holds the checkpoints of another run ({'; '.join(changed)}). Choose another metadata.name or "
-            "spec.storage.uri, or remove that folder",
+            "spec.storage.uri, or remove that folder. To go on from its weights with other settings or for more "
+            f"epochs, set spec.model.name to a .pt file and spec.model.weights.uri to {location}/weights/last.pt in a "
+            "new job",
+        )
+
+
+def check_same_dataset(checkpoint: CheckpointContent, names: dict[int, str], location: str) -> None:
+    """Check that the classes of the dataset are those of a checkpoint.
+
+    Args:
+        checkpoint: from `location`; those of older versions do not hold the classes.
+        names: of the dataset's classes.
+        location: where the checkpoint is, for the message.
+
+    Raises:
+        BadInput: they are not; the network's head would not fit, or mean something else.
+    """
+    saved = checkpoint.get("names", list(names.values()))
+    if saved != list(names.values()):
+        raise BadInput(
+            Reason.DIFFERENT_RUN,
+            f"{location} holds checkpoints for the classes {', '.join(saved)[:200]}, but the dataset has "
+            f"{', '.join(names.values())[:200]}. Choose another metadata.name or spec.storage.uri",
         )
 
 

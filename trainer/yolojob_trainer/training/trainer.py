@@ -35,7 +35,7 @@ from yolojob_trainer.training.losses import EpochLosses
 from yolojob_trainer.training.setup import TrainerInputs
 from yolojob_trainer.training.step import Diverged, StepTrainer
 from yolojob_trainer.training.time_account import StartupTimes
-from yolojob_trainer.training.train_state import check_same_run, run_identity
+from yolojob_trainer.training.train_state import check_same_dataset, check_same_run, run_identity
 
 MAX_ROLLBACKS = 3
 """Number of times that a run may go back to a checkpoint because its loss was not finite. Each rollback halves the
@@ -343,6 +343,8 @@ class Trainer(StepTrainer):
         return {
             "fingerprint": json.dumps(run_identity(self.run.spec)),
             "choice": dataclasses.asdict(self.execution),
+            "names": list(self.data["names"].values()),
+            "samples": self.order.samples,
             "samples_seen": min(step * self.order.batch, self.order.samples),
             "finished": finished,
             **self.trained.state_dict(),
@@ -399,8 +401,13 @@ class Trainer(StepTrainer):
         if data is None:
             return None
         checkpoint = decode(data)
-        check_same_run(checkpoint, self.run.spec, self.run_folder.uri if self.run_folder else "the storage")
+        check_same_run(checkpoint, self.run.spec, self._storage)
         return checkpoint
+
+    @property
+    def _storage(self) -> str:
+        """Where the run's checkpoints are, for messages; only rank 0 knows."""
+        return self.run_folder.uri if self.run_folder else "the storage"
 
     def _restore(self) -> bool:
         """Continue from the checkpoint that was read, if any; return whether it is of a finished run."""
@@ -410,7 +417,12 @@ class Trainer(StepTrainer):
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return False
+        check_same_dataset(checkpoint, self.data["names"], self._storage)
         self._apply(checkpoint)
+        if (samples := checkpoint.get("samples", self.order.samples)) != self.order.samples and self.step:
+            # The samples of the epoch's first steps are not those of the new order.
+            self.warn(f"the dataset had {samples} images and has {self.order.samples}: the epoch begins again")
+            self.seek(self.epoch, 0)
         return bool(checkpoint["finished"])
 
     def _roll_back(self) -> None:
