@@ -55,10 +55,11 @@ Namespaces = Annotated[
     typer.Option(envvar="YOLOJOB_NAMESPACES", help="Namespace to watch; all unless set. Repeatable."),
 ]
 LeaseNamespace = Annotated[
-    str,
+    str | None,
     typer.Option(
         envvar="YOLOJOB_LEASE_NAMESPACE",
-        help="Namespace of the lease of an operator of all namespaces: the same for all operators of a cluster.",
+        help="Namespace of the lease that selects the leader: the same for all operators of the same jobs. Whoever may "
+        "write leases in it can stop the operator. Default: the first watched namespace, or default.",
     ),
 ]
 Listen = Annotated[
@@ -77,7 +78,7 @@ def main(
     coscheduling_scheduler: CoschedulingScheduler = "scheduler-plugins-scheduler",
     allow: Allowed = None,
     namespace: Namespaces = None,
-    lease_namespace: LeaseNamespace = "default",
+    lease_namespace: LeaseNamespace = None,
     listen: Listen = "",
     verbose: Verbose = False,
 ) -> None:
@@ -100,7 +101,7 @@ def main(
             coscheduling_scheduler=coscheduling_scheduler,
         ),
         namespaces=tuple(namespace or ()),
-        lease_namespace=lease_namespace,
+        lease_namespace=lease_namespace or (namespace or ["default"])[0],
         listen=listen,
     )
     if not namespace:

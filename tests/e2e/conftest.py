@@ -7,13 +7,16 @@ images.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from devcluster import images, settings
 from support import ROOT
+from support.examples import Pace
 from support.kube import Kube, cluster, devcluster
 from support.prometheus import Prometheus, running
 from support.release import ENFORCE, HOME, Release
@@ -82,6 +85,19 @@ def operator(kube: Kube, image_names: dict[str, str]) -> Iterator[Release]:
     release.install()
     yield release
     release.uninstall()
+
+
+@pytest.fixture(scope="session")
+def pace() -> Pace:
+    return Pace()
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the manifests, in which the documented commands run; a training here takes minutes."""
+    folder = tmp_path_factory.mktemp("workspace")
+    shutil.copytree(ROOT / "manifests", folder / "manifests")
+    return folder
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from support import eventually
-from support.examples import documents, finished, training
+from support.examples import Pace, documents, finished, training
 from support.kube import Kube
 from support.release import HOME, Release
 
@@ -33,9 +33,10 @@ def test_operator_has_no_more_rights_than_it_needs(kube: Kube, operator: Release
 
 
 @pytest.mark.parametrize("volume", ["lives"], indirect=True)
-def test_training_survives_upgrade_and_reinstallation(kube: Kube, operator: Release, volume: str) -> None:
+def test_training_survives_upgrade_and_reinstallation(kube: Kube, operator: Release, volume: str, pace: Pace) -> None:
     """The worker has a read-only root file system and no API token; its pods keep running without the operator."""
-    kube.apply(*documents("lives", epochs=60, patience=100))
+    epochs = pace.epochs(150)  # an upgrade and a reinstallation take a minute and a half
+    kube.apply(*documents("lives", epochs=epochs, patience=epochs))
     training(kube, "lives", 1)
     written = kube.run("exec", "lives-worker-0", "--", "touch", "/app/x", check=False)
     assert "Read-only file system" in written.stderr
@@ -60,7 +61,7 @@ def test_training_survives_upgrade_and_reinstallation(kube: Kube, operator: Rele
     status = finished(kube, "lives")
     assert status["phase"] == "Succeeded", json.dumps(status, indent=1)
     assert (status["attempt"], status["restarts"], status["disruptions"]) == (1, 0, 0)
-    assert status["progress"]["epoch"] == 60
+    assert status["progress"]["epoch"] == epochs
 
 
 def test_job_with_host_network_is_refused(kube: Kube, operator: Release) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import ROOT, documented, eventually
+from support import documented, eventually
 from support.kube import Kube
 from support.release import Release
 
@@ -38,18 +38,18 @@ def commands(how: str) -> list[str]:
     return [command for command in listed if (rule := documented.rule(command)) and rule.how == how]
 
 
-def test_documented_local_commands_succeed(tmp_path: Path, kube: Kube) -> None:
-    shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
+def test_documented_local_commands_succeed(workspace: Path, kube: Kube) -> None:
     local = commands("here")
     # `report` and `--curve` need the folder that `run` leaves.
-    for command in sorted(local, key=lambda c: "report" in c):
-        run(command, tmp_path, kube.environment)
+    for command in sorted(local, key=lambda c: (not c.startswith("yolojob run"), "report" in c)):
+        run(command, workspace, kube.environment)
     assert len(local) >= 6
 
 
 @pytest.mark.parametrize("volume", ["digits"], indirect=True)
-def test_documented_cluster_commands_succeed(kube: Kube, operator: Release, volume: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "manifests", tmp_path / "manifests")
+def test_documented_cluster_commands_succeed(
+    kube: Kube, operator: Release, volume: str, tmp_path: Path, workspace: Path
+) -> None:
     config = tmp_path / "kubeconfig"
     shutil.copy(kube.kubeconfig, config)
     environment = {**kube.environment, "KUBECONFIG": str(config)}
@@ -60,5 +60,5 @@ def test_documented_cluster_commands_succeed(kube: Kube, operator: Release, volu
     for command in sorted(commands("cluster"), key=lambda c: c.startswith("yolojob delete")):
         if command.startswith("yolojob submit"):
             kube.run("delete", "yolotrainingjob", "digits", "--ignore-not-found")
-        run(command, tmp_path, environment)
+        run(command, workspace, environment)
     assert not kube.get("yolotrainingjob", "digits")

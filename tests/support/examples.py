@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -20,6 +21,17 @@ def documents(name: str, **train: Any) -> list[dict[str, Any]]:
     job["spec"]["storage"]["uri"] = f"pvc://{name}"
     job["spec"]["train"] |= train
     return [job, claim]
+
+
+@dataclass
+class Pace:
+    """How fast this machine trains the example; the first test of the training jobs measures it."""
+
+    epoch_seconds: float = 5.0
+
+    def epochs(self, seconds: float) -> int:
+        """Returns the number of epochs that take about this long, so that an event falls into the training."""
+        return max(round(seconds / self.epoch_seconds), 12)
 
 
 def training(kube: Kube, job: str, epoch: int) -> dict[str, Any]:

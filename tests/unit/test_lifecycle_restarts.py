@@ -14,7 +14,7 @@ from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.pod_facts import PodFacts
 
 from yolojob.api.constants import ExitCode
-from yolojob.api.status import JobPhase
+from yolojob.api.status import JobPhase, Progress, YoloTrainingJobStatus
 from yolojob.api.trainer_report import Failure, Report, TrainerState
 
 PEER_LOST = failed(0, ExitCode.PEER_LOST)
@@ -26,7 +26,8 @@ PEER_LOST = failed(0, ExitCode.PEER_LOST)
         ([failed(1, 1), pod(0)], 1, 0, "TrainingFailed"),
         ([failed(1, 1), PEER_LOST], 1, 0, "TrainingFailed"),
         ([failed(1, 137, exit_reason="OOMKilled", memory_limit="4Gi"), pod(0)], 1, 0, "OOMKilled"),
-        ([failed(1, 143), PEER_LOST], 0, 1, "TrainingFailed"),
+        ([failed(1, 143), PEER_LOST], 1, 0, "PeerLost"),
+        ([failed(1, 143, deleted=NOW), PEER_LOST], 0, 1, "PodDeleted"),
         ([failed(1, 1, disruption="PreemptionByScheduler: made room"), pod(0)], 0, 1, "PreemptionByScheduler"),
         ([pod(1, deleted=NOW + timedelta(seconds=30)), pod(0)], 0, 1, "PodDeleted"),
         ([pod(0)], 0, 1, "PodDeleted"),
@@ -37,7 +38,8 @@ PEER_LOST = failed(0, ExitCode.PEER_LOST)
         "failure",
         "cause-not-survivor",
         "oom",
-        "sigterm",
+        "sigterm-of-unknown-origin",
+        "sigterm-by-deletion",
         "preempted",
         "being-deleted",
         "gone",
@@ -133,7 +135,7 @@ def test_disruptions_are_retried_immediately_until_they_repeat_too_often() -> No
         gone = pod(1, attempt=attempt, deleted=NOW + timedelta(seconds=30))
         status = make_plan(job(status), gone, pod(0, attempt=attempt)).status
         waits.append((status.next_attempt_time - NOW).total_seconds() if status.next_attempt_time else 0)
-    assert waits == [0, 0, 0, 10, 10]
+    assert waits == [0, 0, 0, 10, 20]
     assert (status.disruptions, status.restarts) == (5, 0)
 
 
@@ -219,3 +221,71 @@ def test_edited_job_with_an_incomplete_gang_starts_a_new_attempt() -> None:
     }
     whole = make_plan(edited, pod(0, attempt=2, generation=1), pod(1, attempt=2, generation=1))
     assert whole.status.attempt == 2, "a complete gang is kept"
+
+
+def preempted(status: YoloTrainingJobStatus, epoch: int, limit: int) -> YoloTrainingJobStatus:
+    """The status after an attempt that is preempted while the training is in this epoch."""
+    spec = {"runPolicy": {"disruptionLimit": limit}}
+    status = status.model_copy(update={"progress": Progress(epoch=epoch, epochs=100)}, deep=True)
+    lost = failed(1, 1, attempt=status.attempt, disruption="PreemptionByScheduler: made room")
+    return make_plan(job(status, **spec), pod(0, attempt=status.attempt), lost).status
+
+
+def test_disruptions_without_progress_end_the_job_at_their_limit() -> None:
+    status = make_plan(job()).status
+    for _ in range(3):
+        status = preempted(status, epoch=0, limit=3)
+        assert status.phase == JobPhase.RESTARTING
+        status.next_attempt_time = None
+    status = preempted(status, epoch=0, limit=3)
+    assert status.phase == JobPhase.FAILED
+    condition = next(c for c in status.conditions if c.type == "Failed")
+    assert condition.reason == "DisruptionLimitExceeded"
+    assert "4 disruptions in a row without progress" in condition.message
+
+
+def test_disruptions_with_progress_never_end_the_job() -> None:
+    status = make_plan(job()).status
+    for epoch in range(1, 30):
+        status = preempted(status, epoch=epoch, limit=1)
+        assert status.phase == JobPhase.RESTARTING
+        status.next_attempt_time = None
+    assert (status.disruptions, status.disruptions_in_a_row) == (29, 1)
+    status = preempted(status, epoch=5, limit=1)
+    assert status.phase == JobPhase.FAILED, "an attempt that got less far than an earlier one has made no progress"
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ((143, ""), "PeerLost"),
+        ((137, 'Usage of EmptyDir volume "a" exceeds the limit "1Gi".'), "LimitExceeded"),
+        ((1, "Pod ephemeral local storage usage exceeds the total limit"), "LimitExceeded"),
+    ],
+)
+def test_end_that_is_the_jobs_own_fault_counts_against_the_backoff_limit(facts: tuple[int, str], reason: str) -> None:
+    """SIGTERM without a deletion: a liveness probe of its own, or an image that always ends so."""
+    status = make_plan(job()).status
+    code, message = facts
+    ended = [failed(i, code, limit_exceeded=message) for i in range(2)]
+    planned = make_plan(job(status), *ended)
+    assert (planned.status.restarts, planned.status.disruptions) == (1, 0)
+    assert planned.status.history[0].reason == reason
+
+
+def test_deletion_with_a_grace_period_of_years_is_shortened() -> None:
+    spec: dict[str, Any] = {"runPolicy": {"suspend": True}}
+    years = 315_360_000
+    running = make_plan(job()).status
+    first = make_plan(job(running, **spec), pod(0, grace_seconds=years), pod(1, grace_seconds=years))
+    assert [d.grace_seconds for d in first.delete] == [600, 600]
+    again = make_plan(job(running, **spec), pod(0, deleted=after(years)), pod(1, deleted=after(599)))
+    assert [(d.name, d.grace_seconds) for d in again.delete] == [("digits-worker-0", 30)]
+
+
+@pytest.mark.parametrize("group", ["team-b-production", "digits-2", "other-1", ""])
+def test_workload_of_another_name_is_not_released(group: str) -> None:
+    spec: dict[str, Any] = {"runPolicy": {"suspend": True}}
+    running = make_plan(job()).status
+    deleted = [pod(i, deleted=after(0), kueue_group=group) for i in range(2)]
+    assert make_plan(job(running, **spec), *deleted).release == ()

@@ -13,7 +13,7 @@ from yolojob_operator.plan.builder import FORCE_AFTER, Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.node_facts import NodeFacts
 from yolojob_operator.plan.placement import MIN_ATTEMPT_AGE, SCALE_UP_INTERVAL, SCHEDULING_TIMEOUT
-from yolojob_operator.plan.pod_facts import PodFacts
+from yolojob_operator.plan.pod_facts import GRACE_SECONDS, PodFacts
 
 from yolojob.api import rules
 from yolojob.api.job import YoloTrainingJob
@@ -123,7 +123,7 @@ class TestGrow:
         assert grown.status.history[-1].workers == 4
         assert reasons(grown) == ["ScaledUp"]
         assert len(grown.delete) == 4
-        assert all(d.grace_seconds is None for d in grown.delete), "the workers have time to save a checkpoint"
+        assert all(d.grace_seconds == GRACE_SECONDS for d in grown.delete), "the workers have time to save a checkpoint"
 
     def test_grow_with_too_few_scheduled_spares_deletes_them(self) -> None:
         status = self.small()
@@ -291,7 +291,7 @@ class TestGangs:
         message = "WorkloadEvictedDueToPreempted: to accommodate a workload"
         preempted: dict[str, Any] = {"deleted": after(30), "kueue_group": "digits-1", "disruption": message}
         planned = make_plan(job(status, **spec), pod(0, **preempted), pod(1, **preempted))
-        assert (planned.status.disruptions, planned.release) == (1, ("digits-1",))
+        assert [(planned.status.disruptions, r.name) for r in planned.release] == [(1, "digits-1")]
         assert planned.status.history[0].reason == "WorkloadEvictedDueToPreempted"
         assert planned.create == ()
         worker = make_plan(job(planned.status, **spec)).create[1]

@@ -146,7 +146,7 @@ def failed_pod(code: int, **status: Any) -> dict[str, Any]:
         (failed_pod(2), Cause.PERMANENT),
         (failed_pod(1), Cause.FAILURE),
         (failed_pod(137), Cause.FAILURE),
-        (failed_pod(143), Cause.DISRUPTION),
+        (failed_pod(143), Cause.SURVIVOR),
         (failed_pod(76), Cause.SURVIVOR),
         (failed_pod(1, reason="Evicted"), Cause.DISRUPTION),
         (failed_pod(1, conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "x"}]), Cause.DISRUPTION),

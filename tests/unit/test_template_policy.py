@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.plans import NOW, conditions, job
 from yolojob_operator.objects.defaults import Defaults
-from yolojob_operator.objects.template_policy import Privilege, disallowed_fields
+from yolojob_operator.objects.template_policy import MAX_TEMPLATE_BYTES, Privilege, disallowed_fields
 from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.lifecycle import plan
 
@@ -25,7 +25,7 @@ FORBIDDEN: list[tuple[dict[str, Any], Privilege, str]] = [
         Privilege.HOST_PATH,
         "spec.volumes[1].hostPath",
     ),
-    ({"volumes": [TOKEN]}, Privilege.SERVICE_ACCOUNT, "spec.volumes[0].projected"),
+    ({"volumes": [TOKEN]}, Privilege.SERVICE_ACCOUNT, "spec.volumes[0].projected.sources[0].serviceAccountToken"),
     ({"automountServiceAccountToken": None}, Privilege.SERVICE_ACCOUNT, "spec.automountServiceAccountToken"),
     ({"securityContext": None}, Privilege.PRIVILEGED, "spec.securityContext"),
     ({"securityContext": {"runAsNonRoot": None}}, Privilege.PRIVILEGED, "spec.securityContext.runAsNonRoot"),
@@ -35,7 +35,7 @@ FORBIDDEN: list[tuple[dict[str, Any], Privilege, str]] = [
     (
         {"securityContext": {"seccompProfile": {"type": "Unconfined"}}},
         Privilege.PRIVILEGED,
-        "spec.securityContext.seccompProfile.type",
+        "spec.securityContext.seccompProfile",
     ),
 ]
 CONTAINERS: list[tuple[dict[str, Any], Privilege, str]] = [
@@ -48,7 +48,7 @@ CONTAINERS: list[tuple[dict[str, Any], Privilege, str]] = [
     (
         {"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}},
         Privilege.PRIVILEGED,
-        "securityContext.capabilities.add",
+        "securityContext.capabilities",
     ),
     ({"securityContext": {"procMount": "Unmasked"}}, Privilege.PRIVILEGED, "securityContext.procMount"),
     ({"ports": [{"containerPort": 1, "hostPort": 1}]}, Privilege.HOST_NAMESPACES, "ports[0].hostPort"),
@@ -57,6 +57,81 @@ FORBIDDEN += [
     ({kind: [{"name": "trainer", **part}]}, privilege, f"spec.{kind}[0].{path}")
     for kind in ("containers", "initContainers")
     for part, privilege, path in CONTAINERS
+]
+FORBIDDEN += [
+    ({"containers": [{"name": "side", **part}]}, privilege, f"spec.containers[0].{path}")
+    for part, privilege, path in (
+        (
+            {"livenessProbe": {"httpGet": {"host": "169.254.169.254"}}},
+            Privilege.HOST_NAMESPACES,
+            "livenessProbe.httpGet.host",
+        ),
+        (
+            {"startupProbe": {"tcpSocket": {"host": "10.0.0.1"}}},
+            Privilege.HOST_NAMESPACES,
+            "startupProbe.tcpSocket.host",
+        ),
+        (
+            {"lifecycle": {"postStart": {"httpGet": {"host": "x"}}}},
+            Privilege.HOST_NAMESPACES,
+            "lifecycle.postStart.httpGet.host",
+        ),
+        ({"securityContext": {"capabilities": {"drop": []}}}, Privilege.PRIVILEGED, "securityContext.capabilities"),
+        ({"securityContext": {"runAsGroup": 0}}, Privilege.PRIVILEGED, "securityContext.runAsGroup"),
+        ({"securityContext": {"runAsUser": 0.0}}, Privilege.PRIVILEGED, "securityContext.runAsUser"),
+        ({"restartPolicy": "Always"}, Privilege.OTHER_FIELDS, "restartPolicy"),
+        ({"restartPolicyRules": [{}]}, Privilege.OTHER_FIELDS, "restartPolicyRules"),
+        ({"volumeDevices": [{"name": "a"}]}, Privilege.OTHER_VOLUMES, "volumeDevices"),
+        (
+            {"volumeMounts": [{"name": "a", "mountPropagation": "Bidirectional"}]},
+            Privilege.PRIVILEGED,
+            "volumeMounts[0].mountPropagation",
+        ),
+        (
+            {"resources": {"limits": {"nvidia.com/gpu": 8}}},
+            Privilege.EXTENDED_RESOURCES,
+            "resources.limits[nvidia.com/gpu]",
+        ),
+        ({"aFieldOfTomorrow": False}, Privilege.OTHER_FIELDS, "aFieldOfTomorrow"),
+        ({"$patch": "delete"}, Privilege.OTHER_FIELDS, "$patch"),
+    )
+]
+FORBIDDEN += [
+    ({name: value}, privilege, f"spec.{name}")
+    for name, value, privilege in (
+        ("hostSomething", True, Privilege.OTHER_FIELDS),
+        ("hostSomething", None, Privilege.OTHER_FIELDS),
+        ("activeDeadlineSeconds", 5, Privilege.OTHER_FIELDS),
+        ("terminationGracePeriodSeconds", 315_360_000, Privilege.OTHER_FIELDS),
+        ("terminationGracePeriodSeconds", "600", Privilege.OTHER_FIELDS),
+        ("priorityClassName", "system-node-critical", Privilege.SCHEDULING),
+        ("schedulerName", "mine", Privilege.SCHEDULING),
+        ("runtimeClassName", "kata", Privilege.SCHEDULING),
+        ("schedulingGates", [{"name": "a"}], Privilege.SCHEDULING),
+        ("resourceClaims", [{"name": "a"}], Privilege.EXTENDED_RESOURCES),
+        ("hostUsers", True, Privilege.PRIVILEGED),
+    )
+]
+FORBIDDEN += [
+    ({"volumes": [{"name": "v", kind: content}]}, privilege, f"spec.volumes[0].{kind}{below}")
+    for kind, content, privilege, below in (
+        ("nfs", {"server": "x"}, Privilege.OTHER_VOLUMES, ""),
+        ("csi", {"driver": "x"}, Privilege.OTHER_VOLUMES, ""),
+        ("ephemeral", {}, Privilege.OTHER_VOLUMES, ""),
+        ("image", {"reference": "x"}, Privilege.OTHER_VOLUMES, ""),
+        ("volumeOfTomorrow", {}, Privilege.OTHER_VOLUMES, ""),
+        ("emptyDir", {"medium": "Memory"}, Privilege.OTHER_VOLUMES, ".medium"),
+        (
+            "projected",
+            {"sources": [{"podCertificate": {"keyType": "RSA3072"}}]},
+            Privilege.SERVICE_ACCOUNT,
+            ".projected.sources[0].podCertificate".removeprefix(".projected"),
+        ),
+    )
+]
+FORBIDDEN += [
+    ({"tolerations": [toleration]}, Privilege.SCHEDULING, "spec.tolerations[0]")
+    for toleration in ({"operator": "Exists"}, {"key": "node-role.kubernetes.io/control-plane"})
 ]
 
 
@@ -67,7 +142,9 @@ def accepted(template: dict[str, Any], **defaults: Any) -> tuple[str, str]:
     return conditions(planned)["Accepted"]
 
 
-@pytest.mark.parametrize(("template", "privilege", "path"), FORBIDDEN, ids=[path for _, _, path in FORBIDDEN])
+@pytest.mark.parametrize(
+    ("template", "privilege", "path"), FORBIDDEN, ids=[f"{i}-{path}" for i, (_, _, path) in enumerate(FORBIDDEN)]
+)
 def test_field_beyond_an_ordinary_pod_needs_its_privilege(
     template: dict[str, Any], privilege: Privilege, path: str
 ) -> None:
@@ -81,7 +158,7 @@ def test_field_beyond_an_ordinary_pod_needs_its_privilege(
 def test_common_fields_need_no_privilege() -> None:
     template = {
         "nodeSelector": {"pool": "gpu"},
-        "tolerations": [{"operator": "Exists"}],
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
         "affinity": {"podAntiAffinity": {}},
         "imagePullSecrets": [{"name": "registry"}],
         "securityContext": {"runAsUser": 2000, "runAsNonRoot": True, "fsGroup": 2000},
@@ -112,6 +189,33 @@ def test_service_account_of_the_installation_needs_no_privilege() -> None:
 )
 def test_malformed_template_has_no_disallowed_fields(malformed: Any) -> None:
     assert list(disallowed_fields({"spec": malformed})) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "privilege"),
+    [
+        ("team", None),
+        ("example.com/team", None),
+        ("app.kubernetes.io/part-of", None),
+        ("sidecar.istio.io/inject", None),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", None),
+        ("kueue.x-k8s.io/pod-group-name", Privilege.RESERVED_METADATA),
+        ("yolojob.dev/spare", Privilege.RESERVED_METADATA),
+        ("iam.amazonaws.com/role", Privilege.RESERVED_METADATA),
+        ("azure.workload.identity/use", Privilege.RESERVED_METADATA),
+        ("k8s.v1.cni.cncf.io/networks", Privilege.RESERVED_METADATA),
+        ("vault.hashicorp.com/agent-inject", Privilege.RESERVED_METADATA),
+    ],
+)
+@pytest.mark.parametrize("kind", ["labels", "annotations"])
+def test_metadata_of_other_controllers_needs_a_privilege(name: str, privilege: Privilege | None, kind: str) -> None:
+    found = [(p, where) for p, where, _ in disallowed_fields({"metadata": {kind: {name: "x"}}})]
+    assert found == ([] if privilege is None else [(privilege, f"metadata.{kind}[{name}]")])
+
+
+def test_template_larger_than_the_limit_is_refused() -> None:
+    template = {"containers": [{"name": "trainer", "env": [{"name": "A", "value": "x" * MAX_TEMPLATE_BYTES}]}]}
+    assert accepted(template) == ("False", "TemplateForbidden")
 
 
 @pytest.mark.parametrize(

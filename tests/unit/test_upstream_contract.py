@@ -230,7 +230,7 @@ def trainer(args: Any, tmp_path: Path) -> Any:
 
     self = TrainerSetup.__new__(TrainerSetup)
     self.model = torch.nn.Identity()
-    self.model.stride = torch.tensor([32.0])  # type: ignore[assignment]
+    self.model.stride = torch.tensor([32.0])
     self.args, self.data = args, {"names": {}}
     self.world = World(
         rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"), on_lost_peer=print

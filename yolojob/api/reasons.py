@@ -57,6 +57,7 @@ class Reason(enum.StrEnum):
 
     # The job ends.
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    DISRUPTION_LIMIT_EXCEEDED = "DisruptionLimitExceeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     FAILED = "Failed"
     PRE_RUNNING_DEADLINE_EXCEEDED = "PreRunningDeadlineExceeded"
@@ -89,6 +90,7 @@ class Reason(enum.StrEnum):
     # A trainer ends: another attempt may succeed.
     INTERRUPTED = "Interrupted"
     NON_FINITE_LOSS = "NonFiniteLoss"
+    LIMIT_EXCEEDED = "LimitExceeded"
     OOM_KILLED = "OOMKilled"
     OUT_OF_MEMORY = "OutOfMemory"
     STORAGE_FAILED = "StorageFailed"

@@ -167,7 +167,10 @@ class RunPolicy(ApiModel):
     suspend: bool = False
     """Stop the pods and keep the checkpoint."""
     backoff_limit: Annotated[int, Field(ge=0, le=MAX_INT32)] = 3
-    """Number of restarts after failures before the job fails. Preemption, eviction and lost nodes do not count."""
+    """Number of restarts after failures before the job fails. Preemption, eviction and lost nodes do not count; see
+    disruptionLimit."""
+    disruption_limit: Annotated[int, Field(ge=0, le=MAX_INT32)] = 20
+    """Number of disruptions in a row, without progress between them, before the job fails."""
     active_deadline_seconds: PositiveSeconds | None = None
     """The job fails when it has been active for this time."""
     pre_running_deadline_seconds: PositiveSeconds | None = None

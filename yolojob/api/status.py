@@ -72,6 +72,15 @@ class WorkerCounts(LenientModel):
     """Label selector of the worker pods, for the scale subresource."""
 
 
+class Position(LenientModel):
+    """A position in the training."""
+
+    epoch: Count = 0
+    """Epochs completed."""
+    step: Count = 0
+    """Steps completed in the current epoch."""
+
+
 class Progress(LenientModel):
     """Progress of the training."""
 
@@ -247,7 +256,11 @@ class YoloTrainingJobStatus(LenientModel):
     restarts: Count = 0
     """Failed attempts; they count towards spec.runPolicy.backoffLimit."""
     disruptions: Count = 0
-    """Attempts that ended by preemption, eviction or loss of a node; they do not count towards the limit."""
+    """Attempts that ended by preemption, eviction or loss of a node; they do not count towards backoffLimit."""
+    disruptions_in_a_row: Count = 0
+    """Disruptions since the training has last made progress; they count towards spec.runPolicy.disruptionLimit."""
+    furthest: Position | None = None
+    """The furthest position that the training has reached at a disruption."""
     next_attempt_time: Time | None = None
     """Back-off: the next attempt does not start before this time."""
     next_scale_up_time: Time | None = None

@@ -40,7 +40,7 @@ helm.sh/hook-delete-policy: before-hook-creation
   verbs: [create]
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
-  verbs: [delete]
+  verbs: [get, delete]
 - apiGroups: [scheduling.volcano.sh, scheduling.x-k8s.io]
   resources: [podgroups]
   verbs: [get, create, patch, delete]

@@ -12,6 +12,7 @@ from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob_operator.kube.api_client import ApiClient, ApiError
 from yolojob_operator.kube.types import Key, Object
+from yolojob_operator.objects import gang_scheduling
 from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
@@ -101,7 +102,7 @@ class Executor:
             changed = (obstacle and obstacle.reason) != (before and before.reason)
         if may_act():
             await gather_all(self._api.delete_pod(namespace, d.name, d.uid, d.grace_seconds) for d in plan.delete)
-            await gather_all(self._api.delete_workload(namespace, name) for name in plan.release)
+            await gather_all(self._api.delete_workload(namespace, r.name, {r.pod_uid}) for r in plan.release)
         if plan.disband and key not in self._disbanded and may_act():
             await gather_all(self._api.delete_if(group, lambda found: _is_owned(found, job)) for group in plan.disband)
             self._disbanded.add(key)
@@ -139,8 +140,11 @@ class Executor:
 
         The garbage collector deletes such pods, but Kueue's finalizer keeps them as long as their Workload exists.
         """
-        groups = {p.kueue_group for p in pods if p.deleted and p.kueue_group}
-        await gather_all(self._api.delete_workload(key[0], name) for name in groups)
+        groups: dict[str, set[str]] = {}
+        for pod in pods:
+            if pod.deleted and pod.kueue_group == gang_scheduling.group_name(key[1], pod.attempt):
+                groups.setdefault(pod.kueue_group, set()).add(pod.uid)
+        await gather_all(self._api.delete_workload(key[0], name, uids) for name, uids in groups.items())
 
     async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> Obstacle | None:
         if item["kind"] == "PodGroup":

@@ -205,6 +205,9 @@ class OperatorMetrics:
             "api_requests_total", "Requests to the API server; code 0: no answer", ("verb", "resource", "code")
         )
         self.watch_lag_seconds = gauge("watch_lag_seconds", "Age of the oldest change that no watch has shown yet")
+        self.unreadable = counter(
+            "unreadable_objects_total", "Objects of lists and watches that cannot be read; the log names them", ()
+        )
         self.leader = gauge("leader", "1 while this operator is the leader")
         self.restarts = counter(
             "restarts_total",

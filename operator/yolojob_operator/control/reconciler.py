@@ -26,6 +26,7 @@ from yolojob_operator.control.status_debounce import StatusDebounce
 from yolojob_operator.control.watch_audit import JobVersions, WatchAudit
 from yolojob_operator.control.work_queue import MIN_INTERVAL_SECONDS, WorkQueue
 from yolojob_operator.kube.api_client import ApiClient, ApiError, Conflict
+from yolojob_operator.kube.json_reader import PRUNED, is_pruned
 from yolojob_operator.kube.types import Key, Object, lean
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan import plan
@@ -153,7 +154,16 @@ class Reconciler:
             return
         if known is not None and known["metadata"]["uid"] != body["metadata"]["uid"]:
             self.job_gone(key, known["metadata"]["uid"])  # it was replaced by another job with its name
-        self._jobs[key] = lean(body)
+        self._jobs[key] = lean(self._without_pruned(key, body))
+
+    def _without_pruned(self, key: Key, body: Object) -> Object:
+        """The job, whose fields that could not be read whole are text: then they are invalid, and say why."""
+        spec = body.get("spec")
+        if not isinstance(spec, dict) or not is_pruned(spec):
+            return body
+        log.error("%s/%s cannot be read: its spec is nested too deeply", *key)
+        self._metrics.unreadable.inc()
+        return {**body, "spec": {name: PRUNED if is_pruned(value) else value for name, value in spec.items()}}
 
     def _exists(self, key: Key, body: Object) -> bool:
         """Whether the job with this uid still exists, and not another one with its name."""

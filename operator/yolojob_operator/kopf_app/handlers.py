@@ -20,6 +20,7 @@ from yolojob_operator.control.metrics import OperatorMetrics
 from yolojob_operator.control.reconciler import Reconciler, WatchCache
 from yolojob_operator.kopf_app import http_server
 from yolojob_operator.kopf_app.indices import Indices
+from yolojob_operator.kopf_app.kopf_patches import decode_objects_singly
 from yolojob_operator.kopf_app.null_storage import NoDiffBase, NoProgress
 from yolojob_operator.kube.api_client import ApiClient, ApiError
 from yolojob_operator.kube.types import Key
@@ -42,7 +43,7 @@ class Settings:
     namespaces: tuple[str, ...]
     """The watched namespaces; all if it is empty."""
     lease_namespace: str
-    """Namespace of the lease of an operator that watches all namespaces."""
+    """Namespace of the lease that selects the leader."""
     listen: str
     """HOST:PORT of /metrics and /healthz; empty: no HTTP server."""
 
@@ -73,6 +74,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     memo.stack = stack = AsyncExitStack()
     memo.indices = Indices(clusterwide=not given.namespaces)
     metrics = OperatorMetrics(lambda: memo.reconciler.statuses())
+    decode_objects_singly(metrics.unreadable.inc)
 
     def observe(method: str, resource: str, status: int, seconds: float) -> None:
         metrics.requests.labels(method, resource, status).inc()
@@ -89,7 +91,8 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
         stack.push_async_callback(runner.cleanup)
     await _wait_for_crd(api, given.namespaces)
     me = leader_election.identity()
-    leases = [leader_election.Lease(api, name, me) for name in given.namespaces or (given.lease_namespace,)]
+    # One lease in the operator's own namespace: tenants may write leases in theirs.
+    leases = [leader_election.Lease(api, given.lease_namespace, me)]
     stack.push_async_callback(_release, leases)
     election = leader_election.keep_leases(leases, memo.reconciler.leadership.hold_until)
     stack.push_async_callback(_cancel, asyncio.create_task(election, name="leader-election"))

@@ -8,10 +8,9 @@ docs/benchmarks.md).
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 
 from yolojob.api import constants
 from yolojob.api.trainer_report import Report
+from yolojob_operator.kube import json_reader
 from yolojob_operator.kube.types import Object, merge_patch
 
 COMPONENT = "yolojob-operator"
@@ -168,8 +168,8 @@ class ApiClient:
         if status >= 400:
             raise _refusal(request, status, data, str(response.headers.get("Retry-After") or ""))
         try:
-            return dict(json.loads(data)) if data else {}
-        except (ValueError, TypeError, RecursionError):
+            return dict(json_reader.loads(data)) if data else {}
+        except (ValueError, TypeError):
             raise ApiError(status, "Garbled", f"{method} {path}: the response is not a JSON object") from None
 
     async def create(self, item: Object) -> Object | None:
@@ -283,11 +283,21 @@ class ApiClient:
             return
         await self._delete(_path(item), _PLURALS[item["kind"]], existing["metadata"]["uid"], {})
 
-    async def delete_workload(self, namespace: str, name: str) -> None:
-        """Delete a Workload of Kueue, in the newest API version that is served."""
+    async def delete_workload(self, namespace: str, name: str, pod_uids: Container[str]) -> None:
+        """Delete a Workload of Kueue, in the newest API version that is served.
+
+        Args:
+            namespace: of the Workload.
+            name: of the Workload; a pod's label holds it, which anybody may write.
+            pod_uids: pods of which the Workload must be owned by one.
+        """
         for version in KUEUE_VERSIONS:
             path = f"/apis/{version}/namespaces/{namespace}/workloads/{name}"
-            if await self._send(Request(method="DELETE", path=path, resource="workloads")) is not None:
+            found = await self._send(Request(method="GET", path=path, resource="workloads"))
+            if found is not None:
+                owners = found["metadata"].get("ownerReferences") or ()
+                if any(owner.get("uid") in pod_uids for owner in owners):
+                    await self._delete(path, "workloads", found["metadata"]["uid"], {})
                 return
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
@@ -389,8 +399,8 @@ class ApiClient:
 def _refusal(request: Request, status: int, data: bytes, retry_after: str) -> ApiError:
     """The error of a response with status 400 or higher."""
     try:
-        problem = json.loads(data)
-    except (ValueError, RecursionError):
+        problem = json_reader.loads(data)
+    except ValueError:
         problem = None
     problem = problem if isinstance(problem, dict) else {}
     kind = Conflict if status == 409 else ApiError

@@ -23,9 +23,9 @@ COSCHEDULING_GROUP = "scheduling.x-k8s.io/pod-group"
 API_VERSIONS = {"volcano": "scheduling.volcano.sh/v1beta1", "coscheduling": "scheduling.x-k8s.io/v1alpha1"}
 
 
-def group_name(job: YoloTrainingJob, attempt: int) -> str:
-    """Name of the Kueue pod group of an attempt."""
-    return f"{job.metadata.name}-{attempt}"
+def group_name(job: str, attempt: int) -> str:
+    """Name of the Kueue pod group of an attempt of the job with this name."""
+    return f"{job}-{attempt}"
 
 
 def pod_patch(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
@@ -39,7 +39,7 @@ def pod_patch(job: YoloTrainingJob, attempt: int, scheduler: str) -> Object:
     scheduling, name = job.spec.scheduling, job.metadata.name
     match scheduling.gang:
         case "kueue":
-            labels = {KUEUE_GROUP: group_name(job, attempt)}
+            labels = {KUEUE_GROUP: group_name(name, attempt)}
             if scheduling.queue:
                 labels[KUEUE_QUEUE] = scheduling.queue
             annotations = {KUEUE_COUNT: str(job.spec.workers.replicas), KUEUE_RETRIABLE: "false"}

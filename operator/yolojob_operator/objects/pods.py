@@ -39,6 +39,14 @@ _MERGE_KEYS = {
 """Lists that a strategic merge joins by a key, as in Kubernetes' own types. All other lists are replaced."""
 
 
+_SECURITY_CONTEXT: Object = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""Of every container."""
+
+
 def strategic_merge(base: Any, patch: Any, key: str = "") -> Any:
     """`base` with `patch` applied as a strategic merge patch. None removes a field."""
     if isinstance(base, dict) and isinstance(patch, dict):
@@ -111,10 +119,20 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     }
     # The operator's tolerations come first, because the first match counts: otherwise a pod whose template tolerates
     # everything would stay on a lost node.
+    for kind in ("containers", "initContainers"):
+        for container in pod["spec"].get(kind) or ():
+            _confine(container)
     requested = pod["spec"].get("tolerations") or []
     requested_keys = {toleration.get("key") for toleration in requested}
     pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in requested_keys), *requested]
     return dict(strategic_merge(pod, gang_scheduling.pod_patch(job, attempt, defaults.coscheduling_scheduler)))
+
+
+def _confine(container: Object) -> None:
+    """Give a container of the template the trainer's security context, as far as it sets none itself."""
+    context = container.get("securityContext") or {}
+    if not context.get("privileged"):  # a privileged container may not forbid the escalation of privileges
+        container["securityContext"] = strategic_merge(_SECURITY_CONTEXT, context)
 
 
 def _metadata(job: YoloTrainingJob, index: int, attempt: int) -> Object:
@@ -202,11 +220,7 @@ def _container(job: YoloTrainingJob, environment: list[Object], mounts: list[Obj
         "resources": _resources(job),
         "volumeMounts": mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": _SECURITY_CONTEXT,
     }
     if defaults.image_pull_policy:
         container["imagePullPolicy"] = defaults.image_pull_policy
@@ -216,7 +230,9 @@ def _container(job: YoloTrainingJob, environment: list[Object], mounts: list[Obj
 def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) -> list[Object]:
     workers = job.spec.workers
     processes = workers.processes
-    run = Run(name=job.metadata.name, namespace=job.metadata.namespace or "default", attempt=attempt, spec=job.spec)
+    # The trainer does not need the template, which may be large and hold secrets.
+    spec = job.spec.model_copy(update={"workers": workers.model_copy(update={"template": {}})})
+    run = Run(name=job.metadata.name, namespace=job.metadata.namespace or "default", attempt=attempt, spec=spec)
     master = f"{worker_name(job.metadata.name, 0)}.{job.metadata.name}"
     values = {
         constants.ENV_RUN: run.to_env(),
@@ -237,7 +253,8 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) ->
         "NODE_RANK": str(index),
         "PYTHONUNBUFFERED": "1",
         "HOME": "/tmp",  # noqa: S108 - a volume of the pod
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        # After a lost peer: abort the communicators, keep the process, which then says why it ends.
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
     }
     cpu = workers.resources.limits.get("cpu") or workers.resources.requests.get("cpu")
     if cpu:

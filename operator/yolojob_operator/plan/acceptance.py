@@ -39,13 +39,18 @@ def _local_uri(builder: PlanBuilder) -> Refusal | None:
 
 
 def _forbidden_template(builder: PlanBuilder) -> Refusal | None:
-    defaults = builder.defaults
-    for privilege, path, value in template_policy.disallowed_fields(builder.job.spec.workers.template):
+    defaults, template = builder.defaults, builder.job.spec.workers.template
+    if template_policy.is_too_large(template):
+        limit = template_policy.MAX_TEMPLATE_BYTES >> 10
+        return Reason.TEMPLATE_FORBIDDEN, (
+            f"spec.workers.template: is larger than {limit} KiB; put large values into a ConfigMap or a Secret"
+        )
+    for privilege, path, value in template_policy.disallowed_fields(template):
         account = defaults.service_account
         is_default = privilege is Privilege.SERVICE_ACCOUNT and account is not None and value == account
         if privilege not in defaults.allowed and not is_default:
             return Reason.TEMPLATE_FORBIDDEN, (
-                f"spec.workers.template.{path}: {value}: this installation does not allow it "
+                f"spec.workers.template.{path}: {str(value)[:200]}: this installation does not allow it "
                 f"(workers.allow: [{privilege}] in its Helm values would); leave it out"
             )
     return None

@@ -14,6 +14,7 @@ from yolojob.api.trainer_report import Report
 from yolojob_operator.kube.types import Object
 from yolojob_operator.objects import gang_scheduling
 from yolojob_operator.objects.defaults import Defaults
+from yolojob_operator.objects.template_policy import MAX_GRACE_SECONDS
 from yolojob_operator.plan import completed_indexes
 from yolojob_operator.plan.accounting import Account
 from yolojob_operator.plan.conditions import ConditionUpdate, find, is_finished, set_condition
@@ -56,8 +57,17 @@ class Deletion:
 
     name: str
     uid: str
-    grace_seconds: int | None = None
-    """None: the pod's own grace period. 0: from the API, without waiting for its kubelet."""
+    grace_seconds: int
+    """0: from the API, without waiting for its kubelet."""
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Release:
+    """A Workload of Kueue to delete, so that Kueue gives up a pod of its group."""
+
+    name: str
+    pod_uid: str
+    """A pod of this job that must be among the Workload's owners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +91,8 @@ class PlanBuilder:
     account: Account = field(init=False)
     create: list[Object] = field(default_factory=list)
     delete: list[Deletion] = field(default_factory=list)
-    release: set[str] = field(default_factory=set)
+    release: dict[str, Release] = field(default_factory=dict)
+    """By the name of the Workload."""
     disband: list[Object] = field(default_factory=list)
     events: list[EventDraft] = field(default_factory=list)
     due: datetime | None = None
@@ -195,13 +206,16 @@ class PlanBuilder:
         """Delete a pod. If its node does not confirm the deletion in time, delete it from the API."""
         if any(d.uid == pod.uid for d in self.delete):
             return
-        if pod.deleted is None:
-            self.delete.append(Deletion(name=pod.name, uid=pod.uid, grace_seconds=grace_seconds))
+        longest = min(pod.grace_seconds, MAX_GRACE_SECONDS)
+        if pod.deleted is None or pod.deleted > self.now + timedelta(seconds=MAX_GRACE_SECONDS):
+            # Also a second time, if somebody has deleted it with a longer period: Kubernetes shortens it.
+            seconds = longest if grace_seconds is None else min(grace_seconds, longest)
+            self.delete.append(Deletion(name=pod.name, uid=pod.uid, grace_seconds=seconds))
             return
-        if pod.kueue_group:
+        if pod.kueue_group == gang_scheduling.group_name(self.job.metadata.name, pod.attempt):
             # Kueue keeps the pods of an unfinished group until others replace them. Kueue may create the Workload just
             # after it was looked up, hence the repetition.
-            self.release.add(pod.kueue_group)
+            self.release.setdefault(pod.kueue_group, Release(name=pod.kueue_group, pod_uid=pod.uid))
             self.wake(self.now + RELEASE_RETRY_INTERVAL)
         node = self.observed.nodes.get(pod.node) if self.observed.nodes else None
         end = pod.deleted + (FORCE_AFTER_READY if node is not None and node.ready else FORCE_AFTER)

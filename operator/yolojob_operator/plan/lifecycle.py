@@ -21,11 +21,11 @@ from yolojob.api import constants
 from yolojob.api.constants import worker_name
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
-from yolojob.api.status import ConditionType, YoloTrainingJobStatus
+from yolojob.api.status import ConditionType, Position, Progress, YoloTrainingJobStatus
 from yolojob_operator.kube.types import Object
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan import acceptance, placement, status_summary, worker_counts
-from yolojob_operator.plan.builder import Deletion, EventDraft, Observed, PlanBuilder
+from yolojob_operator.plan.builder import Deletion, EventDraft, Observed, PlanBuilder, Release
 from yolojob_operator.plan.conditions import ConditionUpdate, find, is_set, set_condition
 from yolojob_operator.plan.pod_facts import Cause, PodFacts
 from yolojob_operator.plan.pod_failures import failure_of, first_to_end, report_of
@@ -34,8 +34,8 @@ BACKOFF = timedelta(seconds=10)
 """Wait before the second restart; doubled for each further one. The first restart is immediate."""
 MAX_BACKOFF = timedelta(seconds=300)
 FREE_DISRUPTIONS = 3
-"""After this many disruptions, back off if the attempt lived shorter than MIN_ATTEMPT_AGE, so that repeated preemption
-does not become a hot loop."""
+"""After this many disruptions without progress, back off if the attempt lived shorter than MIN_ATTEMPT_AGE, so that
+repeated preemption does not become a hot loop."""
 ROOT_CAUSE_TIMEOUT = timedelta(seconds=3)
 """Time for the failed worker to appear, once the others have reported that they lost it."""
 NODE_LOST_TIMEOUT = timedelta(seconds=60)
@@ -54,7 +54,7 @@ class Plan:
     status: YoloTrainingJobStatus
     create: tuple[Object, ...] = ()
     delete: tuple[Deletion, ...] = ()
-    release: tuple[str, ...] = ()
+    release: tuple[Release, ...] = ()
     """Names of Kueue's Workloads that keep pods which are being deleted."""
     disband: tuple[Object, ...] = ()
     """PodGroups that are no longer needed. Once they are gone, nothing is left to do about them."""
@@ -83,7 +83,7 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: Defa
         status=settlement.status,
         create=tuple(builder.create),
         delete=tuple(builder.delete),
-        release=tuple(sorted(builder.release)),
+        release=tuple(sorted(builder.release.values())),
         disband=tuple(builder.disband),
         delete_job=builder.delete_job,
         due=builder.due,
@@ -329,9 +329,15 @@ def _restart(
         delay = min(doubled, MAX_BACKOFF)
     else:
         status.disruptions += 1
+        _count_disruption(status)
+        if status.disruptions_in_a_row > builder.job.spec.run_policy.disruption_limit:
+            count = f"{status.disruptions_in_a_row} disruptions in a row without progress"
+            _fail(builder, Reason.DISRUPTION_LIMIT_EXCEEDED, f"{count}; the last: {reason}: {message}")
+            return
         start = builder.record.start_time if builder.record else None
         short = start is not None and builder.now - start < placement.MIN_ATTEMPT_AGE
-        delay = BACKOFF if short and status.disruptions > FREE_DISRUPTIONS else timedelta()
+        repeated = status.disruptions_in_a_row - FREE_DISRUPTIONS
+        delay = min(BACKOFF * 2 ** min(repeated - 1, 10), MAX_BACKOFF) if short and repeated > 0 else timedelta()
     for pod in (*builder.current, *builder.spares):
         # After a disruption the workers can still agree and save, within their own grace period.
         builder.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else grace_seconds)
@@ -339,6 +345,15 @@ def _restart(
     workers = worker_counts.closest(builder.job.spec, builder.size)
     builder.end_attempt(reason, message)
     builder.next_attempt(workers, delay)
+
+
+def _count_disruption(status: YoloTrainingJobStatus) -> None:
+    """Count disruptions since the training has last got further than before."""
+    progress, before = status.progress or Progress(), status.furthest or Position()
+    position = Position(epoch=progress.epoch, step=progress.step)
+    if (position.epoch, position.step) > (before.epoch, before.step):
+        status.furthest, status.disruptions_in_a_row = position, 0
+    status.disruptions_in_a_row += 1
 
 
 def _check_deadlines(builder: PlanBuilder) -> None:

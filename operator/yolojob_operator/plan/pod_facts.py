@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,8 @@ from yolojob.api.constants import ExitCode
 from yolojob_operator.kube.types import Body
 from yolojob_operator.objects import gang_scheduling
 
+GRACE_SECONDS = 30
+"""Kubernetes' default of terminationGracePeriodSeconds."""
 SIGKILL_EXIT_CODE = 137
 """128 + SIGKILL: the exit code of a container that is killed at the end of its grace period."""
 
@@ -54,6 +57,8 @@ class PodFacts:
     finished: datetime | None = None
     deleted: datetime | None = None
     """When the grace period of its deletion ends; None unless it is being deleted."""
+    grace_seconds: int = GRACE_SECONDS
+    """Grace period of its deletion."""
     exit_code: int | None = None
     exit_reason: str = ""
     message: str = ""
@@ -63,6 +68,8 @@ class PodFacts:
     """Reason and message of a disruption, from the pod's conditions."""
     kueue_group: str = ""
     """Name of its Kueue pod group, while it has Kueue's finalizer."""
+    limit_exceeded: str = ""
+    """Message of the kubelet that evicted it because it used more than its own limit of storage."""
     gated: bool = False
     """A queue holds it with a scheduling gate."""
     waiting: str = ""
@@ -86,9 +93,12 @@ class PodFacts:
             return None
         if self.exit_code == ExitCode.BAD_INPUT:
             return Cause.PERMANENT
-        if self.exit_code == ExitCode.INTERRUPTED or (self.deleted and self.exit_code == SIGKILL_EXIT_CODE):
+        if self.limit_exceeded:
+            return Cause.FAILURE
+        if self.deleted and self.exit_code in (ExitCode.INTERRUPTED, SIGKILL_EXIT_CODE):
             return Cause.DISRUPTION
-        if self.exit_code == ExitCode.PEER_LOST:
+        if self.exit_code in (ExitCode.INTERRUPTED, ExitCode.PEER_LOST):
+            # A signal that no deletion and no kubelet explains: a peer was asked to stop, or the pod stops itself.
             return Cause.SURVIVOR
         return Cause.FAILURE
 
@@ -107,6 +117,9 @@ _DISRUPTED_REASONS = (
 )
 """Prefixes of `status.reason` of pods that the kubelet or the node lifecycle controller ended or did not admit. OutOf
 stands for OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu (pkg/kubelet/lifecycle/predicate.go)."""
+_OWN_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+"""In the messages of evictions for which a pod's own limit is the cause, not the node
+(pkg/kubelet/eviction/helpers.go)."""
 _UNKNOWN = "ContainerStatusUnknown"
 """Reason of a container whose end no kubelet observed, because its node was restarted."""
 
@@ -155,11 +168,13 @@ def pod_facts(body: Body) -> PodFacts:
         started=_time(running.get("startedAt") or terminated.get("startedAt")),
         finished=_time(terminated.get("finishedAt")),
         deleted=_time(metadata.get("deletionTimestamp")),
+        grace_seconds=_seconds(spec.get("terminationGracePeriodSeconds")),
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason") or "",
         message=terminated.get("message") or _failure(status),
         memory_limit=str(limits.get("memory", "")),
         disruption=disruption,
+        limit_exceeded=_limit_exceeded(status),
         kueue_group=_kueue_group(metadata),
         gated=bool(spec.get("schedulingGates")),
         waiting=_waiting(conditions, status),
@@ -172,7 +187,12 @@ def _kueue_group(metadata: Body) -> str:
 
 
 def _number(text: Any) -> int:
-    return int(text) if isinstance(text, str) and text.isdigit() else -1
+    """The number that a label or a resourceVersion holds; -1 if it holds none."""
+    return int(text) if isinstance(text, str) and re.fullmatch(r"[0-9]{1,20}", text) else -1
+
+
+def _seconds(value: Any) -> int:
+    return value if type(value) is int and value >= 0 else GRACE_SECONDS
 
 
 def _transition(conditions: Mapping[str, Body], kind: str) -> datetime | None:
@@ -185,11 +205,17 @@ def _disruption(conditions: Mapping[str, Body], status: Body, terminated: Body) 
         condition = conditions.get(kind, {})
         if condition.get("status") == "True":
             return f"{condition.get('reason', 'Disruption')}: {condition.get('message', '')}".strip(": ")
-    if status.get("phase") == "Failed" and str(status.get("reason", "")).startswith(_DISRUPTED_REASONS):
+    evicted = str(status.get("reason", "")).startswith(_DISRUPTED_REASONS)
+    if status.get("phase") == "Failed" and evicted and not _limit_exceeded(status):
         return f"{status['reason']}: {status.get('message', '')}".strip(": ")
     if terminated.get("reason") == _UNKNOWN:
         return f"{_UNKNOWN}: {terminated.get('message', '')}".strip(": ")
     return ""
+
+
+def _limit_exceeded(status: Body) -> str:
+    message = str(status.get("message", ""))
+    return message if status.get("reason") == "Evicted" and _OWN_LIMIT.search(message) else ""
 
 
 def _failure(status: Body) -> str:

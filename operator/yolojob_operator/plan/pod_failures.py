@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from yolojob.api.constants import ExitCode
 from yolojob.api.reasons import Reason
 from yolojob.api.trainer_report import Report
 from yolojob_operator.plan.pod_facts import SIGKILL_EXIT_CODE, PodFacts
@@ -25,7 +26,10 @@ def failure_of(pod: PodFacts) -> tuple[str, str]:
     if pod.disruption:
         reason, _, rest = pod.disruption.partition(": ")
         return reason, f"{pod.name}: {rest or reason}"
-    if pod.deleted and pod.exit_code == SIGKILL_EXIT_CODE:
+    if pod.limit_exceeded:
+        hint = "raise the limit, or sizeLimit of the volume"
+        return Reason.LIMIT_EXCEEDED, f"{pod.name} was evicted: {pod.limit_exceeded.strip()} ({hint})"
+    if pod.deleted and pod.exit_code in (ExitCode.INTERRUPTED, SIGKILL_EXIT_CODE):
         return Reason.POD_DELETED, f"{pod.name} was deleted"
     if pod.exit_reason == Reason.OOM_KILLED:
         limit = f" of {pod.memory_limit}" if pod.memory_limit else ""

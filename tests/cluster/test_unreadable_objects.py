@@ -1,0 +1,46 @@
+"""Objects that the operator cannot read: other jobs run all the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support import eventually
+from support.jobs import job, phase
+from support.kube import Kube
+from support.operator_process import Operator
+
+LEVELS = 1_500
+"""More than Python's JSON decoder reads; the API server accepts ten thousand."""
+
+
+def create_deep(kube: Kube, name: str) -> None:
+    """Creates a job whose pod template has an annotation of LEVELS levels."""
+    document = job(name)
+    document["spec"]["workers"]["template"] = {"metadata": {"annotations": {"deep": "HERE"}}}
+    deep = '{"a":' * LEVELS + '"x"' + "}" * LEVELS
+    kube.run("create", "--filename", "-", input=json.dumps(document).replace('"HERE"', deep))
+
+
+@pytest.mark.parametrize("start", ["watch", "list"])
+def test_deeply_nested_job_does_not_stop_other_jobs(kube: Kube, operator: Operator, start: str) -> None:
+    """Whether the operator meets it in its watch, or in the list with which it starts."""
+    deep, other = f"deep-{start}", f"other-{start}"
+    before = operator.value("yolojob_unreadable_objects_total")
+    if start == "list":
+        operator.stop()
+    create_deep(kube, deep)
+    if start == "list":
+        operator.start()
+        before = 0
+    kube.create(job(other))
+    phase(kube, other, "Running")
+    eventually(lambda: kube.condition(deep, "Accepted").get("reason") == "InvalidSpec", "the deep job is refused")
+    message = kube.condition(deep, "Accepted")["message"]
+    assert "spec.workers" in message
+    assert "nested deeper than 64 levels" in message
+    assert not kube.pods(deep)
+    eventually(lambda: operator.value("yolojob_unreadable_objects_total") > before, "the metric counts it")
+    assert f"{kube.namespace}/{deep} cannot be read" in operator.log.read_text()
+    assert "kopf is restarted" not in operator.log.read_text()
+    phase(kube, other, "Succeeded")
