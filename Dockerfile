@@ -30,6 +30,9 @@ COPY yolojob /app/yolojob
 COPY trainer/yolojob_trainer /app/yolojob_trainer
 COPY LICENSE NOTICE /app/
 COPY trainer/LICENSE /app/yolojob_trainer/LICENSE
+# GKE mounts the driver there, and the dynamic linker does not look there by itself. The second variable makes NVIDIA's
+# container runtime mount what training needs.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64 NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # A user without a name, as any cluster may assign one: torch asks for it.
 ENV LOGNAME=yolojob
 USER 10001:10001

@@ -36,7 +36,7 @@ def job(name: str, code: int | None = 0, after: str = "1s", **spec: Any) -> Yolo
     annotations = {} if code is None else {"devcluster/exit": str(code), "devcluster/exit-after": after}
     template = {
         "metadata": {"annotations": annotations},
-        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"operator": "Exists"}]},
+        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
     }
     document = minimal(name, **{"workers": {"replicas": 2, "template": template}, **spec})
     return manifest.parse(document)

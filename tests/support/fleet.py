@@ -37,7 +37,7 @@ def job(name: str, workers: int, ends_after: str | None) -> dict[str, Any]:
     annotations = {} if ends_after is None else {"devcluster/exit": "0", "devcluster/exit-after": ends_after}
     template = {
         "metadata": {"annotations": annotations},
-        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"operator": "Exists"}]},
+        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
     }
     manifest = minimal(name, workers={"replicas": workers, "template": template}, storage={"uri": "s3://bucket/runs"})
     manifest["spec"]["train"] = {"batch": 16 * workers}

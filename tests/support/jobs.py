@@ -19,7 +19,7 @@ def job(
         annotations["devcluster/message"] = message
     template = {
         "metadata": {"annotations": annotations},
-        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"operator": "Exists"}]},
+        "spec": {"nodeSelector": {"type": "kwok"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
     }
     return minimal(
         name, **{"workers": {"replicas": replicas, "template": template}, "storage": {"uri": "s3://bucket/x"}, **spec}

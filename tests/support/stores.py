@@ -93,7 +93,9 @@ def _first_byte(requested: str) -> int:
 
 
 @contextmanager
-def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1) -> Iterator[tuple[str, list[str]]]:
+def https(
+    folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1, redirect: str = ""
+) -> Iterator[tuple[str, list[str]]]:
     """A web server with a certificate of its own authority: (address, the Range header of every request).
 
     Args:
@@ -101,6 +103,7 @@ def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1
         certificates: folder for the authority's certificate, ca.pem.
         ranges: whether it supports Range headers; Python's own server does not.
         cut_first: number of bytes after which the first response is cut; -1 does not cut it.
+        redirect: address to which every request is redirected; empty: none is.
     """
     import trustme
 
@@ -130,6 +133,12 @@ def https(folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1
                 self.respond(content, path)
 
         def respond(self, content: bytes, path: Path, start: int = -1) -> None:
+            if redirect:
+                self.send_response(302)
+                self.send_header("Location", redirect)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if not path.is_file():
                 self.send_error(404)
                 return

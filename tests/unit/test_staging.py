@@ -5,6 +5,7 @@ fail.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -229,6 +230,27 @@ def test_stage_of_an_https_archive_with_an_unknown_certificate_is_refused(tmp_pa
     (tmp_path / "set.zip").write_bytes(b"x")
     with https(tmp_path, tmp_path, ranges=True) as (address, _), pytest.raises(Exception, match=r"(?i)certificate"):
         stage(tmp_path / "cache").fetch(remote(f"{address}/set.zip", retry_timeout=1))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("http://localhost:9/latest/meta-data", "redirects to http://localhost:9/latest/meta-data, which is not https"),
+        ("https://169.254.169.254/latest", "redirects to 169.254.169.254, which is not a public address"),
+        ("https://127.0.0.1:9/x", "redirects to 127.0.0.1, which is not a public address"),
+        ("https://[::1]:9/x", "which is not a public address"),
+    ],
+)
+def test_stage_of_an_https_archive_follows_no_redirect_into_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, message: str
+) -> None:
+    """A pod reaches the metadata server of its node, which hands out credentials."""
+    (tmp_path / "set.zip").write_bytes(b"x")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with https(tmp_path, tmp_path, ranges=True, redirect=target) as (address, _):
+        with pytest.raises(BadInput, match=re.escape(message)) as refused:
+            stage(tmp_path / "cache").fetch(remote(f"{address}/set.zip", retry_timeout=1))
+        assert refused.value.reason == "StorageUntrusted"
 
 
 def test_stage_of_google_cloud_storage_fetches_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

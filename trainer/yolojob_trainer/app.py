@@ -122,7 +122,7 @@ class App:
 
     def _report_failure(self, error: Exception) -> Report:
         """Print an error; return the report with it."""
-        failure = _failure(error, self._rank)
+        failure = _failure(error, self._rank, saved=self._reporter is not None and self._reporter.saved)
         report = self._last_report()
         interrupted = failure.exit_code == ExitCode.INTERRUPTED
         report.state = TrainerState.INTERRUPTED if interrupted else TrainerState.FAILED
@@ -150,18 +150,28 @@ def main() -> int:
     return App(rank=int(os.environ.get("RANK", "0"))).run()
 
 
-def _failure(error: Exception, rank: int) -> Failure:
+def _failure(error: Exception, rank: int, *, saved: bool) -> Failure:
+    """Return the failure to report for an error.
+
+    Args:
+        error: that ended the process.
+        rank: of this process.
+        saved: whether this attempt has saved a checkpoint: then its batch has fitted into the GPU's memory.
+    """
     if is_lost_peer(error) and not isinstance(error, TrainerError):
         first_line = str(error).partition("\n")[0][:300]
         error = PeerLost(Reason.PEER_LOST, f"another worker was lost: {first_line}")
     if isinstance(error, TrainerError):
         return Failure(rank=rank, reason=error.reason, message=str(error), exit_code=error.exit_code)
+    code = ExitCode.FAILED
     if "out of memory" in str(error).lower():
         reason, hint = Reason.OUT_OF_MEMORY, " (use a smaller spec.train.batch or spec.train.imgsz, or more workers)"
+        if type(error).__name__ == "OutOfMemoryError" and not saved:
+            code = ExitCode.BAD_INPUT  # of a GPU, whose memory is the same in another attempt
     else:
         reason, hint = Reason.TRAINING_FAILED, ""
     message = f"{type(error).__name__}: {error}{hint}"
-    return Failure(rank=rank, reason=reason, message=message, exit_code=ExitCode.FAILED)
+    return Failure(rank=rank, reason=reason, message=message, exit_code=code)
 
 
 def _print_failure(failure: Failure) -> None:

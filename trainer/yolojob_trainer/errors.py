@@ -44,7 +44,10 @@ _LOST_PEER_MESSAGES = (
     "waiting for clients",
     "wait timeout",
     "nccl communicator was aborted",
+    "ncclremoteerror",
+    "ncclsystemerror",
     "remote process exited",
+    "remote process exiting",
     "recv, ",
     "failed to recv",
 )

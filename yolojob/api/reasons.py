@@ -89,6 +89,7 @@ class Reason(enum.StrEnum):
 
     # A trainer ends: another attempt may succeed.
     INTERRUPTED = "Interrupted"
+    NO_WORKING_GPU = "NoWorkingGpu"
     NON_FINITE_LOSS = "NonFiniteLoss"
     LIMIT_EXCEEDED = "LimitExceeded"
     OOM_KILLED = "OOMKilled"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,8 +267,14 @@ class MicroBatches(Sampler[list[Sample]]):
             yield [(epoch, number) for number in samples or [0]]
 
 
-def _use_one_thread(_: int) -> None:
+_PR_SET_PDEATHSIG = 1
+"""Number of an operation of prctl(2): the signal that a process gets when its parent ends."""
+
+
+def _prepare_loader_process(_: int) -> None:
+    """Use one thread, and end with the training process, whose sockets and GPU memory this process holds, too."""
     torch.set_num_threads(1)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def loader(
@@ -290,7 +298,9 @@ def loader(
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             collate_fn=samples.collate_fn,
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_prepare_loader_process,
+            # The dataset shares its images with its copies; the default of Python 3.14 would pickle it.
+            multiprocessing_context="fork" if workers else None,
         )
     )
 

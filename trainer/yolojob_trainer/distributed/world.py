@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import Gpu
 from yolojob_trainer.distributed.heartbeat import Heartbeat
-from yolojob_trainer.errors import BadInput, Interrupted, PeerLost
+from yolojob_trainer.errors import BadInput, Interrupted, PeerLost, TrainerError
 from yolojob_trainer.system.process import available_cpus
 from yolojob_trainer.system.upstream_patches import forbid_object_collectives
 
@@ -52,6 +53,54 @@ def wait_for_port(host: str, port: int, seconds: float) -> None:
             time.sleep(CONNECT_POLL_SECONDS)
 
 
+def _missing_gpus(needed: int, found: int) -> TrainerError:
+    """Return the error for a worker with fewer GPUs than processes.
+
+    In a pod without any GPU the node is to blame: the scheduler has found one there. Another attempt may get another
+    node. With some, but too few, the request is wrong.
+    """
+    message = f"spec.workers.gpu: {needed} process(es) need one GPU each, but this machine has {found}"
+    if not found and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return TrainerError(Reason.NO_WORKING_GPU, f"{message} that works: {_cuda_error()}")
+    return BadInput(
+        Reason.NOT_ENOUGH_GPUS,
+        f"{message}; set spec.workers.gpu.required: false to train on the CPU, or leave spec.workers.gpu out",
+    )
+
+
+def _cuda_error() -> str:
+    """Return why CUDA cannot be used here, in torch's words."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())[:500]
+    return "torch finds no device"
+
+
+def check_capability(capability: tuple[int, int], architectures: list[str], index: int) -> None:
+    """Check that torch has kernels for a GPU.
+
+    Args:
+        capability: compute capability of the GPU.
+        architectures: those that this version of torch was built for, such as sm_80 and compute_120.
+        index: of the GPU, for the message.
+
+    Raises:
+        BadInput: it has none; the first kernel would fail.
+    """
+    major, minor = capability
+    built = [(int(name[:-1]), int(name[-1])) for name in re.findall(r"sm_(\d+)", " ".join(architectures))]
+    # Kernels run on GPUs of the same major version and an equal or higher minor one; PTX is compiled for newer ones.
+    compiled = [(int(name[:-1]), int(name[-1])) for name in re.findall(r"compute_(\d+)", " ".join(architectures))]
+    works = any(m == major and n <= minor for m, n in built) or any(pair <= capability for pair in compiled)
+    if built and not works:
+        raise BadInput(
+            Reason.NOT_ENOUGH_GPUS,
+            f"spec.workers.gpu: GPU {index} has compute capability {major}.{minor}, but torch {torch.__version__} is "
+            f"built for {', '.join(architectures)}; choose another spec.workers.gpu.types",
+        )
+
+
 def _store(prefix: str) -> Any:
     """The process group's key-value store on rank 0, with all keys below a prefix."""
     return PrefixStore(f"yolojob/{prefix}", _get_default_store())
@@ -78,18 +127,16 @@ class World:
             on_lost_peer: called with a description of the lost rank; must end the process.
 
         Raises:
-            BadInput: the job requires GPUs that this machine does not have.
+            BadInput: the job requires GPUs that this machine does not have, or that this version of torch cannot use.
+            TrainerError: the scheduler has promised GPUs that do not work.
         """
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         gpu_count = torch.cuda.device_count() if gpu and torch.cuda.is_available() else 0
         if gpu and gpu.required and gpu_count < local_world_size:
-            raise BadInput(
-                Reason.NOT_ENOUGH_GPUS,
-                f"spec.workers.gpu: {local_world_size} process(es) need one GPU each, but this machine has "
-                f"{gpu_count}; "
-                "set spec.workers.gpu.required: false to train on the CPU, or leave spec.workers.gpu out",
-            )
+            raise _missing_gpus(local_world_size, gpu_count)
+        for index in range(gpu_count if gpu_count >= local_world_size else 0):
+            check_capability(torch.cuda.get_device_capability(index), torch.cuda.get_arch_list(), index)
         return cls(
             rank=int(os.environ.get("RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -120,6 +167,9 @@ class World:
             return
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            # After a lost peer NCCL aborts its communicators and leaves the process alive, so that it can report why it
+            # ends. By default it ends the process with SIGABRT.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         if not self.is_main:
             wait_for_port(host, port, COLLECTIVE_TIMEOUT.total_seconds())

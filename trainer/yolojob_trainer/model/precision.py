@@ -38,6 +38,8 @@ def choose(requested: bool | str, device: torch.device) -> torch.dtype:
             raise ValueError("fp16 needs a GPU: use auto, bf16 or false")
         return torch.bfloat16 if requested == "bf16" or has_fast_bfloat16(_cpu_flags()) else torch.float32
     if requested == "bf16":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ValueError(f"{torch.cuda.get_device_name(device)} has no bf16: use auto, fp16 or false")
         return torch.bfloat16
     if requested == "fp16":
         return torch.float16
@@ -49,7 +51,10 @@ def choose(requested: bool | str, device: torch.device) -> torch.dtype:
 
 def supported(device: torch.device) -> list[str]:
     """Return the names of the number formats that a device supports."""
-    return [_NAMES[torch.float32], _NAMES[torch.bfloat16], *([_NAMES[torch.float16]] if device.type == "cuda" else [])]
+    if device.type == "cpu":
+        return [_NAMES[torch.float32], _NAMES[torch.bfloat16]]
+    bf16 = [_NAMES[torch.bfloat16]] if torch.cuda.is_bf16_supported(including_emulation=False) else []
+    return [_NAMES[torch.float32], *bf16, _NAMES[torch.float16]]
 
 
 def by_name(name: str) -> torch.dtype:

@@ -30,6 +30,8 @@ class Reporter(Callback):
         self.metrics = metrics
         self.report = Report(world_size=world_size)
         self.throughput = Throughput()
+        self.saved = False
+        """Whether this attempt has saved a checkpoint."""
         self._lock = threading.Lock()
         self._updated = 0.0
         self._started: float | None = None
@@ -122,6 +124,7 @@ class Reporter(Callback):
         self._update(trainer, self._working_state)
 
     def on_checkpoint(self, trainer: TrainerView) -> None:
+        self.saved = True
         self.metrics.checkpoint_seconds.observe(trainer.checkpoint_seconds)
         self._update(trainer, self._working_state)
 

@@ -18,7 +18,8 @@ def stock_checkpoint(ema: Any, args: Any, best_fitness: float | None, metrics: d
         best_fitness: fitness of the best validation so far.
         metrics: of this validation, with its fitness.
     """
-    model = deepcopy(ema).half().to(memory_format=torch.contiguous_format)
+    # On the CPU, so that a machine without a GPU can load it.
+    model = deepcopy(ema).cpu().half().to(memory_format=torch.contiguous_format)
     arguments = dict(vars(args))
     model.criterion, model.args = None, arguments
     for parameter in model.parameters():

@@ -287,7 +287,8 @@ class TrainerSetup(DetectionTrainer):
         memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
         self.model = network.to(memory_format=memory_format)
         if execution.compile:
-            mode = self.args.compile if isinstance(self.args.compile, str) else None
+            requested = self.run.spec.train.compile
+            mode = requested if isinstance(requested, str) else None
             self.model = torch.compile(network, mode=mode)
         dataset = self.samples.dataset
         self.order = self._sample_order(dataset, execution)

@@ -1,0 +1,57 @@
+"""Devices of the distributed world, as far as a machine without a GPU can tell."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+"""Architectures of a wheel of torch."""
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "works"),
+    [
+        ((7, 0), WHEEL, False),
+        ((7, 5), WHEEL, True),
+        ((8, 9), WHEEL, True),
+        ((9, 0), WHEEL, True),
+        ((10, 3), WHEEL, True),
+        ((12, 1), WHEEL, True),
+        ((13, 0), WHEEL, False),
+        ((13, 0), [*WHEEL, "compute_120"], True),
+        ((7, 0), [], True),
+    ],
+)
+def test_check_capability_refuses_gpus_without_kernels(
+    capability: tuple[int, int], architectures: list[str], works: bool
+) -> None:
+    from yolojob_trainer.distributed.world import check_capability
+    from yolojob_trainer.errors import BadInput
+
+    if works:
+        check_capability(capability, architectures, 0)
+    else:
+        with pytest.raises(BadInput, match=rf"GPU 0 has compute capability {capability[0]}.{capability[1]}"):
+            check_capability(capability, architectures, 0)
+
+
+@pytest.mark.parametrize(("in_pod", "reason", "code"), [(True, "NoWorkingGpu", 1), (False, "NotEnoughGpus", 2)])
+def test_required_gpu_that_is_missing_is_the_nodes_fault_only_in_a_pod(
+    monkeypatch: pytest.MonkeyPatch, in_pod: bool, reason: str, code: int
+) -> None:
+    import torch
+    from yolojob_trainer.distributed.world import World
+    from yolojob_trainer.errors import TrainerError
+
+    from yolojob.api.spec import Gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if in_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    else:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(TrainerError, match=r"1 process\(es\) need one GPU each") as missing:
+        World.from_env(Gpu(), lambda _: None)
+    assert (missing.value.reason, missing.value.exit_code) == (reason, code)
