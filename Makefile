@@ -8,10 +8,12 @@ RUN := $(ENV)/bin
 LOCK := requirements/dev.txt
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' $(LOCK))
 UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
-# Tests that start processes share two cores per worker.
+# Processes that run tests: those of tests/unit compute, those of tests/cluster mostly wait for the API server.
 WORKERS ?= 2
+CLUSTER_WORKERS ?= 4
 PYTEST := $(RUN)/python -m pytest
-PARALLEL := --numprocesses $(WORKERS) --dist loadfile
+QUICK := not processes and not torch
+PARALLEL := --dist loadfile --numprocesses
 VERSION = $(shell $(PYTHON) tools/version.py)
 export PATH := $(RUN):$(PATH)
 export VIRTUAL_ENV := $(ENV)
@@ -59,8 +61,8 @@ demo: env  ## train the example detector here, with two worker processes and no 
 
 test: lint unit cluster  ## linters, unit tests, and the operator against a real API server
 
-quick: any-env  ## the pure tests: no process, no network, seconds
-	$(PYTEST) tests/unit -m "not processes" $(PARALLEL) -q
+quick: any-env  ## the pure tests: no process, no network, no torch, seconds
+	$(PYTEST) tests/unit -m "$(QUICK)" $(PARALLEL) $(WORKERS) -q
 
 lint: env  ## ruff, mypy, import-linter, deptry, bandit
 	$(RUN)/ruff check .
@@ -75,10 +77,10 @@ format: any-env  ## let ruff rewrite what it can
 	$(RUN)/ruff format .
 
 unit: env  ## pure functions, models, command line, trainer with real processes
-	$(PYTEST) tests/unit $(PARALLEL) $(PYTEST_OPTIONS)
+	$(PYTEST) tests/unit $(PARALLEL) $(WORKERS) $(PYTEST_OPTIONS)
 
 cluster: any-env  ## the operator against a real API server; kwok simulates the pods
-	$(PYTEST) tests/cluster $(PARALLEL) $(PYTEST_OPTIONS)
+	$(PYTEST) tests/cluster $(PARALLEL) $(CLUSTER_WORKERS) $(PYTEST_OPTIONS)
 
 e2e: env  ## images, pods and training on a real cluster: KUBECONFIG, or the test cluster
 	$(PYTEST) tests/e2e $(PYTEST_OPTIONS)

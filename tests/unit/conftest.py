@@ -10,22 +10,35 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from support.processes import FINISHED, ForkServers, Gang, Gangs
 from support.stores import Bucket, Proxy
 
 PROCESS_FIXTURES = {"bucket", "finished", "fork_servers", "gangs", "s3"}
 """Fixtures that start processes or servers."""
-PROCESS_MODULE = "\npytestmark = pytest.mark.processes"
-"""A line of the test modules all of whose tests start processes or servers."""
+QUICK = "not processes and not torch"
+"""The tests of `make quick`."""
+SLOW_MODULES = ("\npytestmark = pytest.mark.processes", "\npytestmark = pytest.mark.torch")
+"""Lines of the test modules without such tests."""
+
+
+QUICK_EXAMPLES = 20
+"""Examples that hypothesis draws for each test of `make quick`; its default, 100, applies to `make unit`."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == QUICK:
+        hypothesis.settings.register_profile("quick", max_examples=QUICK_EXAMPLES)
+        hypothesis.settings.load_profile("quick")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave such modules out of `make quick` unread: importing torch and Ultralytics for them takes seconds."""
-    quick = config.option.markexpr == "not processes"
-    if quick and collection_path.suffix == ".py" and PROCESS_MODULE in collection_path.read_text():
-        return True
-    return None
+    if config.option.markexpr != QUICK or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text()
+    return True if any(line in text for line in SLOW_MODULES) else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -134,6 +134,13 @@ def test_unpack_of_clashing_names_is_bad_input(tmp_path: Path) -> None:
         unpack(path, out, "it", fits)
 
 
+def test_unpack_of_a_cut_zip_says_that_it_is_damaged(tmp_path: Path) -> None:
+    whole = zipped(tmp_path / "whole.zip", {"a": b"x" * 10_000}).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match="it: is damaged or incomplete"):
+        unpack(tmp_path / "cut.zip", tmp_path, "it", fits)
+
+
 @given(st.text(min_size=1, max_size=40))
 def test_inside_with_any_name_stays_in_the_folder_or_refuses(name: str) -> None:
     folder = Path("/data/set")

@@ -9,8 +9,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from yolojob_trainer.data.dataset_config import DatasetDescription, Split, describe
+from yolojob_trainer.data.dataset_config import DatasetDescription, Split, describe, link_boundary
 from yolojob_trainer.errors import BadInput
+
+from yolojob.api.spec import Dataset
 
 
 def dataset(folder: Path, content: dict[str, Any], config: str = "data.yaml") -> Path:
@@ -159,6 +161,24 @@ def test_describe_of_a_linked_folder_outside_the_boundary_is_refused(tmp_path: P
             describe(folder, "data.yaml", "val", folder)
     else:
         assert describe(folder, "data.yaml", "val", tmp_path).splits["train"].folders == [folder / "linked"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "boundary"),
+    [
+        ("file:///data/set", "data/set", None),
+        ("pvc://claim/set", "volumes/claim/set", "volumes/claim"),
+        ("pvc://claim/set.zip", "cache/datasets/1234", "cache/datasets/1234"),
+        ("s3://bucket/set", "cache/datasets/5678", "cache/datasets/5678"),
+    ],
+)
+def test_link_boundary_is_the_claim_or_the_unpacked_dataset(
+    tmp_path: Path, uri: str, folder: str, boundary: str | None
+) -> None:
+    dataset_spec = Dataset.model_validate({"uri": uri})
+    (tmp_path / folder).mkdir(parents=True)
+    found = link_boundary(dataset_spec, tmp_path / folder, tmp_path / "volumes")
+    assert found == (None if boundary is None else (tmp_path / boundary).resolve())
 
 
 plain = st.recursive(

@@ -29,6 +29,8 @@ _DAMAGED = (
     lzma.LZMAError,
 )
 _INVALID_NAME_ERRNOS = (None, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
+_SIGNATURES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+"""First bytes of a .zip, .gz, .bz2 and .xz file."""
 
 
 def unpack(archive: Path, folder: Path, shown: str, check_space: Callable[[int], None]) -> None:
@@ -48,6 +50,8 @@ def unpack(archive: Path, folder: Path, shown: str, check_space: Callable[[int],
             _unzip(archive, folder, shown, check_space)
         elif tarfile.is_tarfile(archive):
             _untar(archive, folder, shown, check_space)
+        elif _begins_like_an_archive(archive):
+            raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: is damaged or incomplete; create or copy it again")
         else:
             raise BadInput(
                 Reason.INVALID_ARCHIVE, f"{shown}: is neither a .zip nor a .tar, .tar.gz, .tar.bz2 or .tar.xz"
@@ -111,6 +115,12 @@ def _untar(archive: Path, folder: Path, shown: str, check_space: Callable[[int],
                     Reason.INVALID_ARCHIVE,
                     f"{shown}: {member.name!r} is a link or a device; a dataset may hold only files and folders",
                 )
+
+
+def _begins_like_an_archive(path: Path) -> bool:
+    """Return whether a file has the signature of a format that is supported."""
+    with path.open("rb") as file:
+        return file.read(8).startswith(_SIGNATURES)
 
 
 def _check_count(members: int, shown: str) -> None:

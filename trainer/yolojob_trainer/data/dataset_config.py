@@ -113,7 +113,9 @@ def link_boundary(dataset: Dataset, folder: Path, volumes: Path) -> Path | None:
     """
     if dataset.uri.scheme == "file":
         return None
-    return (volumes / dataset.uri.location).resolve() if dataset.uri.scheme == "pvc" else folder.resolve()
+    claim = (volumes / dataset.uri.location).resolve()
+    # An archive in a claim is unpacked into the cache.
+    return claim if dataset.uri.scheme == "pvc" and folder.resolve().is_relative_to(claim) else folder.resolve()
 
 
 def describe(folder: Path, config: str, split: str = "val", boundary: Path | None = None) -> DatasetDescription:
