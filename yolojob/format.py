@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Text of others with its control characters visible: in a terminal they could move the cursor, or write into the
+    clipboard. Line breaks and tabs stay."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 def money_amount(value: float, currency: str) -> str:
     """An amount with two decimals; amounts below 1 with three significant digits."""
     return f"{value:.2f} {currency}" if value >= 1 else f"{value:.3g} {currency}"

@@ -282,7 +282,7 @@ def test_locate_of_an_archive_in_a_volume_unpacks_it_into_the_cache(tmp_path: Pa
         file.writestr("coco/data.yaml", "names: [a]")
     dataset = Dataset.model_validate({"uri": "pvc://data/coco.zip"})
     folder = locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
-    assert contents(folder) == {"data.yaml": b"names: [a]"}
+    assert contents(folder) == {"coco/data.yaml": b"names: [a]"}
     assert folder.is_relative_to(cache)
     assert locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None) == folder
     with zipfile.ZipFile(volumes / "data" / "coco.zip", "w") as file:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from collections.abc import Iterable
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.style import StyleType
+
+from yolojob.format import printable
 
 PIPE_WIDTH = 1000
 """Columns where the output is not a terminal: programs read whole lines."""
 
 
+class SafeConsole(Console):
+    """A console that shows the control characters in text of others, and sends only its own to the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def plain_console() -> Console:
     """A console for text from others: brackets are not markup, and a pipe cuts nothing off."""
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, emoji=False, width=PIPE_WIDTH)
+    console = SafeConsole(markup=False, emoji=False)
+    return console if console.is_terminal else SafeConsole(markup=False, emoji=False, width=PIPE_WIDTH)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text that holds words of others."""
+    typer.echo(printable(text), err=err)
 
 
 def print_line(console: Console, text: str, style: StyleType | None = None) -> None:

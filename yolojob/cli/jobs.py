@@ -15,7 +15,7 @@ from yolojob.api.errors import ClusterError
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import JobPhase
 from yolojob.cli import job_view
-from yolojob.cli.console import plain_console, print_line
+from yolojob.cli.console import echo, plain_console, print_line
 from yolojob.cli.options import (
     Context,
     ManifestFile,
@@ -140,10 +140,10 @@ def logs(
     with exit_on_error():
         client = Client(context, namespace)
         if follow and (job := client.get(name)) and not (job.status and job.status.phase is JobPhase.RUNNING):
-            typer.echo(job_view.job_line(job), err=True)  # explains why no lines may come for a while
+            echo(job_view.job_line(job), err=True)  # explains why no lines may come for a while
         with closing(client.logs(name, worker, follow=follow, tail=tail)) as lines:
             for index, line in lines:
-                typer.echo(line if worker is not None else f"[{index}] {line}")
+                echo(line if worker is not None else f"[{index}] {line}")
 
 
 def suspend(name: Name, context: Context = None, namespace: Namespace = None) -> None:

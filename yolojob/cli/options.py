@@ -18,6 +18,7 @@ from rich.console import Console
 from yolojob.api import manifest
 from yolojob.api.constants import ExitCode
 from yolojob.api.errors import UserError
+from yolojob.cli.console import SafeConsole, echo
 from yolojob.client.client import Client
 from yolojob.client.kubeconfig import contexts
 
@@ -112,7 +113,7 @@ def dump(content: Any, output: FigureOutput | ObjectOutput) -> None:
 
 def text_console(output: FigureOutput) -> Console:
     """The console for people: stdout, or stderr when stdout carries JSON or YAML."""
-    return Console(stderr=output is not FigureOutput.TEXT)
+    return SafeConsole(stderr=output is not FigureOutput.TEXT)
 
 
 @contextmanager
@@ -122,15 +123,15 @@ def exit_on_error() -> Iterator[None]:
         yield
     except manifest.InvalidManifest as error:
         for fault in error.faults:
-            typer.echo(f"error: {fault}", err=True)
+            echo(f"error: {fault}", err=True)
         raise typer.Exit(ExitCode.BAD_INPUT) from None
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         raise typer.Exit(error.code) from None
     except BrokenPipeError:
         # The reader has closed the pipe, as `| head` does. Without this, Python's flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(CLOSED_PIPE) from None
     except OSError as error:
-        typer.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         raise typer.Exit(ExitCode.BAD_INPUT) from None

@@ -12,7 +12,7 @@ from yolojob.api import manifest
 from yolojob.api.constants import ExitCode
 from yolojob.api.trainer_report import Report
 from yolojob.cli import live_view
-from yolojob.cli.console import print_line
+from yolojob.cli.console import echo, print_line
 from yolojob.cli.local_run_view import INTERRUPTED, command_exit_code, follow_local_run
 from yolojob.cli.options import (
     DEFAULT_CACHE,
@@ -77,7 +77,7 @@ def _show_success(local: LocalRun, report: Report, console: Console) -> None:
 def _report_failure(local: LocalRun, report: Report, code: int) -> ExitCode:
     """Print why the trainer failed; the command's exit code."""
     assert report.failure is not None
-    typer.echo(f"error: {report.failure.reason}: {report.failure.message}", err=True)
+    echo(f"error: {report.failure.reason}: {report.failure.message}", err=True)
     if code != ExitCode.BAD_INPUT:
         typer.echo(f"The log is {local.log}", err=True)
     return command_exit_code(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,8 @@ from yolojob.api.run import Run
 from yolojob.api.trainer_report import Failure, Report, TrainerState
 
 LOG_NAME = "train.log"
+FILES_WITHOUT_RESULTS = (LOG_NAME, ".yolojob.lock", "args.yaml")
+"""Files of a run that has not begun to train."""
 MAX_PORT_ATTEMPTS = 100
 PROGRESS_TIMEOUT_SECONDS = 2
 
@@ -96,10 +97,20 @@ class LocalRun:
         self._report_file = Path(self._scratch.name) / "report.json"
 
     def close(self, code: int) -> None:
-        """Remove temporary files and, after bad input, the folders that this run created."""
+        """Remove temporary files and, after bad input, the folders that this run created, unless another run uses them
+        by now."""
         self._scratch.cleanup()
-        if code == ExitCode.BAD_INPUT and self._created is not None:
-            shutil.rmtree(self._created, ignore_errors=True)
+        if code != ExitCode.BAD_INPUT or self._created is None or any(self.output.glob("checkpoints/*")):
+            return
+        for name in FILES_WITHOUT_RESULTS:
+            (self.output / name).unlink(missing_ok=True)
+        inside = (path for path in self.output.rglob("*") if path.is_dir())
+        above = (path for path in self.output.parents if path.is_relative_to(self._created))
+        for folder in [*sorted(inside, reverse=True), self.output, *above]:
+            try:
+                folder.rmdir()
+            except OSError:
+                continue  # it is not empty
 
     def start(self) -> None:
         """Start the processes in a session of their own: Ctrl-C reaches only this process, which calls `stop`."""
@@ -122,6 +133,10 @@ class LocalRun:
             "PET_MASTER_ADDR": "127.0.0.1",
             "PET_MASTER_PORT": str(_free_ports(1)),
             "PYTHONUNBUFFERED": "1",
+            # The current folder may hold anything: without this, Python would import modules from it first.
+            "PYTHONSAFEPATH": "1",
+            # The processes are on one machine: no other one may connect to them.
+            "GLOO_SOCKET_IFNAME": "lo",
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -41,10 +41,8 @@ async def _check_redirect(_session: Any, _context: Any, parameters: Any) -> None
     Raises:
         _ForbiddenRedirect: the redirect leads elsewhere.
     """
-    from yarl import URL
-
     source = parameters.response.url
-    target = source.join(URL(parameters.response.headers.get("Location", "")))
+    target = source.join(type(source)(parameters.response.headers.get("Location", "")))
     if target.scheme != "https" or not target.host:
         raise _ForbiddenRedirect(f"redirects to {target.with_query(None)}, which is not https")
     if target.host != source.host:

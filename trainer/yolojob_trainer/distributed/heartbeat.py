@@ -23,6 +23,8 @@ ROOT_CAUSE_GRACE_SECONDS = 3.0
 """Time for the main thread to find a more specific cause than a lost peer and to exit with it."""
 
 BEAT, GOODBYE = b".", b"q"
+MAX_STRANGERS = 256
+"""Connections that have not identified themselves; ranks do so immediately."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Heartbeat:
         """
         self.peers: dict[socket.socket, Peer] = {}
         """Connected peers that have identified themselves; changed by the thread."""
+        self._strangers: list[socket.socket] = []
+        """Connections that have not sent the token yet, oldest first."""
         self._on_lost = on_lost
         self._stop = threading.Event()
         self._selector = selectors.DefaultSelector()
@@ -114,9 +118,7 @@ class Heartbeat:
     def _read(self, source: socket.socket) -> str | None:
         """Read from a ready socket; return a description of the peer if it is lost."""
         if source is self._server:
-            connection, _ = source.accept()
-            connection.setblocking(False)
-            self._selector.register(connection, selectors.EVENT_READ)
+            self._accept(source)
             return None
         if source not in self.peers:
             self._authenticate(source)
@@ -136,6 +138,20 @@ class Heartbeat:
         peer.last_heard = time.monotonic()
         return None
 
+    def _accept(self, server: socket.socket) -> None:
+        """Accept a connection. Beyond MAX_STRANGERS, the one that has been silent for the longest time is closed."""
+        try:
+            connection, _ = server.accept()
+        except OSError:  # it is gone, or there are no file descriptors left
+            return
+        connection.setblocking(False)
+        self._selector.register(connection, selectors.EVENT_READ)
+        self._strangers.append(connection)
+        if len(self._strangers) > MAX_STRANGERS:
+            oldest = self._strangers.pop(0)
+            self._selector.unregister(oldest)
+            oldest.close()
+
     def _authenticate(self, connection: socket.socket) -> None:
         """Accept a connection that sends the token, and close any other. This never waits: many may be silent."""
         try:
@@ -143,6 +159,7 @@ class Heartbeat:
         except OSError:
             token, rank = "", ""
         self._selector.unregister(connection)
+        self._strangers.remove(connection)
         if secrets.compare_digest(token.encode(), self._token.encode()):
             self._add_peer(connection, f"rank {rank}")
         else:

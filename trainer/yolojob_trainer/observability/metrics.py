@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -17,6 +18,10 @@ STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 """Seconds: from a fraction of a small model's step to the longest step of practical use."""
 LONG_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 """Seconds: checkpoints, validations, epochs."""
+MAX_CONNECTIONS = 32
+"""Connections at a time: those of Prometheus, the operator and a few people."""
+CONNECTION_TIMEOUT_SECONDS = 10.0
+"""A connection that sends nothing for so long is closed."""
 METRIC_LABELS = ("namespace", "job_name", "rank")
 """`job_name`, because Prometheus itself sets the label `job` of a target."""
 
@@ -94,16 +99,38 @@ class TrainerMetrics:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Serves each connection in a thread, and closes connections beyond MAX_CONNECTIONS at once."""
+
     daemon_threads = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
 
 class _SilentHandler(WSGIRequestHandler):
+    timeout = CONNECTION_TIMEOUT_SECONDS
+
     def log_message(self, *_: Any) -> None:
         """Do not log requests: there are many, and they are not of interest."""
 
 
 def serve(metrics: TrainerMetrics, progress: Callable[[], dict[str, Any]], port: int) -> int:
     """Serve /metrics and /progress from a thread until the process ends; return the port.
+
+    Outside of a pod only this machine can connect.
 
     Raises:
         OSError: the port is in use.
@@ -119,6 +146,7 @@ def serve(metrics: TrainerMetrics, progress: Callable[[], dict[str, Any]], port:
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"Not found: use /metrics or /progress.\n"]
 
-    server = make_server("", port, app, server_class=_Server, handler_class=_SilentHandler)
+    host = "" if os.environ.get("KUBERNETES_SERVICE_HOST") else "127.0.0.1"
+    server = make_server(host, port, app, server_class=_Server, handler_class=_SilentHandler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server.server_port
