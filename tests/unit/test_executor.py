@@ -10,6 +10,7 @@ import pytest
 from support import fake_time, minimal
 from support.fake_time import FakeClock
 from yolojob_operator.control.executor import UNSEEN_MEMORY_SECONDS, Executor
+from yolojob_operator.kube.api_client import ApiError
 from yolojob_operator.plan.lifecycle import Plan
 
 from yolojob.api.job import YoloTrainingJob
@@ -92,6 +93,74 @@ class TestUnseenPods:
         running.forget(KEY)
         assert running.pods(KEY, []) == []
         assert list(running.unseen()) == []
+
+
+class RefusingServer:
+    """An API server that refuses every pod."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.requests = 0
+
+    async def create(self, _: dict[str, Any]) -> dict[str, Any]:
+        self.requests += 1
+        raise ApiError(self.status, "Refused", "by a test")
+
+
+def gang(size: int) -> tuple[dict[str, Any], ...]:
+    metadata = [{"name": f"digits-worker-{i}", "namespace": "default"} for i in range(size)]
+    return tuple({"apiVersion": "v1", "kind": "Pod", "metadata": one} for one in metadata)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (400, "PodInvalid"),
+        (403, "PodForbidden"),
+        (405, "FailedCreate"),
+        (406, "FailedCreate"),
+        (413, "FailedCreate"),
+        (418, "FailedCreate"),
+        (422, "PodInvalid"),
+        (451, "FailedCreate"),
+    ],
+)
+def test_refused_gang_is_one_request_and_an_obstacle(status: int, reason: str) -> None:
+    server = RefusingServer(status)
+    running = executor(server)
+    carry_out(running, create=gang(1_000))
+    obstacle = running.obstacle(KEY)
+    assert obstacle is not None
+    assert (server.requests, obstacle.reason) == (1, reason)
+
+
+@pytest.mark.parametrize("status", [401, 408, 409, 429])
+def test_temporary_refusal_is_no_obstacle(status: int) -> None:
+    running = executor(RefusingServer(status))
+    with pytest.raises(ApiError):
+        carry_out(running, create=gang(4))
+    assert running.obstacle(KEY) is None
+
+
+@pytest.mark.parametrize("finalizers", [[], ["example.com/guard"]])
+def test_name_of_a_terminating_pod_is_waited_for(finalizers: list[str]) -> None:
+    class OccupiedServer:
+        """An API server in which an earlier job of the same name has pods that are being deleted."""
+
+        async def create(self, _: dict[str, Any]) -> None:
+            return None
+
+        async def get(self, item: dict[str, Any]) -> dict[str, Any]:
+            deleted = {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": finalizers}
+            return {**item, "metadata": {**item["metadata"], "uid": "other", **deleted}}
+
+    running = executor(OccupiedServer())
+    carry_out(running, create=gang(2))
+    obstacle = running.obstacle(KEY)
+    assert obstacle is not None
+    assert obstacle.reason == "NameConflict"
+    assert obstacle.message.startswith("waits until the pod digits-worker-0 of an earlier job is gone")
+    assert ("example.com/guard" in obstacle.message) == bool(finalizers)
 
 
 class TestPodGroups:

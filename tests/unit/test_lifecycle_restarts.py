@@ -289,3 +289,32 @@ def test_workload_of_another_name_is_not_released(group: str) -> None:
     running = make_plan(job()).status
     deleted = [pod(i, deleted=after(0), kueue_group=group) for i in range(2)]
     assert make_plan(job(running, **spec), *deleted).release == ()
+
+
+def held(attempt: int = 1) -> list[PodFacts]:
+    """Pods of an attempt whose grace period has passed, and that a finalizer keeps."""
+    return [pod(i, attempt=attempt, deleted=after(-60), finalizers=("example.com/guard",)) for i in range(2)]
+
+
+def test_pod_held_by_a_finalizer_is_named_in_the_condition() -> None:
+    restarted = make_plan(running(), failed(1, 1), pod(0)).status
+    planned = make_plan(job(restarted), *held())
+    assert planned.create == ()
+    scheduled = next(c for c in planned.status.conditions if c.type == "Scheduled")
+    assert scheduled.reason == "PodTerminating"
+    assert (
+        "digits-worker-0 of attempt 1 is terminating, and held by the finalizer example.com/guard" in scheduled.message
+    )
+
+
+def test_wait_for_a_held_pod_is_bounded_by_the_pre_running_deadline() -> None:
+    spec: dict[str, Any] = {"runPolicy": {"preRunningDeadlineSeconds": 20}}
+    restarted = make_plan(running(**spec), failed(1, 1), pod(0)).status
+    early = make_plan(job(restarted, **spec), *held(), now=after(19))
+    assert early.status.phase == JobPhase.RESTARTING
+    assert early.due is not None
+    late = make_plan(job(restarted, **spec), *held(), now=after(21))
+    assert late.status.phase == JobPhase.FAILED
+    condition = next(c for c in late.status.conditions if c.type == "Failed")
+    assert condition.reason == "PodTerminating"
+    assert "example.com/guard" in condition.message

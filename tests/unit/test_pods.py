@@ -280,3 +280,36 @@ def test_spare_on_sigterm_exits() -> None:
         assert process.returncode == 0
     finally:
         process.kill()
+
+
+def test_worker_with_gpu_types_and_required_nodes_of_its_own_needs_both() -> None:
+    term = {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["a"]}]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    template = {"spec": {"affinity": {"nodeAffinity": required}}}
+    affinity = worker(workers={"gpu": {"types": ["T4"]}, "template": template})["spec"]["affinity"]["nodeAffinity"]
+    terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert terms
+    assert all({"pool"} < {e["key"] for e in t["matchExpressions"]} for t in terms)
+
+
+def test_claims_with_long_names_have_different_volumes() -> None:
+    names = [name[-63:] for name in ("x" + "c" * 58 + "-one", "x" + "c" * 58 + "-two")]
+    pod = worker(dataset={"uri": f"pvc://{names[0]}/set"}, storage={"uri": f"pvc://{names[1]}/run"})
+    volumes = [volume["name"] for volume in pod["spec"]["volumes"]]
+    assert len(volumes) == len(set(volumes))
+    assert all(len(name) <= 63 for name in volumes)
+
+
+def test_run_of_a_worker_does_not_hold_the_template() -> None:
+    pod = worker(workers={"template": {"spec": {"nodeSelector": {"secret": "word"}}}})
+    assert "secret" not in environment(pod)["YOLOJOB_RUN"]
+
+
+def test_further_containers_get_the_security_context_of_the_trainer() -> None:
+    own = {"name": "own", "image": "x", "securityContext": {"readOnlyRootFilesystem": False}}
+    template = {"spec": {"containers": [{"name": "side", "image": "x"}, own], "initContainers": [{"name": "first"}]}}
+    spec = worker(workers={"template": template})["spec"]
+    contexts = {c["name"]: c["securityContext"] for c in [*spec["containers"], *spec["initContainers"]]}
+    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    for name, read_only in (("trainer", True), ("side", True), ("first", True), ("own", False)):
+        assert contexts[name] == {**restricted, "readOnlyRootFilesystem": read_only}

@@ -13,7 +13,9 @@ from pydantic_core import core_schema
 from yolojob.api import uri as uris
 from yolojob.api.uri import Uri
 
-Count = Annotated[int, Field(ge=0)]
+MAX_COUNT = 2**53 - 1
+"""Largest integer that every JSON parser keeps exactly."""
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -49,7 +51,17 @@ def _member(*values: bool | str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Amp = Annotated[bool | str, _member("auto", "bf16", "fp16", False), one_of("auto", "bf16", "fp16", False)]
+def _true_is_auto(value: Any) -> Any:
+    """Ultralytics writes `amp: true`, its default, into every args.yaml."""
+    return "auto" if value is True else value
+
+
+Amp = Annotated[
+    bool | str,
+    _member("auto", "bf16", "fp16", False),
+    BeforeValidator(_true_is_auto),
+    one_of("auto", "bf16", "fp16", True, False),
+]
 Cache = Annotated[bool | str, _member(True, False, "ram", "disk"), one_of(True, False, "ram", "disk")]
 
 _COMPILE = (True, False, "default", "reduce-overhead", "max-autotune-no-cudagraphs")

@@ -48,6 +48,7 @@ class Reason(enum.StrEnum):
     PEER_LOST = "PeerLost"
     PEER_SILENT = "PeerSilent"
     POD_DELETED = "PodDeleted"
+    POD_TERMINATING = "PodTerminating"
     RESTARTING = "Restarting"
     RESUMED = "Resumed"
     SCALED_DOWN = "ScaledDown"

@@ -56,6 +56,14 @@ RULES = (
         value=lambda s: s.train.fraction,
     ),
     Rule(
+        field="model.weights",
+        message="is required with a .pt file in spec.model.name: the folder or the file that holds the weights; to "
+        "start without weights, use a .yaml file",
+        cel="!self.model.name.endsWith('.pt') || has(self.model.weights)",
+        holds=lambda s: not s.model.name.endswith(".pt") or s.model.weights is not None,
+        value=lambda s: s.model.name,
+    ),
+    Rule(
         field="elastic.maxReplicas",
         message="must not be less than spec.elastic.minReplicas",
         cel="!has(self.elastic) || self.elastic.minReplicas <= self.elastic.maxReplicas",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, PlainSerializer
+from pydantic import AfterValidator, AwareDatetime, Field, PlainSerializer
 
 from yolojob.api.base import LenientModel
 from yolojob.api.fields import Count
@@ -17,10 +18,28 @@ def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-Time = Annotated[AwareDatetime, Field(strict=False), PlainSerializer(_rfc3339, return_type=str)]
+def _year_of_four_digits(moment: datetime) -> datetime:
+    if not 1000 < moment.year < 9999:
+        raise ValueError("must be in the years 1001 to 9998, so that every time zone can express it")
+    return moment
+
+
+def _phases(seconds: dict[str, float]) -> dict[str, float]:
+    if not all(re.fullmatch(r"[a-z0-9_]{1,40}", name) for name in seconds):
+        raise ValueError("the name of a phase has 1 to 40 of a-z, 0-9 and _")
+    return seconds
+
+
+Time = Annotated[
+    AwareDatetime,
+    Field(strict=False),
+    AfterValidator(_year_of_four_digits),
+    PlainSerializer(_rfc3339, return_type=str),
+]
 """A time in UTC with a resolution of one second, as in Kubernetes."""
 
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+"""At most some thirty thousand years: sums of them stay finite."""
 
 
 class JobPhase(enum.StrEnum):
@@ -131,7 +150,7 @@ class Timing(LenientModel):
     startup_seconds: Seconds | None = None
     """From process start to first step, without rendezvous and staging: imports, building the model, loading the
     state."""
-    training_seconds: dict[str, Seconds] = Field(default_factory=dict)
+    training_seconds: Annotated[dict[str, Seconds], AfterValidator(_phases)] = Field(default_factory=dict)
     """Wall-clock time of global rank 0's steps, by phase."""
     validation_seconds: Seconds | None = None
     """Validation."""
@@ -233,7 +252,7 @@ class Attempt(LenientModel):
 class Result(LenientModel):
     """The result of the training."""
 
-    weights: str
+    weights: Annotated[str, Field(max_length=4096)]
     """URI of best.pt."""
     map50: float | None = None
     """mAP at IoU 0.50 of the best model, 0 to 1."""

@@ -50,8 +50,8 @@ class TrainSettings(ApiModel):
     imgsz: Annotated[int, Field(ge=32, le=8192)] = 640
     """Side of the square training image in pixels; rounded up to a multiple of the model's stride."""
     amp: Amp = "auto"
-    """Mixed precision: bf16, fp16 or false. auto: bf16 if the hardware is fast with it, fp16 on older GPUs, otherwise
-    false."""
+    """Mixed precision: bf16, fp16 or false. auto, and Ultralytics' true: bf16 if the hardware is fast with it, fp16 on
+    older GPUs, otherwise false."""
 
     patience: Count | None = None
     """Stop after this many epochs without a better validation; 0 never stops early. Default: 100."""

@@ -33,7 +33,7 @@ class Failure(LenientModel):
 
     rank: Count | None = None
     """Global rank that failed; None if the launcher reports the failure."""
-    reason: Annotated[str, Field(pattern="^[A-Z][A-Za-z]*$")]
+    reason: Annotated[str, Field(pattern="^[A-Z][A-Za-z]*$", max_length=64)]
     """One word in CamelCase, as in a condition."""
     message: str
     """The message of the rank's error."""

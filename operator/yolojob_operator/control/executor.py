@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,8 @@ from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
 
+TEMPORARY_REFUSALS = (401, 408, 409, 429)
+"""Statuses below 500 after which the same request may succeed."""
 T = TypeVar("T")
 UNSEEN_PRESENT_SECONDS = 30.0
 """A created pod counts as existing for this long before the watch shows it."""
@@ -118,9 +120,9 @@ class Executor:
         # peers.
         others, pods = [i for i in items if i["kind"] != "Pod"], [i for i in items if i["kind"] == "Pod"]
         try:
-            obstacle = await self._create_some(key, job, others)
+            obstacle = await self._create_some(key, job, others, may_act)
             if obstacle is None and may_act():
-                obstacle = await self._create_some(key, job, pods)
+                obstacle = await self._create_some(key, job, pods, may_act)
         except ApiError as error:
             if error.status < 500:
                 raise
@@ -131,9 +133,19 @@ class Executor:
         self._server_errors.pop(key, None)
         return obstacle
 
-    async def _create_some(self, key: Key, job: YoloTrainingJob, items: Iterable[Object]) -> Obstacle | None:
-        obstacles = await gather_all(self._create(key, job, item) for item in items)
-        return next((obstacle for obstacle in obstacles if obstacle is not None), None)
+    async def _create_some(
+        self, key: Key, job: YoloTrainingJob, items: Sequence[Object], may_act: Callable[[], bool]
+    ) -> Obstacle | None:
+        """Create objects in batches of 1, 2, 4 and so on, as Kubernetes' Job controller does: if the first is refused,
+        the others are not tried."""
+        start, size = 0, 1
+        while start < len(items) and may_act():
+            batch = items[start : start + size]
+            obstacles = await gather_all(self._create(key, job, item) for item in batch)
+            if obstacle := next((found for found in obstacles if found is not None), None):
+                return obstacle
+            start, size = start + size, 2 * size
+        return None
 
     async def release_orphans(self, key: Key, pods: Iterable[PodFacts]) -> None:
         """Delete the Workloads of pods whose job is gone.
@@ -158,9 +170,7 @@ class Executor:
         if created is None:
             existing = await self._api.get(item)
             if existing is not None and not _is_owned(existing, job):
-                kind, name = item["kind"].lower(), item["metadata"]["name"]
-                message = f"a {kind} {name} exists that does not belong to this job: delete it, or rename the job"
-                return Obstacle(reason=Reason.NAME_CONFLICT, message=message)
+                return Obstacle(reason=Reason.NAME_CONFLICT, message=_name_conflict(item, existing))
             if existing is not None and item["kind"] == "PodGroup":
                 await self._api.update_spec(item, existing)
             created = existing
@@ -193,9 +203,20 @@ def _obstacle(item: Object, error: ApiError) -> Obstacle | None:
         message = f"spec.scheduling.gang: this cluster has no {kind} in {item['apiVersion']}: install that scheduler"
     elif error.status in (400, 422):
         reason = Reason(f"{kind}Invalid")
+    elif 400 <= error.status < 500 and error.status not in TEMPORARY_REFUSALS:
+        reason = Reason.FAILED_CREATE
     else:
         return None
     return Obstacle(reason=reason, message=message)
+
+
+def _name_conflict(item: Object, existing: Object) -> str:
+    """Why an object of somebody else keeps a name from this job, and what to do."""
+    kind, metadata = item["kind"].lower(), existing["metadata"]
+    if not metadata.get("deletionTimestamp"):
+        return f"a {kind} {metadata['name']} exists that does not belong to this job: delete it, or rename the job"
+    held = f"; it has the finalizers {', '.join(metadata['finalizers'])}" if metadata.get("finalizers") else ""
+    return f"waits until the {kind} {metadata['name']} of an earlier job is gone, which is terminating{held}"
 
 
 def _is_owned(found: Object, job: YoloTrainingJob) -> bool:

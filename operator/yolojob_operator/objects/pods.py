@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ BASE = "/yolojob"
 CACHE, VOLUMES, OUTPUT = f"{BASE}/cache", f"{BASE}/volumes", f"{BASE}/output"
 USER = 10001
 GRACE_SECONDS = 30
+MAX_VOLUME_NAME = 63
 """Time for the ranks to agree, save a checkpoint and exit; the kubelet's default."""
 LOST_NODE_SECONDS = 15
 """A pod on a node that is not ready is evicted after this time, instead of Kubernetes' default of 300 s."""
@@ -39,6 +41,7 @@ _MERGE_KEYS = {
 """Lists that a strategic merge joins by a key, as in Kubernetes' own types. All other lists are replaced."""
 
 
+_REQUIRED_TERMS = "requiredDuringSchedulingIgnoredDuringExecution"
 _SECURITY_CONTEXT: Object = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -119,6 +122,7 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     }
     # The operator's tolerations come first, because the first match counts: otherwise a pod whose template tolerates
     # everything would stay on a lost node.
+    _require_gpu_types(pod["spec"], job)
     for kind in ("containers", "initContainers"):
         for container in pod["spec"].get(kind) or ():
             _confine(container)
@@ -126,6 +130,23 @@ def worker(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults) -
     requested_keys = {toleration.get("key") for toleration in requested}
     pod["spec"]["tolerations"] = [*(t for t in _tolerations(job) if t["key"] not in requested_keys), *requested]
     return dict(strategic_merge(pod, gang_scheduling.pod_patch(job, attempt, defaults.coscheduling_scheduler)))
+
+
+def _require_gpu_types(pod_spec: Object, job: YoloTrainingJob) -> None:
+    """Require the job's GPU types also where the template has required node terms of its own, which replace the list.
+
+    A pod may run where any term matches, so each term of the template is joined with each of the GPU types.
+    """
+    gpu, template = job.spec.workers.gpu, job.spec.workers.template.get("spec") or {}
+    required = ((template.get("affinity") or {}).get("nodeAffinity") or {}).get(_REQUIRED_TERMS) or {}
+    if not gpu or not gpu.types or not required.get("nodeSelectorTerms"):
+        return
+    own = _gpu_affinity(gpu.types)[_REQUIRED_TERMS]["nodeSelectorTerms"]
+    pod_spec["affinity"]["nodeAffinity"][_REQUIRED_TERMS]["nodeSelectorTerms"] = [
+        {**term, "matchExpressions": [*(term.get("matchExpressions") or ()), *types["matchExpressions"]]}
+        for term in required["nodeSelectorTerms"]
+        for types in own
+    ]
 
 
 def _confine(container: Object) -> None:
@@ -175,7 +196,7 @@ def _pod_spec(job: YoloTrainingJob, index: int, attempt: int, defaults: Defaults
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, _environment(job, index, attempt, output), mounts, defaults)],
+        "containers": [_container(job, _environment(job, index, attempt, output, defaults), mounts, defaults)],
         "volumes": volumes,
         "topologySpreadConstraints": [
             {
@@ -227,7 +248,7 @@ def _container(job: YoloTrainingJob, environment: list[Object], mounts: list[Obj
     return container
 
 
-def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) -> list[Object]:
+def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, defaults: Defaults) -> list[Object]:
     workers = job.spec.workers
     processes = workers.processes
     # The trainer does not need the template, which may be large and hold secrets.
@@ -237,7 +258,8 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str) ->
     values = {
         constants.ENV_RUN: run.to_env(),
         constants.ENV_OUTPUT_DIR: output,
-        constants.ENV_CACHE_DIR: CACHE,
+        # Namespaces that share a volume do not share its content.
+        constants.ENV_CACHE_DIR: f"{CACHE}/{job.metadata.namespace}" if defaults.cache_volume else CACHE,
         constants.ENV_VOLUMES_DIR: VOLUMES,
         "PET_NNODES": str(workers.replicas),
         "PET_NODE_RANK": str(index),
@@ -298,10 +320,19 @@ def _volumes(job: YoloTrainingJob, index: int, defaults: Defaults) -> tuple[list
         volumes.append({"name": "output", "emptyDir": {}})
         mounts.append({"name": "output", "mountPath": OUTPUT})
     for claim, is_read_only in read_only.items():
-        name = f"claim-{claim}"[:63].rstrip("-")
+        name = _volume_name(claim)
         volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": name, "mountPath": f"{VOLUMES}/{claim}", "readOnly": is_read_only})
     return volumes, mounts, output
+
+
+def _volume_name(claim: str) -> str:
+    """A volume name of at most 63 characters, different for different claims."""
+    name = f"claim-{claim}"
+    if len(name) <= MAX_VOLUME_NAME:
+        return name
+    digest = hashlib.sha256(claim.encode()).hexdigest()[:8]
+    return f"{name[: MAX_VOLUME_NAME - 9].rstrip('-')}-{digest}"
 
 
 def _shared_memory(job: YoloTrainingJob) -> str | None:

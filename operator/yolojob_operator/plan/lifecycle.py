@@ -202,12 +202,18 @@ def _run(builder: PlanBuilder) -> None:
         return
     if not builder.settling:
         placement.resize_attempt(builder)
-    for pod in builder.leftovers:
-        builder.remove(pod)
+    _remove_leftovers(builder)
     if not _is_trained(builder):
         status_summary.describe_attempt(builder)
         if not builder.leftovers and not builder.settling:
             placement.create_missing_pods(builder)
+
+
+def _remove_leftovers(builder: PlanBuilder) -> None:
+    for pod in builder.leftovers:
+        builder.remove(pod)
+    if held := status_summary.held_pod(builder):
+        builder.unschedule(Reason.POD_TERMINATING, held)
 
 
 def _is_trained(builder: PlanBuilder) -> bool:
@@ -357,7 +363,7 @@ def _count_disruption(status: YoloTrainingJobStatus) -> None:
 
 
 def _check_deadlines(builder: PlanBuilder) -> None:
-    policy, record = builder.job.spec.run_policy, builder.record
+    policy = builder.job.spec.run_policy
     if policy.active_deadline_seconds is not None and builder.status.start_time:
         end = builder.status.start_time + timedelta(seconds=policy.active_deadline_seconds)
         if builder.now >= end:
@@ -365,7 +371,7 @@ def _check_deadlines(builder: PlanBuilder) -> None:
             return
         builder.wake(end)
     seconds = policy.pre_running_deadline_seconds
-    start = record.start_time if record else None
+    start = _attempt_start(builder)
     if seconds is not None and start and not is_set(builder.status, ConditionType.RUNNING, "True"):
         end = start + timedelta(seconds=seconds)
         if builder.now >= end and not builder.all_running():
@@ -375,10 +381,24 @@ def _check_deadlines(builder: PlanBuilder) -> None:
         builder.wake(end)
 
 
+def _attempt_start(builder: PlanBuilder) -> datetime | None:
+    """When the current attempt began to wait for its pods to run; None if it has not begun.
+
+    While pods of the previous attempt keep their names, it is when that attempt ended, or the end of the back-off.
+    """
+    status, record = builder.status, builder.record
+    if record is None or record.start_time is not None:
+        return record.start_time if record else None
+    previous = status.history[-2].end_time if len(status.history) > 1 else None
+    return max(previous, status.next_attempt_time or previous) if previous else None
+
+
 def _why_not_running(builder: PlanBuilder) -> tuple[str, str]:
     """(reason, message) from the scheduler, the kubelet or the API server."""
     if builder.observed.obstacle:
         return builder.observed.obstacle.reason, builder.observed.obstacle.message
+    if held := status_summary.held_pod(builder):
+        return Reason.POD_TERMINATING, held
     pod = next((p for p in builder.current if p.waiting), None)
     if pod is None:
         # An obstacle that the operator met before it was restarted is still in the condition.

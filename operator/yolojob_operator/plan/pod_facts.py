@@ -59,6 +59,7 @@ class PodFacts:
     """When the grace period of its deletion ends; None unless it is being deleted."""
     grace_seconds: int = GRACE_SECONDS
     """Grace period of its deletion."""
+    finalizers: tuple[str, ...] = ()
     exit_code: int | None = None
     exit_reason: str = ""
     message: str = ""
@@ -168,6 +169,7 @@ def pod_facts(body: Body) -> PodFacts:
         started=_time(running.get("startedAt") or terminated.get("startedAt")),
         finished=_time(terminated.get("finishedAt")),
         deleted=_time(metadata.get("deletionTimestamp")),
+        finalizers=tuple(str(name) for name in metadata.get("finalizers") or ()),
         grace_seconds=_seconds(spec.get("terminationGracePeriodSeconds")),
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason") or "",

@@ -6,6 +6,7 @@ from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType, JobPhase, Progress
 from yolojob.api.trainer_report import Report
+from yolojob_operator.objects import gang_scheduling
 from yolojob_operator.plan import completed_indexes
 from yolojob_operator.plan.builder import PlanBuilder
 from yolojob_operator.plan.conditions import find, is_set
@@ -29,6 +30,18 @@ def describe_attempt(builder: PlanBuilder) -> None:
             builder.condition(ConditionType.RUNNING, "False", Reason.WAITING, waiting)
         elif (known := find(builder.status, ConditionType.RUNNING)) is None or known.reason == Reason.WAITING:
             builder.condition(ConditionType.RUNNING, "False", Reason.STARTING, "the workers are starting")
+
+
+def held_pod(builder: PlanBuilder) -> str | None:
+    """A message about a pod of an older attempt that others keep from being deleted; None if there is none.
+
+    Its name is in use, so the current attempt cannot create its pods.
+    """
+    for pod in builder.leftovers:
+        others = [name for name in pod.finalizers if name != gang_scheduling.KUEUE_FINALIZER]
+        if others and pod.deleted is not None and pod.deleted <= builder.now:
+            return f"{pod.name} of attempt {pod.attempt} is terminating, and held by the finalizer {', '.join(others)}"
+    return None
 
 
 def _set_scheduled(builder: PlanBuilder, gang: list[PodFacts]) -> None:
