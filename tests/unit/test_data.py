@@ -63,7 +63,7 @@ def test_training_without_some_labels_and_with_a_last_batch_of_one_uses_every_im
     assert code == 0, gang.log()
     assert images_trained(gang) == [f"{i}.jpg" for i in range(9)]
     assert report.progress.steps == 2
-    assert report.warnings == []
+    assert report.warnings == ["train: 1 of 9 images have no label file; they count as images without objects"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -102,7 +102,7 @@ def test_training_with_only_corrupt_images_is_bad_input(gangs: Gangs, tmp_path: 
     code, report, _ = train(gangs, folder)
     assert code == ExitCode.BAD_INPUT
     assert report.failure is not None
-    assert "No valid images found" in report.failure.message
+    assert "none of 2 images can be used" in report.failure.message
     assert "cannot identify image file" in report.failure.message
 
 

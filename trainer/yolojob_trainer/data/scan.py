@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 IGNORED = "ignoring corrupt image/label"
 """Text in upstream's messages about images that it leaves out."""
+DUPLICATES = "duplicate labels removed"
 EXAMPLES = 3
 """Files that a message names for each reason; the log lists all."""
 REASON_CHARACTERS = 200
@@ -56,9 +57,14 @@ class ScanCounts:
 
 
 def split_messages(messages: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """Return (messages about images that are left out, other messages), each in one line and without prefix."""
+    """Return (messages about images that are left out, notes for the user), each in one line and without prefix.
+
+    Upstream also reports each JPEG that it has repaired; here nothing is repaired.
+    """
     lines = [one_line(message.removeprefix(prefix)) for message in messages]
-    return [line for line in lines if IGNORED in line], [line for line in lines if IGNORED not in line]
+    duplicates = [line for line in lines if DUPLICATES in line]
+    notes = [f"{len(duplicates)} label file(s) have duplicate rows: {duplicates[0]}"] if duplicates else []
+    return [line for line in lines if IGNORED in line], notes
 
 
 def summarize(left_out: list[str]) -> str:
