@@ -94,7 +94,7 @@ def _first_byte(requested: str) -> int:
 
 @contextmanager
 def https(
-    folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1, redirect: str = ""
+    folder: Path, certificates: Path, *, ranges: bool, cut_first: int = -1, redirect: tuple[str, str] | None = None
 ) -> Iterator[tuple[str, list[str]]]:
     """A web server with a certificate of its own authority: (address, the Range header of every request).
 
@@ -103,7 +103,8 @@ def https(
         certificates: folder for the authority's certificate, ca.pem.
         ranges: whether it supports Range headers; Python's own server does not.
         cut_first: number of bytes after which the first response is cut; -1 does not cut it.
-        redirect: address to which every request is redirected; empty: none is.
+        redirect: (name of the header, address) with which every request is redirected; None: none is. Some clients
+            follow the header URI as well as Location.
     """
     import trustme
 
@@ -135,7 +136,7 @@ def https(
         def respond(self, content: bytes, path: Path, start: int = -1) -> None:
             if redirect:
                 self.send_response(302)
-                self.send_header("Location", redirect)
+                self.send_header(*redirect)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return

@@ -116,6 +116,9 @@ def test_describe_reads_numbers_that_are_written_as_text(
         ({"kpt_shape": [4, 5]}, r"kpt_shape"),
         ({"train": "../../etc"}, r"train: ../../etc leads out|train: ../../etc: .* does not exist"),
         ({"train": 5}, r"train: must be a path"),
+        ({"train": "a\0b"}, r"train: .* contains a control character"),
+        ({"train": "x" * 300}, r"train: .* is too long for a path"),
+        ({"train": "x/" * 3000}, r"train: .* is too long for a path"),
         ({"train": ["images/train", None]}, r"train: must be a path"),
     ],
 )
@@ -182,7 +185,12 @@ def test_link_boundary_is_the_claim_or_the_unpacked_dataset(
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.integers(200, 5000).map("x".__mul__),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
     max_leaves=12,
 )

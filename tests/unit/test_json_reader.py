@@ -33,6 +33,12 @@ def test_loads_of_real_nesting_is_complete(levels: int) -> None:
     assert loads(nested(levels)) == json.loads(nested(levels))
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 5_000, "[" * 3_000 + "]" * 1_000])
+def test_loads_of_deep_json_without_an_end_raises_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not end|Expecting|expected"):
+        loads(text)
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda children: st.lists(children) | st.dictionaries(st.text(), children),

@@ -169,7 +169,7 @@ def test_worker_that_lost_a_peer_that_is_unschedulable_is_a_disruption() -> None
 
 
 def test_failure_message_of_any_length_fits_a_condition() -> None:
-    failure = Failure(rank=0, reason="X" * 2000, message="y" * 40_000, exit_code=2)
+    failure = Failure(rank=0, reason="X" * 64, message="y" * 40_000, exit_code=2)
     message = Report(state=TrainerState.FAILED, failure=failure).model_dump_json(by_alias=True, exclude_none=True)
     planned = make_plan(running(), failed(0, ExitCode.BAD_INPUT, message=message), pod(1))
     assert planned.status.phase == JobPhase.FAILED
@@ -258,7 +258,7 @@ def test_disruptions_with_progress_never_end_the_job() -> None:
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ((143, ""), "PeerLost"),
+        ((143, ""), "Interrupted"),
         ((137, 'Usage of EmptyDir volume "a" exceeds the limit "1Gi".'), "LimitExceeded"),
         ((1, "Pod ephemeral local storage usage exceeds the total limit"), "LimitExceeded"),
     ],

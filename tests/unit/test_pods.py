@@ -305,11 +305,11 @@ def test_run_of_a_worker_does_not_hold_the_template() -> None:
     assert "secret" not in environment(pod)["YOLOJOB_RUN"]
 
 
-def test_further_containers_get_the_security_context_of_the_trainer() -> None:
-    own = {"name": "own", "image": "x", "securityContext": {"readOnlyRootFilesystem": False}}
+def test_further_containers_are_restricted_unless_they_are_privileged() -> None:
+    own = {"name": "own", "image": "x", "securityContext": {"readOnlyRootFilesystem": True}}
     template = {"spec": {"containers": [{"name": "side", "image": "x"}, own], "initContainers": [{"name": "first"}]}}
     spec = worker(workers={"template": template})["spec"]
     contexts = {c["name"]: c["securityContext"] for c in [*spec["containers"], *spec["initContainers"]]}
     restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    for name, read_only in (("trainer", True), ("side", True), ("first", True), ("own", False)):
-        assert contexts[name] == {**restricted, "readOnlyRootFilesystem": read_only}
+    for name, read_only in (("trainer", True), ("side", False), ("first", False), ("own", True)):
+        assert contexts[name] == {**restricted, **({"readOnlyRootFilesystem": True} if read_only else {})}

@@ -241,13 +241,14 @@ def test_stage_of_an_https_archive_with_an_unknown_certificate_is_refused(tmp_pa
         ("https://[::1]:9/x", "which is not a public address"),
     ],
 )
+@pytest.mark.parametrize("header", ["Location", "URI"])
 def test_stage_of_an_https_archive_follows_no_redirect_into_the_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, message: str, header: str
 ) -> None:
     """A pod reaches the metadata server of its node, which hands out credentials."""
     (tmp_path / "set.zip").write_bytes(b"x")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    with https(tmp_path, tmp_path, ranges=True, redirect=target) as (address, _):
+    with https(tmp_path, tmp_path, ranges=True, redirect=(header, target)) as (address, _):
         with pytest.raises(BadInput, match=re.escape(message)) as refused:
             stage(tmp_path / "cache").fetch(remote(f"{address}/set.zip", retry_timeout=1))
         assert refused.value.reason == "StorageUntrusted"

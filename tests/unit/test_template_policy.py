@@ -100,7 +100,6 @@ FORBIDDEN += [
     ({name: value}, privilege, f"spec.{name}")
     for name, value, privilege in (
         ("hostSomething", True, Privilege.OTHER_FIELDS),
-        ("hostSomething", None, Privilege.OTHER_FIELDS),
         ("activeDeadlineSeconds", 5, Privilege.OTHER_FIELDS),
         ("terminationGracePeriodSeconds", 315_360_000, Privilege.OTHER_FIELDS),
         ("terminationGracePeriodSeconds", "600", Privilege.OTHER_FIELDS),
@@ -179,6 +178,43 @@ def test_common_fields_need_no_privilege() -> None:
     assert accepted(template) == ("True", "Accepted")
 
 
+def test_null_that_removes_nothing_needs_no_privilege() -> None:
+    """Go clients write it for fields that are not set."""
+    container = {"name": "side", "livenessProbe": None, "volumeMounts": [{"name": "a", "mountPropagation": None}]}
+    template = {
+        "metadata": {"creationTimestamp": None},
+        "spec": {
+            "hostSomething": None,
+            "hostUsers": None,
+            "terminationGracePeriodSeconds": None,
+            "initContainers": [{"name": "first", "restartPolicy": None}],
+            "containers": [container],
+        },
+    }
+    assert list(disallowed_fields(template)) == []
+
+
+@pytest.mark.parametrize("drop", [None, 5, "ALL", {}])
+def test_capabilities_of_any_type_are_judged(drop: Any) -> None:
+    spec = {"securityContext": {"capabilities": {"drop": drop}}}
+    found = [privilege for privilege, _, _ in disallowed_fields({"spec": spec})]
+    assert found == [Privilege.PRIVILEGED]
+
+
+@pytest.mark.parametrize(
+    ("spec", "privilege"),
+    [
+        ({"scheduling": {"priorityClassName": "system-node-critical"}}, Privilege.SCHEDULING),
+        ({"workers": {"resources": {"limits": {"smarter-devices/kvm": "1"}}}}, Privilege.EXTENDED_RESOURCES),
+    ],
+)
+def test_fields_beside_the_template_need_the_same_privileges(spec: dict[str, Any], privilege: Privilege) -> None:
+    refused = plan(job(**spec), Observed(), NOW, Defaults(image="x"))
+    assert conditions(refused)["Accepted"] == ("False", "TemplateForbidden")
+    allowed = plan(job(**spec), Observed(), NOW, Defaults(image="x", allowed=frozenset({privilege})))
+    assert conditions(allowed)["Accepted"] == ("True", "Accepted")
+
+
 def test_service_account_of_the_installation_needs_no_privilege() -> None:
     assert accepted({"serviceAccountName": "workers"}, service_account="workers") == ("True", "Accepted")
     assert accepted({"serviceAccountName": "admin"}, service_account="workers") == ("False", "TemplateForbidden")
@@ -204,6 +240,10 @@ def test_malformed_template_has_no_disallowed_fields(malformed: Any) -> None:
         ("iam.amazonaws.com/role", Privilege.RESERVED_METADATA),
         ("azure.workload.identity/use", Privilege.RESERVED_METADATA),
         ("k8s.v1.cni.cncf.io/networks", Privilege.RESERVED_METADATA),
+        ("io.kubernetes.cri-o.Devices", Privilege.RESERVED_METADATA),
+        ("devices.nri.io/container.trainer", Privilege.RESERVED_METADATA),
+        ("networking.gke.io/interfaces", Privilege.RESERVED_METADATA),
+        ("v1.multus-cni.io/default-network", Privilege.RESERVED_METADATA),
         ("vault.hashicorp.com/agent-inject", Privilege.RESERVED_METADATA),
     ],
 )

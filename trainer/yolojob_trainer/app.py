@@ -122,7 +122,9 @@ class App:
 
     def _report_failure(self, error: Exception) -> Report:
         """Print an error; return the report with it."""
-        failure = _failure(error, self._rank, saved=self._reporter is not None and self._reporter.saved)
+        reporter = self._reporter
+        fits = reporter is not None and (reporter.saved or reporter.report.resumed_from is not None)
+        failure = _failure(error, self._rank, saved=fits)
         report = self._last_report()
         interrupted = failure.exit_code == ExitCode.INTERRUPTED
         report.state = TrainerState.INTERRUPTED if interrupted else TrainerState.FAILED
@@ -156,7 +158,7 @@ def _failure(error: Exception, rank: int, *, saved: bool) -> Failure:
     Args:
         error: that ended the process.
         rank: of this process.
-        saved: whether this attempt has saved a checkpoint: then its batch has fitted into the GPU's memory.
+        saved: whether the run has saved a checkpoint: then its batch has fitted into a GPU's memory.
     """
     if is_lost_peer(error) and not isinstance(error, TrainerError):
         first_line = str(error).partition("\n")[0][:300]

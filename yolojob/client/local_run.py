@@ -135,8 +135,9 @@ class LocalRun:
             "PYTHONUNBUFFERED": "1",
             # The current folder may hold anything: without this, Python would import modules from it first.
             "PYTHONSAFEPATH": "1",
-            # The processes are on one machine: no other one may connect to them.
-            "GLOO_SOCKET_IFNAME": "lo",
+            # The processes are on one machine, so no other one needs to connect. torch's key-value store listens on all
+            # addresses all the same.
+            "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo"),
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -58,7 +58,11 @@ def _is_deep(value: Any) -> bool:
 
 
 def _prune(text: str) -> str:
-    """Replace every object and array that begins below MAX_LEVELS."""
+    """Replace every object and array that begins below MAX_LEVELS.
+
+    Raises:
+        ValueError: one of them does not end.
+    """
     parts: list[str] = []
     depth = start = 0
     for match in _TOKEN.finditer(text):
@@ -72,4 +76,6 @@ def _prune(text: str) -> str:
                 parts.append(json.dumps(PRUNED))
                 start = match.end()
             depth -= 1
+    if depth > MAX_LEVELS:
+        raise ValueError("an object or array does not end")
     return "".join([*parts, text[start:]])

@@ -42,12 +42,8 @@ _MERGE_KEYS = {
 
 
 _REQUIRED_TERMS = "requiredDuringSchedulingIgnoredDuringExecution"
-_SECURITY_CONTEXT: Object = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-}
-"""Of every container."""
+_RESTRICTED: Object = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""Security context of every container."""
 
 
 def strategic_merge(base: Any, patch: Any, key: str = "") -> Any:
@@ -150,10 +146,13 @@ def _require_gpu_types(pod_spec: Object, job: YoloTrainingJob) -> None:
 
 
 def _confine(container: Object) -> None:
-    """Give a container of the template the trainer's security context, as far as it sets none itself."""
+    """Give a container what the Pod Security level "restricted" asks for, as far as it sets nothing itself.
+
+    An installation may allow privileged containers and root; those keep what they have.
+    """
     context = container.get("securityContext") or {}
-    if not context.get("privileged"):  # a privileged container may not forbid the escalation of privileges
-        container["securityContext"] = strategic_merge(_SECURITY_CONTEXT, context)
+    if not context.get("privileged") and context.get("runAsUser") != 0:
+        container["securityContext"] = strategic_merge(_RESTRICTED, context)
 
 
 def _metadata(job: YoloTrainingJob, index: int, attempt: int) -> Object:
@@ -241,7 +240,7 @@ def _container(job: YoloTrainingJob, environment: list[Object], mounts: list[Obj
         "resources": _resources(job),
         "volumeMounts": mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": _SECURITY_CONTEXT,
+        "securityContext": {**_RESTRICTED, "readOnlyRootFilesystem": True},
     }
     if defaults.image_pull_policy:
         container["imagePullPolicy"] = defaults.image_pull_policy

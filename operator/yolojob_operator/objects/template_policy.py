@@ -31,7 +31,12 @@ RESERVED_DOMAINS = (
     "amazonaws.com",
     "azure.workload.identity",
     "cncf.io",
+    "gke.io",
     "hashicorp.com",
+    "k8s.ovn.org",
+    "multus-cni.io",
+    "nri.io",
+    "volcano.sh",
 )
 """Domains of labels and annotations by which controllers, networks and clouds give a pod more than it has."""
 HARMLESS_METADATA = ("app.kubernetes.io/", "cluster-autoscaler.kubernetes.io/safe-to-evict")
@@ -90,7 +95,8 @@ def _fields(value: Any, where: str, fields: Fields) -> Iterator[Finding]:
         path = f"{where}.{name}" if where else str(name)
         check = fields.get(name, Privilege.OTHER_FIELDS)
         if isinstance(check, Privilege):
-            if child or name not in fields:
+            # Null removes a field; one that the operator does not set is then absent.
+            if child or (name not in fields and child is not None):
                 yield check, path, child
         elif check is not None:
             yield from check(child, path)
@@ -108,11 +114,11 @@ def _object(fields: Fields) -> Check:
     return lambda value, where: _fields(value, where, fields)
 
 
-def _unless(privilege: Privilege, accepts: Callable[[Any], bool]) -> Check:
-    """A value needs a privilege unless it is accepted. Null removes a value of the operator, so it is a value, too."""
+def _unless(privilege: Privilege, accepts: Callable[[Any], bool], *, set_by_operator: bool = True) -> Check:
+    """A value needs a privilege unless it is accepted. Null would remove a value that the operator sets."""
 
     def run(value: Any, where: str) -> Iterator[Finding]:
-        if not accepts(value):
+        if not accepts(value) and (value is not None or set_by_operator):
             yield privilege, where, value
 
     return run
@@ -125,6 +131,10 @@ def _is(*accepted: object) -> Callable[[Any], bool]:
 def _is_user(value: Any) -> bool:
     """A user or group other than root's."""
     return type(value) is int and value > 0
+
+
+def _are_users(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_user, value))
 
 
 def _type_is(*accepted: str) -> Callable[[Any], bool]:
@@ -150,25 +160,34 @@ def _names(value: Any, where: str) -> Iterator[Finding]:
 
 
 def _is_reserved(name: str) -> bool:
-    domain = name.partition("/")[0] if "/" in name else ""
+    # Container runtimes read names such as io.kubernetes.cri-o.Devices, which have a domain but no slash.
+    domain = name.partition("/")[0] if "/" in name else ".".join(reversed(name.split(".")[:2]))
     reserved = any(domain == known or domain.endswith(f".{known}") for known in RESERVED_DOMAINS)
     return reserved and not name.startswith(HARMLESS_METADATA)
 
 
 # --- the pod ----------------------------------------------------------------------------------------------------------
 
+
+def _drops_all(value: Any) -> bool:
+    """Capabilities that drop all and add none."""
+    if not isinstance(value, dict) or not set(value) <= {"drop", "add"} or value.get("add"):
+        return False
+    return isinstance(value.get("drop"), list) and "ALL" in value["drop"]
+
+
 _NEVER_ROOT = _unless(Privilege.PRIVILEGED, _is_user)
 _SECURITY: Fields = {
     "allowPrivilegeEscalation": _unless(Privilege.PRIVILEGED, _is(False)),
-    "appArmorProfile": _unless(Privilege.PRIVILEGED, _type_is("RuntimeDefault")),
+    "appArmorProfile": _unless(Privilege.PRIVILEGED, _type_is("RuntimeDefault"), set_by_operator=False),
     "capabilities": _unless(
         Privilege.PRIVILEGED,
-        lambda v: isinstance(v, dict) and set(v) <= {"drop", "add"} and not v.get("add") and "ALL" in v.get("drop", ()),
+        _drops_all,
     ),
     "fsGroup": _NEVER_ROOT,
     "fsGroupChangePolicy": None,
-    "privileged": _unless(Privilege.PRIVILEGED, _is(False)),
-    "procMount": _unless(Privilege.PRIVILEGED, _is("Default")),
+    "privileged": _unless(Privilege.PRIVILEGED, _is(False), set_by_operator=False),
+    "procMount": _unless(Privilege.PRIVILEGED, _is("Default"), set_by_operator=False),
     "readOnlyRootFilesystem": _unless(Privilege.PRIVILEGED, _is(True)),
     "runAsGroup": _NEVER_ROOT,
     "runAsNonRoot": _unless(Privilege.PRIVILEGED, _is(True)),
@@ -176,7 +195,7 @@ _SECURITY: Fields = {
     "seLinuxChangePolicy": None,
     "seLinuxOptions": Privilege.PRIVILEGED,
     "seccompProfile": _unless(Privilege.PRIVILEGED, _type_is("RuntimeDefault")),
-    "supplementalGroups": _unless(Privilege.PRIVILEGED, lambda v: isinstance(v, list) and all(map(_is_user, v))),
+    "supplementalGroups": _unless(Privilege.PRIVILEGED, _are_users, set_by_operator=False),
     "supplementalGroupsPolicy": None,
     "sysctls": Privilege.PRIVILEGED,
     "windowsOptions": Privilege.PRIVILEGED,
@@ -223,7 +242,7 @@ _PORT: Fields = {
 }
 _MOUNT: Fields = {
     "mountPath": None,
-    "mountPropagation": _unless(Privilege.PRIVILEGED, _is("None")),
+    "mountPropagation": _unless(Privilege.PRIVILEGED, _is("None"), set_by_operator=False),
     "name": None,
     "readOnly": None,
     "recursiveReadOnly": None,
@@ -267,7 +286,7 @@ def _container(value: Any, where: str) -> Iterator[Finding]:
 
 def _init_container(value: Any, where: str) -> Iterator[Finding]:
     # One that always restarts is a sidecar that starts before the trainer and ends after it.
-    sidecar = _unless(Privilege.OTHER_FIELDS, _is("Always"))
+    sidecar = _unless(Privilege.OTHER_FIELDS, _is("Always"), set_by_operator=False)
     security = _security_context(_OTHER_CONTAINERS_SECURITY)
     yield from _fields(value, where, {**_CONTAINER, "restartPolicy": sidecar, "securityContext": security})
 
@@ -322,7 +341,7 @@ _POD: Fields = {
     "hostIPC": Privilege.HOST_NAMESPACES,
     "hostNetwork": Privilege.HOST_NAMESPACES,
     "hostPID": Privilege.HOST_NAMESPACES,
-    "hostUsers": _unless(Privilege.PRIVILEGED, _is(False)),
+    "hostUsers": _unless(Privilege.PRIVILEGED, _is(False), set_by_operator=False),
     "hostname": Privilege.OTHER_FIELDS,
     "hostnameOverride": Privilege.OTHER_FIELDS,
     "imagePullSecrets": None,
@@ -348,7 +367,7 @@ _POD: Fields = {
     "shareProcessNamespace": None,
     "subdomain": Privilege.OTHER_FIELDS,
     "terminationGracePeriodSeconds": _unless(
-        Privilege.OTHER_FIELDS, lambda v: type(v) is int and 0 <= v <= MAX_GRACE_SECONDS
+        Privilege.OTHER_FIELDS, lambda v: type(v) is int and 0 <= v <= MAX_GRACE_SECONDS, set_by_operator=False
     ),
     "tolerations": _each(_toleration),
     "topologySpreadConstraints": None,

@@ -16,6 +16,7 @@ def refusal(builder: PlanBuilder) -> Refusal | None:
     """Why no pods may be created for the job; None if it is accepted."""
     return (
         _local_uri(builder)
+        or _forbidden_scheduling(builder)
         or _forbidden_template(builder)
         or _restart_policy(builder.job.spec.workers.template)
         or _unknown_nodes(builder)
@@ -52,6 +53,24 @@ def _forbidden_template(builder: PlanBuilder) -> Refusal | None:
             return Reason.TEMPLATE_FORBIDDEN, (
                 f"spec.workers.template.{path}: {str(value)[:200]}: this installation does not allow it "
                 f"(workers.allow: [{privilege}] in its Helm values would); leave it out"
+            )
+    return None
+
+
+def _forbidden_scheduling(builder: PlanBuilder) -> Refusal | None:
+    """Refuse fields outside of the template that give what the template may not request either."""
+    spec, allowed = builder.job.spec, builder.defaults.allowed
+    name = spec.scheduling.priority_class_name or ""
+    resources = (*spec.workers.resources.requests, *spec.workers.resources.limits)
+    device = next((resource for resource in resources if "/" in resource), "")
+    for privilege, path, value in (
+        (Privilege.SCHEDULING, "scheduling.priorityClassName", name if name.startswith("system-") else ""),
+        (Privilege.EXTENDED_RESOURCES, "workers.resources", device),
+    ):
+        if value and privilege not in allowed:
+            return Reason.TEMPLATE_FORBIDDEN, (
+                f"spec.{path}: {value}: this installation does not allow it (workers.allow: [{privilege}] in its Helm "
+                "values would); leave it out"
             )
     return None
 

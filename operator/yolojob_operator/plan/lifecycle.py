@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from yolojob.api import constants
-from yolojob.api.constants import worker_name
+from yolojob.api.constants import ExitCode, worker_name
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType, Position, Progress, YoloTrainingJobStatus
@@ -43,6 +43,8 @@ NODE_LOST_TIMEOUT = timedelta(seconds=60)
 zone in which most nodes are not ready."""
 PEER_EXIT_TIMEOUT = timedelta(seconds=5)
 """Time for the other workers to exit on their own, once worker 0 has succeeded."""
+LONG_ATTEMPT = timedelta(hours=1)
+"""An attempt that has run for so long counts as progress."""
 FAILURE_GRACE_SECONDS = 5
 """Grace period for the survivors of a failure: they have no peers to agree with, so a short one suffices."""
 
@@ -55,7 +57,7 @@ class Plan:
     create: tuple[Object, ...] = ()
     delete: tuple[Deletion, ...] = ()
     release: tuple[Release, ...] = ()
-    """Names of Kueue's Workloads that keep pods which are being deleted."""
+    """Kueue's Workloads that keep pods which are being deleted."""
     disband: tuple[Object, ...] = ()
     """PodGroups that are no longer needed. Once they are gone, nothing is left to do about them."""
     delete_job: bool = False
@@ -301,14 +303,15 @@ def _wait_for_root_cause(builder: PlanBuilder, survivors: list[PodFacts]) -> Non
     if never_started and not is_set(builder.status, ConditionType.RUNNING, "True"):
         # They timed out on a peer that has no pod, no node or no image yet: none of them has failed.
         reason, why = _why_not_running(builder)
-        _restart(builder, reason, f"{message}: {why}", counted=False, grace_seconds=FAILURE_GRACE_SECONDS)
+        _restart(builder, reason, f"{message}: {why}", counted=None, grace_seconds=FAILURE_GRACE_SECONDS)
     elif silent is None:
-        _restart(builder, Reason.PEER_LOST, message, counted=True)
+        signalled = all(p.exit_code == ExitCode.INTERRUPTED for p in survivors)
+        _restart(builder, Reason.INTERRUPTED if signalled else Reason.PEER_LOST, message, counted=True)
     elif _has_elapsed(builder, latest, ROOT_CAUSE_TIMEOUT):
         # A kubelet reports every process that ends, however it ends. Without a report the node is lost, or the worker
         # hangs. A repeated hang is not a node's fault, so it is counted.
         where = f"{silent.name} on node {silent.node} is silent"
-        repeated = builder.status.disruptions >= FREE_DISRUPTIONS
+        repeated = builder.status.disruptions_in_a_row >= FREE_DISRUPTIONS
         _restart(
             builder,
             Reason.PEER_SILENT,
@@ -321,9 +324,18 @@ def _wait_for_root_cause(builder: PlanBuilder, survivors: list[PodFacts]) -> Non
 
 
 def _restart(
-    builder: PlanBuilder, reason: str, message: str, *, counted: bool, grace_seconds: int | None = None
+    builder: PlanBuilder, reason: str, message: str, *, counted: bool | None, grace_seconds: int | None = None
 ) -> None:
-    """End the attempt and start another one, or fail the job if the limit is reached."""
+    """End the attempt and start another one, or fail the job if the limit is reached.
+
+    Args:
+        builder: the plan.
+        reason: why the attempt ends.
+        message: the same in a sentence.
+        counted: True: against backoffLimit. False: as a disruption. None: as a disruption without a limit, because the
+            attempt has only waited for nodes.
+        grace_seconds: of the pods; None: their own.
+    """
     status = builder.status
     if counted:
         if status.restarts >= builder.job.spec.run_policy.backoff_limit:
@@ -335,7 +347,8 @@ def _restart(
         delay = min(doubled, MAX_BACKOFF)
     else:
         status.disruptions += 1
-        _count_disruption(status)
+        if counted is not None:
+            _count_disruption(builder)
         if status.disruptions_in_a_row > builder.job.spec.run_policy.disruption_limit:
             count = f"{status.disruptions_in_a_row} disruptions in a row without progress"
             _fail(builder, Reason.DISRUPTION_LIMIT_EXCEEDED, f"{count}; the last: {reason}: {message}")
@@ -353,12 +366,17 @@ def _restart(
     builder.next_attempt(workers, delay)
 
 
-def _count_disruption(status: YoloTrainingJobStatus) -> None:
-    """Count disruptions since the training has last got further than before."""
+def _count_disruption(builder: PlanBuilder) -> None:
+    """Count disruptions since the training has last got further than before, or run for LONG_ATTEMPT."""
+    status, record = builder.status, builder.record
     progress, before = status.progress or Progress(), status.furthest or Position()
     position = Position(epoch=progress.epoch, step=progress.step)
+    # Not every image reports its progress.
+    long = record is not None and record.running_time is not None and builder.now - record.running_time >= LONG_ATTEMPT
     if (position.epoch, position.step) > (before.epoch, before.step):
         status.furthest, status.disruptions_in_a_row = position, 0
+    elif long:
+        status.disruptions_in_a_row = 0
     status.disruptions_in_a_row += 1
 
 

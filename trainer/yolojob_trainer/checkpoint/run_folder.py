@@ -11,14 +11,12 @@ from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob_trainer.checkpoint import bucket_mirror
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
-from yolojob_trainer.checkpoint.run_ownership import FolderLock, check_no_foreign_results
+from yolojob_trainer.checkpoint.run_ownership import MARKER, FolderLock, check_no_foreign_results
 from yolojob_trainer.checkpoint.store import CheckpointContent, CheckpointStore, write_atomically
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput, TrainerError
 
 CHECKPOINTS, WEIGHTS, TRACE = "checkpoints", "weights", "trace"
-MARKER = ".yolojob"
-"""A file that is uploaded first, to check that uploads are possible."""
 
 
 class RunFolder:

@@ -168,6 +168,8 @@ class _DataFile:
         return BadInput(Reason.INVALID_DATASET, f"spec.dataset: {self._path}: {message}")
 
     def _read(self) -> dict[str, Any]:
+        if self._boundary and not self._path.resolve().is_relative_to(self._boundary):
+            raise self._error("is a link that leads out of the volume; copy the file into it")
         try:
             if self._path.stat().st_size > MAX_CONFIG_BYTES:
                 raise self._error(f"is larger than {MAX_CONFIG_BYTES >> 20} MiB")
@@ -177,7 +179,10 @@ class _DataFile:
         except UnicodeDecodeError:
             raise self._error("is not UTF-8 text; save it as UTF-8") from None
         except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise self._error(f"is not valid YAML: {error}") from None
+            # Only the place: the file may be somebody else's, and the message ends up in the job's status.
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or type(error).__name__
+            raise self._error(f"is not valid YAML{f' in line {mark.line + 1}' if mark else ''}: {problem}") from None
         if not isinstance(content, dict):
             raise self._error("must be a mapping with train, val and names")
         return content
@@ -224,7 +229,7 @@ class _DataFile:
         """
         parents = [self._path.parent, self._folder]
         path = self._content.get("path")
-        declared = [parent / path for parent in parents] if isinstance(path, str) else []
+        declared = [parent / path for parent in parents] if isinstance(path, str) and _is_path(path) else []
         bases = [Path(os.path.normpath(base)) for base in [*declared, *parents]]
         return list(dict.fromkeys(base for base in bases if base.is_dir() and base.is_relative_to(self._folder)))
 
@@ -250,6 +255,8 @@ class _DataFile:
     def _split_path(self, split: str, text: Any) -> Path:
         if not isinstance(text, str) or not text.strip():
             raise self._error(f"{split}: must be a path, or a list of paths")
+        if not _is_path(text):
+            raise self._error(f"{split}: {text[:200]!r} is too long for a path, or contains a control character")
         text = text.strip().replace("\\", "/")
         # Some exporters write "../train/images" for a folder beside the data file.
         spellings = [text, text.lstrip("./")]
@@ -279,9 +286,11 @@ class _DataFile:
         return [self._listed_image(split, path, line.strip()) for line in lines if line.strip()]
 
     def _listed_image(self, split: str, listing: Path, line: str) -> Path:
-        if len(line.splitlines()) != 1 or "\0" in line:
+        if len(line.splitlines()) != 1 or not _is_path(line):
             # Ultralytics would read the parts as paths of their own.
-            raise self._error(f"{split}: {listing}: {line[:200]!r} contains a control character")
+            raise self._error(
+                f"{split}: {listing}: {line[:200]!r} is too long for a path, or contains a control character"
+            )
         text = line.replace("\\", "/")
         candidates = [Path(os.path.normpath(base / text)) for base in dict.fromkeys([listing.parent, *self._bases])]
         inside = [path for path in candidates if self._contains(path)]
@@ -290,6 +299,11 @@ class _DataFile:
                 f"{split}: {listing}: {line[:200]} leads out of the dataset; list paths as ./images/a.jpg"
             )
         return next((path for path in inside if path.exists()), inside[0])
+
+
+def _is_path(text: str) -> bool:
+    """Return whether the file system accepts a text as a path."""
+    return "\0" not in text and len(text.encode()) < 4096 and all(len(p.encode()) <= 255 for p in text.split("/"))
 
 
 def _integer(value: Any) -> int | None:

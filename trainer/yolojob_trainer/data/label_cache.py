@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ultralytics.data.dataset import DATASET_CACHE_VERSION
 
-FORMAT = 1
+CHECKS_VERSION = 1
+"""Of the checks of images in `data.dataset`; raise it when they change."""
+FORMAT = f"1 {DATASET_CACHE_VERSION} {CHECKS_VERSION}"
+"""Changes with this format, with the scan of Ultralytics, and with the checks of this package."""
 
+MAX_COORDINATE = 1.01
+"""Upstream's tolerance for shares of an image."""
 Labels = dict[str, Any]
 """The result of upstream's scan: `labels`, `results`, `msgs` and `hash`."""
 
@@ -48,13 +55,19 @@ def write(path: Path, scan: Labels) -> None:
         "polygons": _joined(segments, (2,)),
         "keypoints": _joined(keypoints if head["keypoints"] else [], tuple(head["keypoints"] or (0, 0))),
     }
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
+        # A new file with a name that nobody else knows: a link in its place would be followed.
+        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez(file, **arrays)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        return
 
 
 def read(path: Path, files: list[str], expected_hash: str) -> Labels | None:
@@ -74,7 +87,7 @@ def read(path: Path, files: list[str], expected_hash: str) -> Labels | None:
             _check(all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as arrays:
             return _decode({name: arrays[name] for name in arrays.files}, files, expected_hash)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001 - an untrusted file may raise anything, also MemoryError
         return None
 
 
@@ -87,6 +100,7 @@ def _decode(arrays: dict[str, Any], files: list[str], expected_hash: str) -> Lab
     head = json.loads(arrays["head"].tobytes())
     names = head["files"]
     _check(head["format"] == FORMAT and head["hash"] == expected_hash and len(head["results"]) == 5)
+    _check(all(type(count) is int and count >= 0 for count in head["results"]))
     _check(len(names) == len(set(names)) and set(names) <= set(files))
     _check(all(isinstance(text, str) for text in head["msgs"]))
     shape = head["keypoints"]
@@ -94,6 +108,8 @@ def _decode(arrays: dict[str, Any], files: list[str], expected_hash: str) -> Lab
     segments = _lengths(arrays["segments"], len(names))
     points = _lengths(arrays["points"], int(segments.sum()))
     boxes = _numbers(arrays["boxes"], (int(counts.sum()), 5))
+    _check(bool((boxes[:, 0] >= 0).all() and (boxes[:, 0] % 1 == 0).all()))
+    _check(bool((np.abs(boxes[:, 1:]) <= MAX_COORDINATE).all()))
     polygons = np.split(_numbers(arrays["polygons"], (int(points.sum()), 2)), np.cumsum(points)[:-1])
     shapes = _numbers(arrays["shapes"], (len(names), 2))
     keypoints = _numbers(arrays["keypoints"], (int(counts.sum()), *shape)) if shape else None

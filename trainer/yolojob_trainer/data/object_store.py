@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import re
 import ssl
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -42,13 +43,23 @@ async def _check_redirect(_session: Any, _context: Any, parameters: Any) -> None
         _ForbiddenRedirect: the redirect leads elsewhere.
     """
     source = parameters.response.url
-    target = source.join(type(source)(parameters.response.headers.get("Location", "")))
+    headers = parameters.response.headers
+    target = source.join(type(source)(headers.get("Location") or headers.get("URI") or ""))  # as aiohttp does
     if target.scheme != "https" or not target.host:
         raise _ForbiddenRedirect(f"redirects to {target.with_query(None)}, which is not https")
-    if target.host != source.host:
-        found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port)
-        if not all(ipaddress.ip_address(address[0]).is_global for *_, address in found):
-            raise _ForbiddenRedirect(f"redirects to {target.host}, which is not a public address")
+    if target.host != source.host and not all(ip.is_global for ip in await _addresses(target.host)):
+        raise _ForbiddenRedirect(f"redirects to {target.host}, which is not a public address")
+
+
+async def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Return the addresses of a host; none if a proxy resolves its name, which this machine perhaps cannot."""
+    try:
+        return [ipaddress.ip_address(host)]
+    except ValueError:
+        if urllib.request.getproxies().get("https") and not urllib.request.proxy_bypass(host):
+            return []
+    found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    return [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
 
 
 async def _https_client(**_: Any) -> Any:

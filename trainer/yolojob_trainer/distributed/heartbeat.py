@@ -8,6 +8,7 @@ second.
 
 from __future__ import annotations
 
+import os
 import secrets
 import selectors
 import socket
@@ -23,6 +24,8 @@ ROOT_CAUSE_GRACE_SECONDS = 3.0
 """Time for the main thread to find a more specific cause than a lost peer and to exit with it."""
 
 BEAT, GOODBYE = b".", b"q"
+LOOPBACK = "127.0.0.1"
+"""Address of rank 0 in a local run: then no other machine may connect."""
 MAX_STRANGERS = 256
 """Connections that have not identified themselves; ranks do so immediately."""
 
@@ -60,9 +63,12 @@ class Heartbeat:
 
     def listen(self, publish: Callable[[str], None]) -> None:
         """On rank 0: publish the port and a shared token. Connections without the token (a port scan) are ignored."""
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        server = socket.create_server(("", 0), backlog=1024, family=family, dualstack_ipv6=dual)
+        if os.environ.get("MASTER_ADDR") == LOOPBACK:
+            server = socket.create_server((LOOPBACK, 0), backlog=1024)
+        else:
+            dual = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            server = socket.create_server(("", 0), backlog=1024, family=family, dualstack_ipv6=dual)
         self._server = server
         self._token = secrets.token_hex(16)
         publish(f"{server.getsockname()[1]} {self._token}")

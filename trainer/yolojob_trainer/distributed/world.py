@@ -135,7 +135,7 @@ class World:
         gpu_count = torch.cuda.device_count() if gpu and torch.cuda.is_available() else 0
         if gpu and gpu.required and gpu_count < local_world_size:
             raise _missing_gpus(local_world_size, gpu_count)
-        for index in range(gpu_count if gpu_count >= local_world_size else 0):
+        for index in range(local_world_size if gpu_count >= local_world_size else 0):
             check_capability(torch.cuda.get_device_capability(index), torch.cuda.get_arch_list(), index)
         return cls(
             rank=int(os.environ.get("RANK", "0")),

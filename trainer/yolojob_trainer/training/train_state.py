@@ -140,7 +140,10 @@ class TrainedObjects:
             "ema_updates": self.ema.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "stopper": {k: float(v) for k, v in vars(self.stopper).items() if isinstance(v, int | float)},
+            # Without the patience: it comes from the job, which may have changed it.
+            "stopper": {
+                k: float(v) for k, v in vars(self.stopper).items() if isinstance(v, int | float) and k != "patience"
+            },
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -154,6 +157,8 @@ class TrainedObjects:
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         for name, value in content["stopper"].items():
+            if name == "patience":  # of a checkpoint of an older version
+                continue
             field_type = type(getattr(self.stopper, name))
             setattr(self.stopper, name, field_type(value))
 
