@@ -311,7 +311,7 @@ def test_exceeded_quota_is_not_requested_again_and_again() -> None:
         await running.stop()
 
     fake_time.run(live())
-    assert 17 <= server.requests <= 2 * 17, "immediately, and once more when the obstacle is reported"
+    assert 2 <= server.requests <= 2 * 2, "service and one pod immediately, and once more when the obstacle is reported"
 
 
 def test_job_deleted_before_its_status_is_written_gets_no_pods() -> None:

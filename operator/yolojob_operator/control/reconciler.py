@@ -27,7 +27,7 @@ from yolojob_operator.control.watch_audit import JobVersions, WatchAudit
 from yolojob_operator.control.work_queue import MIN_INTERVAL_SECONDS, WorkQueue
 from yolojob_operator.kube.api_client import ApiClient, ApiError, Conflict
 from yolojob_operator.kube.json_reader import PRUNED, is_pruned
-from yolojob_operator.kube.types import Key, Object, lean
+from yolojob_operator.kube.types import Key, Object, lean, without_large_template
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan import plan
 from yolojob_operator.plan.builder import EventDraft, Observed
@@ -154,7 +154,11 @@ class Reconciler:
             return
         if known is not None and known["metadata"]["uid"] != body["metadata"]["uid"]:
             self.job_gone(key, known["metadata"]["uid"])  # it was replaced by another job with its name
-        self._jobs[key] = lean(self._without_pruned(key, body))
+        self._keep(key, body)
+
+    def _keep(self, key: Key, body: Object) -> None:
+        """Keep a job in memory, without what cannot be read and without a template that nobody could use."""
+        self._jobs[key] = lean(without_large_template(self._without_pruned(key, body)))
 
     def _without_pruned(self, key: Key, body: Object) -> Object:
         """The job, whose fields that could not be read whole are text: then they are invalid, and say why."""
@@ -362,7 +366,7 @@ class Reconciler:
         if updated is None:
             self.job_gone(key, body["metadata"]["uid"])
         elif self._exists(key, body) and _version(updated) > _version(self._jobs[key]):
-            self._jobs[key] = lean(updated)
+            self._keep(key, updated)
             self._unseen[key] = (_version(updated), time.monotonic())
         return updated is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,9 @@ Body = Mapping[str, Any]
 """An API object that is only read."""
 Key = tuple[str, str]
 """(namespace, name) of a job."""
+MAX_TEMPLATE_BYTES = 128 << 10
+"""Largest pod template, as JSON, that is kept in memory: the kernel's limit for one environment variable, by which such
+a template once reached the trainer. `objects.template_policy` accepts less."""
 SHARED_LEVELS = 32
 """Levels of nesting whose keys are shared between objects. No real job is nested deeper."""
 
@@ -22,6 +26,22 @@ def lean(body: Body) -> Object:
     """
     metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
     return dict(_shared({**body, "metadata": metadata}, levels=SHARED_LEVELS))
+
+
+def without_large_template(body: Body) -> Object:
+    """A job whose pod template is replaced by text if it is larger than MAX_TEMPLATE_BYTES.
+
+    The job is then invalid, and says why. No pod can start with such a template, and every job is kept in memory.
+    """
+    spec = body.get("spec")
+    workers = spec.get("workers") if isinstance(spec, dict) else None
+    template = workers.get("template") if isinstance(workers, dict) else None
+    if not isinstance(spec, dict) or not isinstance(workers, dict) or not template:
+        return dict(body)
+    if len(json.dumps(template)) <= MAX_TEMPLATE_BYTES:
+        return dict(body)
+    text = f"(left out: larger than {MAX_TEMPLATE_BYTES >> 10} KiB)"
+    return {**body, "spec": {**spec, "workers": {**workers, "template": text}}}
 
 
 def _shared(value: Any, levels: int) -> Any:
