@@ -14,6 +14,7 @@ from kubernetes.aio.config import ConfigException
 
 from yolojob import __version__
 from yolojob.api.constants import ExitCode
+from yolojob.format import printable
 from yolojob_operator.kopf_app import supervisor
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.objects.template_policy import Privilege
@@ -69,6 +70,14 @@ Listen = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log kopf's messages.")]
 
 
+class _OneLineFormatter(logging.Formatter):
+    """Shows line breaks and control characters of a message: words of workers could otherwise forge lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of logging
+        record.message = printable(record.message).replace("\n", "\\n")
+        return super().formatMessage(record)
+
+
 @app.command()
 def main(
     trainer_image: TrainerImage = f"yolojob/trainer:{__version__}",
@@ -85,7 +94,9 @@ def main(
     """Watch YoloTrainingJobs and run their pods."""
     from yolojob_operator.kopf_app import handlers
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
     if listen and not listen.rpartition(":")[2].isdigit():
         raise typer.BadParameter(f"--listen: {listen!r} must be HOST:PORT, such as 0.0.0.0:8080")

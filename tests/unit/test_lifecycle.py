@@ -182,6 +182,11 @@ def test_job_managed_by_another_controller_is_not_touched() -> None:
     assert planned.status == YoloTrainingJobStatus()
 
 
+def test_job_with_an_empty_manager_is_reconciled() -> None:
+    """Server-side apply and templates leave empty strings behind."""
+    assert make_plan(job(runPolicy={"managedBy": ""})).create
+
+
 def test_name_conflict_is_reported_and_the_foreign_pod_is_kept() -> None:
     conflict = Obstacle(reason="NameConflict", message="a pod digits-worker-0 exists that is not this job's")
     planned = make_plan(job(make_plan(job()).status), obstacle=conflict)

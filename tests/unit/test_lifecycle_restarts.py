@@ -318,3 +318,15 @@ def test_wait_for_a_held_pod_is_bounded_by_the_pre_running_deadline() -> None:
     condition = next(c for c in late.status.conditions if c.type == "Failed")
     assert condition.reason == "PodTerminating"
     assert "example.com/guard" in condition.message
+
+
+@pytest.mark.parametrize(("seconds_back", "waits"), [(0, True), (200, True), (3600, False)])
+def test_clock_that_goes_back_does_not_prolong_the_back_off(seconds_back: int, waits: bool) -> None:
+    status = running().status
+    for attempt in (1, 2):
+        assert status is not None
+        status = make_plan(job(status), failed(1, 1, attempt=attempt), pod(0, attempt=attempt)).status
+    assert status is not None
+    assert status.next_attempt_time is not None
+    planned = make_plan(job(status), now=after(-seconds_back))
+    assert (planned.create == ()) == waits

@@ -181,7 +181,7 @@ class RunPolicy(ApiModel):
     """Which pods are deleted when the job has finished. Running pods of a failed job are always stopped, also with
     None."""
     managed_by: Annotated[str, Field(max_length=63)] | None = None
-    """Name of the controller that manages the job instead of this operator."""
+    """Name of the controller that manages the job instead of this operator; empty: this operator."""
 
 
 class Tuning(ApiModel):

@@ -32,7 +32,6 @@ from yolojob_operator.plan.pod_failures import failure_of, first_to_end, report_
 
 BACKOFF = timedelta(seconds=10)
 """Wait before the second restart; doubled for each further one. The first restart is immediate."""
-MAX_BACKOFF = timedelta(seconds=300)
 FREE_DISRUPTIONS = 3
 """After this many disruptions without progress, back off if the attempt lived shorter than MIN_ATTEMPT_AGE, so that
 repeated preemption does not become a hot loop."""
@@ -100,7 +99,7 @@ def is_managed(deletion: object, manager: object) -> bool:
         deletion: its metadata.deletionTimestamp; set while it is being deleted.
         manager: its spec.runPolicy.managedBy.
     """
-    return deletion is None and manager in (None, constants.MANAGER)
+    return deletion is None and manager in (None, "", constants.MANAGER)
 
 
 def rejected(status: YoloTrainingJobStatus, faults: str, generation: int, now: datetime) -> YoloTrainingJobStatus:
@@ -343,8 +342,7 @@ def _restart(
             _fail(builder, Reason.BACKOFF_LIMIT_EXCEEDED, failure)
             return
         status.restarts += 1
-        doubled = BACKOFF * 2 ** min(status.restarts - 2, 10) if status.restarts > 1 else timedelta()
-        delay = min(doubled, MAX_BACKOFF)
+        delay = _doubled(status.restarts - 2) if status.restarts > 1 else timedelta()
     else:
         status.disruptions += 1
         if counted is not None:
@@ -356,7 +354,7 @@ def _restart(
         start = builder.record.start_time if builder.record else None
         short = start is not None and builder.now - start < placement.MIN_ATTEMPT_AGE
         repeated = status.disruptions_in_a_row - FREE_DISRUPTIONS
-        delay = min(BACKOFF * 2 ** min(repeated - 1, 10), MAX_BACKOFF) if short and repeated > 0 else timedelta()
+        delay = _doubled(repeated - 1) if short and repeated > 0 else timedelta()
     for pod in (*builder.current, *builder.spares):
         # After a disruption the workers can still agree and save, within their own grace period.
         builder.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else grace_seconds)
@@ -364,6 +362,11 @@ def _restart(
     workers = worker_counts.closest(builder.job.spec, builder.size)
     builder.end_attempt(reason, message)
     builder.next_attempt(workers, delay)
+
+
+def _doubled(times: int) -> timedelta:
+    """BACKOFF, doubled so many times, at most MAX_BACKOFF."""
+    return min(BACKOFF * (1 << min(times, 10)), placement.MAX_BACKOFF)
 
 
 def _count_disruption(builder: PlanBuilder) -> None:

@@ -18,6 +18,8 @@ CREATE_RETRY_INTERVAL = timedelta(seconds=10)
 """Wait before an object that the API server has refused is created again."""
 SCHEDULING_TIMEOUT = timedelta(seconds=20)
 """Time for the scheduler to place all workers, before the attempt continues with those that are placed."""
+MAX_BACKOFF = timedelta(seconds=300)
+"""Longest wait before an attempt."""
 MIN_ATTEMPT_AGE = timedelta(seconds=30)
 """Minimum age of an attempt before it may be replaced by a larger one, so that its start-up cost pays off."""
 SCALE_UP_INTERVAL = timedelta(minutes=5)
@@ -63,7 +65,8 @@ def _is_backing_off(builder: PlanBuilder) -> bool:
     status = builder.status
     if status.next_attempt_time is None:
         return False
-    if builder.now < status.next_attempt_time:
+    # A longer wait was never planned: the clock has gone back since.
+    if builder.now < status.next_attempt_time <= builder.now + MAX_BACKOFF:
         builder.wake(status.next_attempt_time)
         return True
     status.next_attempt_time = None
