@@ -105,8 +105,12 @@ def test_heartbeat_timeout_is_fifteen_seconds() -> None:
 
 
 def test_training_during_a_port_scan_is_not_disturbed(gangs: Gangs) -> None:
-    """Connections to rank 0's heartbeat port that send nothing, or nonsense, and close."""
-    gang = gangs(2, replicas=2, train={"epochs": 4, "fraction": 200.0})
+    """Connections to rank 0's heartbeat port that send nothing, or nonsense, and close.
+
+    Rank 0 has a name, as in a cluster; at a loopback address it would listen there only.
+    """
+    by_name = {"MASTER_ADDR": "localhost"}
+    gang = gangs(2, replicas=2, train={"epochs": 4, "fraction": 200.0}, environment=by_name)
     eventually(lambda: len(gang.samples()) > 3, "training has started", 120)
     port = heartbeat_port(gang)
     for data in (b"", b"GET / HTTP/1.0\r\n\r\n"):
