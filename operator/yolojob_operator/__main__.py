@@ -59,8 +59,8 @@ LeaseNamespace = Annotated[
     str | None,
     typer.Option(
         envvar="YOLOJOB_LEASE_NAMESPACE",
-        help="Namespace of the lease that selects the leader: the same for all operators of the same jobs. Whoever may "
-        "write leases in it can stop the operator. Default: the first watched namespace, or default.",
+        help="Namespace of the lease that selects the leader: the same for all operators of the same jobs. A user who "
+        "can write leases there can stop the operator. Default: the first watched namespace, or default.",
     ),
 ]
 Listen = Annotated[
@@ -71,7 +71,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also log kopf's 
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Shows line breaks and control characters of a message: words of workers could otherwise forge lines."""
+    """Shows line breaks and control characters of a message: a worker's message could otherwise forge log lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of logging
         record.message = printable(record.message).replace("\n", "\\n")

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from yolojob_operator.kube.types import MAX_TEMPLATE_BYTES, lean, without_large_template
+from yolojob_operator.kube.types import MAX_KEPT_TEMPLATE_BYTES, lean, without_large_template
 
 
 def test_lean_keeps_the_whole_spec_of_a_deeply_nested_job() -> None:
@@ -25,7 +25,7 @@ def test_lean_keeps_the_whole_spec_of_a_deeply_nested_job() -> None:
     assert {id(name) for name in second} <= {id(name) for name in kept}, "equal keys are one object"
 
 
-@pytest.mark.parametrize("size", [0, 1_000, MAX_TEMPLATE_BYTES])
+@pytest.mark.parametrize("size", [0, 1_000, MAX_KEPT_TEMPLATE_BYTES])
 def test_job_with_a_large_template_is_kept_without_it(size: int) -> None:
     template = {"metadata": {"annotations": {"a": "x" * size}}}
     spec = {"workers": {"replicas": 2, "template": template}, "train": {}}
@@ -33,8 +33,8 @@ def test_job_with_a_large_template_is_kept_without_it(size: int) -> None:
     kept = without_large_template(body)
     workers = kept["spec"]["workers"]
     assert (workers["replicas"], kept["spec"]["train"]) == (2, {})
-    assert workers["template"] == (template if size < MAX_TEMPLATE_BYTES else "(left out: larger than 128 KiB)")
-    assert len(json.dumps(kept)) < 2 * MAX_TEMPLATE_BYTES
+    assert workers["template"] == (template if size < MAX_KEPT_TEMPLATE_BYTES else "(left out: larger than 128 KiB)")
+    assert len(json.dumps(kept)) < 2 * MAX_KEPT_TEMPLATE_BYTES
     assert body["spec"]["workers"]["template"] is template, "the watched object is unchanged"
 
 

@@ -124,7 +124,7 @@ class App:
         """Print an error; return the report with it."""
         reporter = self._reporter
         fits = reporter is not None and (reporter.saved or reporter.report.resumed_from is not None)
-        failure = _failure(error, self._rank, saved=fits)
+        failure = _failure(error, self._rank, fits=fits)
         report = self._last_report()
         interrupted = failure.exit_code == ExitCode.INTERRUPTED
         report.state = TrainerState.INTERRUPTED if interrupted else TrainerState.FAILED
@@ -152,13 +152,13 @@ def main() -> int:
     return App(rank=int(os.environ.get("RANK", "0"))).run()
 
 
-def _failure(error: Exception, rank: int, *, saved: bool) -> Failure:
+def _failure(error: Exception, rank: int, *, fits: bool) -> Failure:
     """Return the failure to report for an error.
 
     Args:
         error: that ended the process.
         rank: of this process.
-        saved: whether the run has saved a checkpoint: then its batch has fitted into a GPU's memory.
+        fits: whether the run has saved a checkpoint: then its batch has fitted into a GPU's memory.
     """
     if is_lost_peer(error) and not isinstance(error, TrainerError):
         first_line = str(error).partition("\n")[0][:300]
@@ -168,7 +168,7 @@ def _failure(error: Exception, rank: int, *, saved: bool) -> Failure:
     code = ExitCode.FAILED
     if "out of memory" in str(error).lower():
         reason, hint = Reason.OUT_OF_MEMORY, " (use a smaller spec.train.batch or spec.train.imgsz, or more workers)"
-        if type(error).__name__ == "OutOfMemoryError" and not saved:
+        if type(error).__name__ == "OutOfMemoryError" and not fits:
             code = ExitCode.BAD_INPUT  # of a GPU, whose memory is the same in another attempt
     else:
         reason, hint = Reason.TRAINING_FAILED, ""

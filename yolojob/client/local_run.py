@@ -27,7 +27,7 @@ from yolojob.api.trainer_report import Failure, Report, TrainerState
 
 LOG_NAME = "train.log"
 FILES_WITHOUT_RESULTS = (LOG_NAME, ".yolojob.lock", "args.yaml")
-"""Files of a run that has not begun to train."""
+"""Files that a run writes before its first step: this module, the trainer and Ultralytics each write one."""
 MAX_PORT_ATTEMPTS = 100
 PROGRESS_TIMEOUT_SECONDS = 2
 

@@ -91,7 +91,7 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
         stack.push_async_callback(runner.cleanup)
     await _wait_for_crd(api, given.namespaces)
     me = leader_election.identity()
-    # One lease in the operator's own namespace: tenants may write leases in theirs.
+    # One lease, in the operator's own namespace: users can often write leases in theirs.
     leases = [leader_election.Lease(api, given.lease_namespace, me)]
     stack.push_async_callback(_release, leases)
     election = leader_election.keep_leases(leases, memo.reconciler.leadership.hold_until)

@@ -49,12 +49,18 @@ def _children(value: Any) -> list[Any]:
 
 
 def _is_deep(value: Any) -> bool:
-    level = [value]
+    # For every event of every watch: it looks only at objects and arrays, and copies no values.
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_LEVELS):
-        level = [child for parent in level for child in _children(parent)]
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) is dict or type(child) is list
+        ]
         if not level:
             return False
-    return any(isinstance(child, dict | list) for child in level)
+    return True
 
 
 def _prune(text: str) -> str:

@@ -13,7 +13,7 @@ Body = Mapping[str, Any]
 """An API object that is only read."""
 Key = tuple[str, str]
 """(namespace, name) of a job."""
-MAX_TEMPLATE_BYTES = 128 << 10
+MAX_KEPT_TEMPLATE_BYTES = 128 << 10
 """Largest pod template, as JSON, that is kept in memory: the kernel's limit for one environment variable, by which such
 a template once reached the trainer. `objects.template_policy` accepts less."""
 SHARED_LEVELS = 32
@@ -29,7 +29,7 @@ def lean(body: Body) -> Object:
 
 
 def without_large_template(body: Body) -> Object:
-    """A job whose pod template is replaced by text if it is larger than MAX_TEMPLATE_BYTES.
+    """A job whose pod template is replaced by text if it is larger than MAX_KEPT_TEMPLATE_BYTES.
 
     The job is then invalid, and says why. No pod can start with such a template, and every job is kept in memory.
     """
@@ -38,9 +38,9 @@ def without_large_template(body: Body) -> Object:
     template = workers.get("template") if isinstance(workers, dict) else None
     if not isinstance(spec, dict) or not isinstance(workers, dict) or not template:
         return dict(body)
-    if len(json.dumps(template)) <= MAX_TEMPLATE_BYTES:
+    if len(json.dumps(template)) <= MAX_KEPT_TEMPLATE_BYTES:
         return dict(body)
-    text = f"(left out: larger than {MAX_TEMPLATE_BYTES >> 10} KiB)"
+    text = f"(left out: larger than {MAX_KEPT_TEMPLATE_BYTES >> 10} KiB)"
     return {**body, "spec": {**spec, "workers": {**workers, "template": text}}}
 
 

@@ -24,9 +24,9 @@ from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType, Position, Progress, YoloTrainingJobStatus
 from yolojob_operator.kube.types import Object
 from yolojob_operator.objects.defaults import Defaults
-from yolojob_operator.plan import acceptance, placement, status_summary, worker_counts
+from yolojob_operator.plan import acceptance, deadlines, placement, status_summary, worker_counts
 from yolojob_operator.plan.builder import Deletion, EventDraft, Observed, PlanBuilder, Release
-from yolojob_operator.plan.conditions import ConditionUpdate, find, is_set, set_condition
+from yolojob_operator.plan.conditions import ConditionUpdate, is_set, set_condition
 from yolojob_operator.plan.pod_facts import Cause, PodFacts
 from yolojob_operator.plan.pod_failures import failure_of, first_to_end, report_of
 
@@ -195,8 +195,8 @@ def _run(builder: PlanBuilder) -> None:
         message = "spec.storage is not set: checkpoints and weights are lost when the pods are deleted"
         builder.event("Warning", Reason.NO_STORAGE, message)
     _decide_outcome(builder)
-    if not builder.finished and not _is_trained(builder):
-        _check_deadlines(builder)
+    if not builder.finished and not _is_trained(builder) and (exceeded := deadlines.exceeded(builder)):
+        _fail(builder, *exceeded)
     if builder.finished:
         _clean_up(builder)
         _expire(builder)
@@ -301,7 +301,7 @@ def _wait_for_root_cause(builder: PlanBuilder, survivors: list[PodFacts]) -> Non
     never_started = bool(builder.missing) or any(p.started is None and not p.terminal for p in builder.current)
     if never_started and not is_set(builder.status, ConditionType.RUNNING, "True"):
         # They timed out on a peer that has no pod, no node or no image yet: none of them has failed.
-        reason, why = _why_not_running(builder)
+        reason, why = deadlines.why_not_running(builder)
         _restart(builder, reason, f"{message}: {why}", counted=None, grace_seconds=FAILURE_GRACE_SECONDS)
     elif silent is None:
         signalled = all(p.exit_code == ExitCode.INTERRUPTED for p in survivors)
@@ -381,54 +381,6 @@ def _count_disruption(builder: PlanBuilder) -> None:
     elif long:
         status.disruptions_in_a_row = 0
     status.disruptions_in_a_row += 1
-
-
-def _check_deadlines(builder: PlanBuilder) -> None:
-    policy = builder.job.spec.run_policy
-    if policy.active_deadline_seconds is not None and builder.status.start_time:
-        end = builder.status.start_time + timedelta(seconds=policy.active_deadline_seconds)
-        if builder.now >= end:
-            _fail(builder, Reason.DEADLINE_EXCEEDED, f"active for longer than {policy.active_deadline_seconds} s")
-            return
-        builder.wake(end)
-    seconds = policy.pre_running_deadline_seconds
-    start = _attempt_start(builder)
-    if seconds is not None and start and not is_set(builder.status, ConditionType.RUNNING, "True"):
-        end = start + timedelta(seconds=seconds)
-        if builder.now >= end and not builder.all_running():
-            reason, why = _why_not_running(builder)
-            _fail(builder, reason, f"not running after {seconds} s (spec.runPolicy.preRunningDeadlineSeconds): {why}")
-            return
-        builder.wake(end)
-
-
-def _attempt_start(builder: PlanBuilder) -> datetime | None:
-    """When the current attempt began to wait for its pods to run; None if it has not begun.
-
-    While pods of the previous attempt keep their names, it is when that attempt ended, or the end of the back-off.
-    """
-    status, record = builder.status, builder.record
-    if record is None or record.start_time is not None:
-        return record.start_time if record else None
-    previous = status.history[-2].end_time if len(status.history) > 1 else None
-    return max(previous, status.next_attempt_time or previous) if previous else None
-
-
-def _why_not_running(builder: PlanBuilder) -> tuple[str, str]:
-    """(reason, message) from the scheduler, the kubelet or the API server."""
-    if builder.observed.obstacle:
-        return builder.observed.obstacle.reason, builder.observed.obstacle.message
-    if held := status_summary.held_pod(builder):
-        return Reason.POD_TERMINATING, held
-    pod = next((p for p in builder.current if p.waiting), None)
-    if pod is None:
-        # An obstacle that the operator met before it was restarted is still in the condition.
-        known = find(builder.status, ConditionType.SCHEDULED)
-        if known is not None and known.status == "False":
-            return known.reason, known.message
-        return Reason.PRE_RUNNING_DEADLINE_EXCEEDED, "its pods did not start"
-    reason = Reason.GATED if pod.gated else pod.waiting.partition(":")[0]
-    return reason, f"{pod.name}: {pod.waiting}"
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

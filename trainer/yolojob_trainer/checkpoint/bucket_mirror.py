@@ -49,29 +49,29 @@ class Mirror:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
-    def existing(self) -> list[str]:
-        """Return the files in the object store, below the root.
+    def list_files(self) -> set[str]:
+        """List the files in the object store, below the root; needed once, before `start`.
 
         Raises:
             BadInput: access is denied.
             Unavailable: the object store does not answer.
         """
         try:
-            return [file.path for file in self._store.files()]
+            self._uploaded = {file.path for file in self._store.files()}
         except BadInput as error:
             if error.reason != Reason.STORAGE_NOT_FOUND:
                 raise
-            return []
+        return self._uploaded
 
     def start(self, name: str) -> None:
-        """Upload one file immediately, to check before the training that uploads work, and list the existing files.
+        """Upload one file immediately, to check before the training that uploads work.
 
         Raises:
             BadInput: the file cannot be uploaded.
             Unavailable: the object store does not answer.
         """
         self._store.write(self._folder / name, name)
-        self._uploaded = set(self.existing())
+        self._uploaded.add(name)
         self._thread.start()
 
     def names(self, folder: str) -> list[str]:

@@ -31,7 +31,7 @@ class RunFolder:
 
         Raises:
             BadInput: the folder or the object store cannot be written, or belongs to somebody else.
-            TrainerError: the object store does not answer, or an earlier attempt is still writing.
+            TrainerError: the object store does not answer.
         """
         spec = run.spec
         self.path = path
@@ -40,8 +40,9 @@ class RunFolder:
         self._store = CheckpointStore(path / CHECKPOINTS, spec.checkpoint.keep)
         self._keep = spec.checkpoint.keep
         self._mirror: Mirror | None = None
-        existing = (file.relative_to(path).as_posix() for file in path.rglob("*"))
-        check_no_foreign_results(existing, str(path))
+        # Only these folders: a claim may hold millions of other files.
+        existing = (file for pattern in ("*", f"{WEIGHTS}/*", f"{CHECKPOINTS}/*") for file in path.glob(pattern))
+        check_no_foreign_results((file.relative_to(path).as_posix() for file in existing), str(path))
         try:
             (path / WEIGHTS).mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(path, f"{run.namespace}/{run.name}", on_failure)
@@ -50,7 +51,7 @@ class RunFolder:
         if spec.storage and spec.storage.uri.is_remote:
             store = ObjectStore(self.uri, "spec.storage.uri", retry_timeout=bucket_mirror.REQUEST_TIMEOUT_SECONDS)
             self._mirror = Mirror(path, store, on_failure)
-            check_no_foreign_results(self._mirror.existing(), self.uri)
+            check_no_foreign_results(self._mirror.list_files(), self.uri)
             (path / MARKER).write_text("This folder belongs to a run of yolojob.\n")
             self._mirror.start(MARKER)
 

@@ -30,7 +30,7 @@ def foreign_results(names: Iterable[str]) -> list[str]:
         names: files below the folder, with / between folders.
 
     Returns:
-        Files that a run would overwrite; empty if a run has begun there, also one without a checkpoint.
+        Files that a run would overwrite. Empty if the folder belongs to a run, even to one without a checkpoint.
     """
     names = list(names)
     if any(name in _OWN or name.startswith(_CHECKPOINTS) for name in names):

@@ -266,7 +266,7 @@ class ObjectStore:
         if status in (401, 403) or (by_text and denied):
             credentials = _CREDENTIALS[self.scheme]
             return BadInput(Reason.STORAGE_DENIED, f"{where}: access denied ({_brief(error)}); check {credentials}")
-        if redirect := _cause(error, _ForbiddenRedirect):
+        if redirect := next((cause for cause in _causes(error) if isinstance(cause, _ForbiddenRedirect)), None):
             return BadInput(Reason.STORAGE_UNTRUSTED, f"{where}: {redirect}")
         if "CERTIFICATE_VERIFY_FAILED" in text:
             hint = "for a private certificate authority, set SSL_CERT_FILE to its certificate"
@@ -288,8 +288,7 @@ def _size_and_tag(info: dict[str, Any]) -> dict[str, Any]:
 def _status_and_text(error: BaseException) -> tuple[int | None, str]:
     """Return (HTTP status, names and codes) of an error and its causes: the causes are often more specific."""
     status, text = None, []
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         text.append(type(cause).__name__)
         if isinstance(cause, asyncio.TimeoutError):
             status = status or 504
@@ -302,16 +301,15 @@ def _status_and_text(error: BaseException) -> tuple[int | None, str]:
             if status is None and str(value).isdigit():
                 status = int(str(value))
         text.append(str(cause)[:300])
-        cause = cause.__cause__ or cause.__context__
     return status, " ".join(text)
 
 
-def _cause(error: BaseException, kind: type[Exception]) -> BaseException | None:
-    """Return the error or the cause of it that is of this type."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, and so on."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, kind):
+    while cause is not None:
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return cause
 
 
 def _brief(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from yolojob.api.spec import Gpu
 from yolojob_trainer.distributed.heartbeat import Heartbeat
 from yolojob_trainer.errors import BadInput, Interrupted, PeerLost, TrainerError
 from yolojob_trainer.system.process import available_cpus
-from yolojob_trainer.system.upstream_patches import forbid_object_collectives
+from yolojob_trainer.system.torch_patches import forbid_object_collectives
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer has lost a rank. Ultralytics waits three hours."""

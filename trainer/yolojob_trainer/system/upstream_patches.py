@@ -1,4 +1,4 @@
-"""All places where this package patches Ultralytics, calls its private functions by name, or works around torch."""
+"""All places where this package patches Ultralytics, or calls its private functions by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch.distributed
 import ultralytics.data.dataset
 import ultralytics.data.utils
 import ultralytics.utils.downloads
@@ -17,15 +16,6 @@ REPAIR_FUNCTION = "_replace_image"
 """Function of `ultralytics.data.utils` that rewrites a JPEG without an end marker, inside the dataset."""
 DOWNLOADERS = ("safe_download", "get_github_assets")
 """Functions of `ultralytics.utils.downloads` that use the network."""
-OBJECT_COLLECTIVES = (
-    "all_gather_object",
-    "broadcast_object_list",
-    "gather_object",
-    "recv_object_list",
-    "scatter_object_list",
-    "send_object_list",
-)
-"""Functions of `torch.distributed` that unpickle what another process sends."""
 CACHE_WRITER = "save_dataset_cache_file"
 """Function of `ultralytics.data.dataset` that writes scanned labels as a pickle."""
 CACHE_READER = "load_dataset_cache_file"
@@ -89,17 +79,6 @@ def forbid_network() -> None:
     _replace(downloads, "is_url", never_online)
 
 
-def forbid_object_collectives() -> None:
-    """Make torch's collectives of Python objects fail: they run code that another process sends."""
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("collectives of objects unpickle what a peer sends; send arrays with World.gather")
-
-    for name in OBJECT_COLLECTIVES:
-        for module in (torch.distributed, torch.distributed.distributed_c10d):
-            setattr(module, name, refuse)
-
-
 def extend_image_check(check: Callable[[str], None]) -> None:
     """Make Ultralytics call `check(path)` after its own check of an image; it raises an error for an unusable one.
 
@@ -143,13 +122,3 @@ def raise_detection_limit(args: Any, datasets: dict[str, Any]) -> None:
         datasets: by split.
     """
     getattr(DetectionValidator, DETECTION_LIMIT_FUNCTION)(args, datasets)
-
-
-def without_annotations(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a DDP communication hook without its type annotations.
-
-    `register_comm_hook` compares annotations with types, but `from __future__ import annotations` makes them strings.
-    A hook without annotations is not checked.
-    """
-    hook.__annotations__ = {}
-    return hook

@@ -29,7 +29,8 @@ from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
 from yolojob_trainer.system.process import available_cpus
-from yolojob_trainer.system.upstream_patches import raise_detection_limit, without_annotations
+from yolojob_trainer.system.torch_patches import without_annotations
+from yolojob_trainer.system.upstream_patches import raise_detection_limit
 from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.phase_clock import Mark, PhaseClock
 from yolojob_trainer.training.train_state import TrainedObjects, TrainState
