@@ -88,7 +88,7 @@ class Pair:
         self.lost: list[str] = []
         published: list[str] = []
         self.main, self.peer = Heartbeat(self.lost.append), Heartbeat(self.lost.append)
-        self.main.listen(published.append)
+        self.main.listen(published.append, "127.0.0.1")
         port, token = published[0].split()
         self.port = int(port)
         self.relay = Relay(self.port)
@@ -164,7 +164,7 @@ def test_heartbeat_of_a_silent_peer_reports_it_after_the_timeout(clock: Clock) -
     lost: list[str] = []
     published: list[str] = []
     main = Heartbeat(lost.append)
-    main.listen(published.append)
+    main.listen(published.append, "127.0.0.1")
     port, token = published[0].split()
     with socket.create_connection(("127.0.0.1", int(port))) as silent:
         silent.sendall(f"{token} 7\n".encode())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 from yolojob_trainer.errors import is_lost_peer
-from yolojob_trainer.launch import root_cause_exit_code, single_process_environment
+from yolojob_trainer.launch import Gang, root_cause_exit_code
 from yolojob_trainer.observability.metrics import TrainerMetrics, serve
 from yolojob_trainer.observability.termination_message import shorten, write_termination_message
 from yolojob_trainer.observability.throughput import Throughput
@@ -54,6 +54,8 @@ def test_termination_message_of_a_lost_peer_does_not_replace_the_cause(tmp_path:
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [
+        ([0, 0], 0),
+        ([0, 1], 1),
         ([1], 1),
         ([2, 76], 2),
         ([76, 2, 1], 2),
@@ -69,9 +71,18 @@ def test_verdict_of_several_exit_codes_is_the_cause(codes: list[int], expected: 
     assert root_cause_exit_code(codes) == expected
 
 
-def test_environment_of_a_single_process_is_that_of_the_worker() -> None:
-    env = single_process_environment({"PET_NNODES": "4", "PET_NODE_RANK": "3", "PET_MASTER_ADDR": "a.b"})
-    assert (env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"], env["MASTER_ADDR"]) == ("4", "3", "0", "a.b")
+@pytest.mark.parametrize(
+    ("gang", "local", "world", "rank"),
+    [((1, 0, 1), 0, "1", "0"), ((4, 3, 1), 0, "4", "3"), ((2, 1, 4), 2, "8", "6")],
+)
+def test_environment_of_a_process_has_its_place_in_the_gang(
+    gang: tuple[int, int, int], local: int, world: str, rank: str
+) -> None:
+    nodes, node, processes = gang
+    variables = {"PET_NNODES": nodes, "PET_NODE_RANK": node, "PET_NPROC_PER_NODE": processes, "PET_MASTER_ADDR": "a.b"}
+    env = Gang.from_env({name: str(value) for name, value in variables.items()}).environment(local, 1234)
+    assert (env["WORLD_SIZE"], env["RANK"], env["LOCAL_RANK"]) == (world, rank, str(local))
+    assert (env["LOCAL_WORLD_SIZE"], env["MASTER_ADDR"], env["MASTER_PORT"]) == (str(processes), "127.0.0.1", "1234")
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ def test_heartbeat_timeout_is_fifteen_seconds() -> None:
 def test_training_during_a_port_scan_is_not_disturbed(gangs: Gangs) -> None:
     """Connections to rank 0's heartbeat port that send nothing, or nonsense, and close.
 
-    Rank 0 has a name, as in a cluster; at a loopback address it would listen there only.
+    Each rank is the only one of its worker, as in a cluster; rank 0 of a single worker listens only for this machine.
     """
-    by_name = {"MASTER_ADDR": "localhost"}
-    gang = gangs(2, replicas=2, train={"epochs": 4, "fraction": 200.0}, environment=by_name)
+    alone = {"LOCAL_WORLD_SIZE": "1", "YOLOJOB_CPUS": "1"}
+    gang = gangs(2, replicas=2, train={"epochs": 4, "fraction": 200.0}, environment=alone)
     eventually(lambda: len(gang.samples()) > 3, "training has started", 120)
     port = heartbeat_port(gang)
     for data in (b"", b"GET / HTTP/1.0\r\n\r\n"):
@@ -122,10 +122,9 @@ def test_training_during_a_port_scan_is_not_disturbed(gangs: Gangs) -> None:
 
 
 def heartbeat_port(gang: Gang) -> int:
-    """Port of rank 0 that listens on all addresses and is not torch's store; gloo listens on a single address."""
+    """Port of rank 0 that listens on all addresses; torch's store and gloo listen on a single address."""
     connections = psutil.Process(gang.processes[0].pid).net_connections("tcp")
-    listening = {c.laddr.port for c in connections if c.status == "LISTEN" and c.laddr.ip == "::"}
-    (port,) = listening - {gang.master_port}
+    (port,) = {c.laddr.port for c in connections if c.status == "LISTEN" and c.laddr.ip == "::"}
     return int(port)
 
 

@@ -1,4 +1,4 @@
-"""Entry point of a training process: `torchrun -m yolojob_trainer`, or started by `yolojob_trainer.launch`.
+"""Entry point of a training process: started by `yolojob_trainer.launch`.
 
 Reads the run from YOLOJOB_RUN, executes it, writes a report where Kubernetes reads it, and exits with one of
 `yolojob.api.constants.ExitCode`.

@@ -98,7 +98,6 @@ class App:
         reporter = self._reporter = Reporter(metrics, world_size=world.world_size)
         if port := int(os.environ.get(constants.ENV_METRICS_PORT, constants.METRICS_PORT)):
             prometheus.serve(metrics, reporter.snapshot, port + world.local_rank)
-        torchrun_seconds = _torchrun_rendezvous_seconds()
         began = time.perf_counter()
         with world.connected(), tempfile.TemporaryDirectory(prefix="yolojob-") as scratch:
             result = _run_mode(
@@ -109,7 +108,7 @@ class App:
                     scratch=Path(scratch),
                     cache=environment.cache_dir(),
                     volumes=environment.volumes_dir(),
-                    rendezvous_seconds=torchrun_seconds + time.perf_counter() - began,
+                    rendezvous_seconds=time.perf_counter() - began,
                 )
             )
         if result:
@@ -183,12 +182,6 @@ def _print_failure(failure: Failure) -> None:
 
 def _termination_log() -> Path:
     return Path(os.environ.get(constants.ENV_TERMINATION_LOG, constants.TERMINATION_LOG))
-
-
-def _torchrun_rendezvous_seconds() -> float:
-    """Return the time that torchrun has waited for the other workers before it started this process."""
-    launched = os.environ.get(constants.ENV_LAUNCHED)
-    return max(process_start() - float(launched), 0.0) if launched else 0.0
 
 
 def _read_run() -> Run:

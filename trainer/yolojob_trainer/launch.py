@@ -1,23 +1,37 @@
 """Launches a worker: `python -m yolojob_trainer.launch`.
 
-torchrun maps every failure of its children to exit code 1. This launcher exits with the code of the root cause, because
-the operator decides by it. It reads torchrun's variables: PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE,
-PET_MASTER_ADDR, PET_MASTER_PORT. The members of an attempt never change, so a worker with a single process needs no
-torchrun agent, which would import torch a second time.
+It starts the worker's trainer processes, connects them with those of the other workers (`distributed.gate`), and exits
+with the code of the root cause, because the operator decides by it. It reads torchrun's variables: PET_NNODES,
+PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR, PET_MASTER_PORT. torchrun itself is not used: its agent imports
+torch once more, opens a store to which everybody may connect, and maps every failure to exit code 1.
 
 The launcher is the first process of a container, to which the kernel delivers only signals that have a handler. The
-trainer is its child, so that SIGTERM ends it even while it imports modules or waits for a peer inside torch.
+trainers are its children, so that SIGTERM ends them even while they import modules or wait for a peer inside torch.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
-import subprocess
+import socket
 import sys
-import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
-from yolojob.api.constants import ENV_LAUNCHED, ENV_STARTED, RENDEZVOUS_PORT, ExitCode
+from yolojob.api.constants import (
+    ENV_RUN,
+    ENV_SECRET_FILE,
+    ENV_STARTED,
+    ENV_STORE_FD,
+    RENDEZVOUS_PORT,
+    ExitCode,
+)
+from yolojob_trainer.distributed.gate import LOOPBACK, Door, Gate, attempt_key
 from yolojob_trainer.system.process import available_cpus, process_start
 
 MODULE = "yolojob_trainer"
@@ -29,23 +43,60 @@ ALLOCATOR = ":".join(
 next step: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html. glibc reads it when a
 process starts."""
 _PRECEDENCE = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
+PEER_EXIT_SECONDS = 10.0
+"""Time for the other processes of a worker to notice that one has failed, and to end by themselves."""
+STOP_SECONDS = 30.0
+"""Time for a process to end after SIGTERM."""
 
 
-def single_process_environment(env: dict[str, str]) -> dict[str, str]:
-    """Return the variables that torchrun would set for the only process of a node."""
-    nodes, rank = env.get("PET_NNODES", "1"), env.get("PET_NODE_RANK", "0")
-    return {
-        "WORLD_SIZE": nodes,
-        "RANK": rank,
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": env.get("PET_MASTER_ADDR", "127.0.0.1"),
-        "MASTER_PORT": env.get("PET_MASTER_PORT", str(RENDEZVOUS_PORT)),
-    }
+@dataclass(frozen=True, kw_only=True)
+class Gang:
+    """The place of this worker among all workers of the attempt."""
+
+    nodes: int
+    node_rank: int
+    processes: int
+    """Processes of each worker."""
+    host: str
+    """Address of worker 0."""
+    port: int
+    """Port of worker 0's gate; of the store itself if there is only one worker."""
+
+    @classmethod
+    def from_env(cls, env: dict[str, str]) -> Self:
+        """Read torchrun's variables; without them, the gang is one process."""
+        return cls(
+            nodes=int(env.get("PET_NNODES", "1")),
+            node_rank=int(env.get("PET_NODE_RANK", "0")),
+            processes=int(env.get("PET_NPROC_PER_NODE", "1")),
+            host=env.get("PET_MASTER_ADDR", LOOPBACK),
+            port=int(env.get("PET_MASTER_PORT", str(RENDEZVOUS_PORT))),
+        )
+
+    def environment(self, local_rank: int, store_port: int) -> dict[str, str]:
+        """The variables of one process.
+
+        Args:
+            local_rank: of the process.
+            store_port: port of this machine at which the store is reached.
+        """
+        variables = {
+            "WORLD_SIZE": str(self.nodes * self.processes),
+            "RANK": str(self.node_rank * self.processes + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "LOCAL_WORLD_SIZE": str(self.processes),
+            "MASTER_ADDR": LOOPBACK,
+            "MASTER_PORT": str(store_port),
+        }
+        if self.processes > 1:
+            variables["OMP_NUM_THREADS"] = str(max(available_cpus() // self.processes, 1))
+        return variables
 
 
 def root_cause_exit_code(codes: list[int]) -> int:
-    """Return one exit code for a worker whose processes ended with these: the code of the root cause."""
+    """Return one exit code for a worker whose processes ended with these: that of the root cause of a failure."""
+    if not any(codes):
+        return ExitCode.SUCCEEDED
     unknown = [c for c in codes if c not in [*_PRECEDENCE, ExitCode.SUCCEEDED]]
     for code in _PRECEDENCE:
         if code in codes and not (unknown and code in (ExitCode.PEER_LOST, ExitCode.INTERRUPTED)):
@@ -58,43 +109,121 @@ def _shell_exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
+class SetupError(Exception):
+    """The processes cannot be connected. The message says why."""
+
+
 def main() -> int:
     """Run the trainer processes of this worker; return the exit code."""
     os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)
     os.environ[ENV_STARTED] = str(process_start())
-    if os.environ.get("PET_NPROC_PER_NODE", "1") == "1":
-        return _run_single_process()
-    return _run_torchrun()
-
-
-def _run_single_process() -> int:
-    """Start the only process, forward signals to it, and return its exit code."""
-    environment = {**os.environ, **single_process_environment(dict(os.environ))}
-    child = subprocess.Popen([sys.executable, "-m", MODULE], env=environment)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: child.send_signal(received))
-    return _shell_exit_code(child.wait())
-
-
-def _run_torchrun() -> int:
-    """Start several processes with torchrun, and return the exit code of the root cause."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-    from torch.distributed.run import config_from_args, parse_args
-
-    processes = os.environ["PET_NPROC_PER_NODE"]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cpus() // int(processes), 1)))
-    os.environ.setdefault("PET_MASTER_PORT", str(RENDEZVOUS_PORT))
-    config, command, arguments = config_from_args(parse_args(["--module", MODULE]))  # type: ignore[no-untyped-call]
-    os.environ[ENV_LAUNCHED] = str(time.time())
     try:
-        elastic_launch(config, command)(*arguments)
-    except ChildFailedError as error:
-        return root_cause_exit_code([failure.exitcode for failure in error.failures.values()])
-    except SignalException as error:
-        return ExitCode.INTERRUPTED if error.sigval == signal.SIGTERM else 128 + error.sigval
-    return ExitCode.SUCCEEDED
+        return asyncio.run(_run(Gang.from_env(dict(os.environ))))
+    except SetupError as error:
+        print(f"yolojob: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return ExitCode.BAD_INPUT
+
+
+async def _run(gang: Gang) -> int:
+    async with _store(gang) as (port, listening):
+        children = [await _start(gang, rank, port, listening) for rank in range(gang.processes)]
+        if listening:
+            listening.close()  # or it would outlive the store
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _send_to_all, children, number)
+        return root_cause_exit_code(await _wait(children))
+
+
+@asynccontextmanager
+async def _store(gang: Gang) -> AsyncIterator[tuple[int, socket.socket | None]]:
+    """Make the store reachable for this worker's processes.
+
+    Yields:
+        The port at which they reach it, and on worker 0 the socket at which the store is to listen.
+
+    Raises:
+        SetupError: there are several workers, and no secret.
+    """
+    if gang.node_rank > 0:
+        door = Door(_key(), gang.host, gang.port)
+        opening = asyncio.ensure_future(door.open())
+        try:
+            yield door.port, None
+        finally:
+            opening.cancel()
+        return
+    with socket.socket() as listening:
+        listening.bind((LOOPBACK, 0))
+        port = listening.getsockname()[1]
+        gate = await _open_gate(gang, port) if gang.nodes > 1 else None
+        try:
+            yield port, listening
+        finally:
+            if gate:
+                gate.close()
+
+
+async def _open_gate(gang: Gang, store_port: int) -> asyncio.Server:
+    key = _key()
+    try:
+        return await Gate(key, store_port).open(gang.port)
+    except OSError as error:
+        raise SetupError(f"PET_MASTER_PORT: {gang.port}: {error.strerror}") from None
+
+
+def _key() -> bytes:
+    path = os.environ.get(ENV_SECRET_FILE)
+    if not path:
+        raise SetupError(
+            f"{ENV_SECRET_FILE} is not set: several workers need a common secret; the operator sets it, so it must be "
+            "as new as this image; without the operator, write 32 random bytes to a file that all workers can read"
+        )
+    attempt = json.loads(os.environ.get(ENV_RUN) or "{}").get("attempt", 1)
+    try:
+        return attempt_key(Path(path), int(attempt))
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{ENV_SECRET_FILE}: {error}") from None
+
+
+async def _start(
+    gang: Gang, local_rank: int, store_port: int, listening: socket.socket | None
+) -> asyncio.subprocess.Process:
+    environment = {**os.environ, **gang.environment(local_rank, store_port)}
+    inherited: tuple[int, ...] = ()
+    if listening is not None and local_rank == 0:
+        inherited = (listening.fileno(),)
+        environment[ENV_STORE_FD] = str(listening.fileno())
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", MODULE, env=environment, pass_fds=inherited)
+
+
+async def _wait(children: list[asyncio.subprocess.Process]) -> list[int]:
+    """Wait until all processes have ended. After a failure the others are stopped, if they do not end by themselves.
+
+    Returns:
+        The exit codes of those that were not stopped.
+    """
+    tasks = [asyncio.ensure_future(child.wait()) for child in children]
+    running = set(tasks)
+    while running:
+        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        if any(task.result() for task in done):
+            break
+    if running:
+        await asyncio.wait(running, timeout=PEER_EXIT_SECONDS)
+    codes = [task.result() for task in tasks if task.done()]
+    for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
+        if stuck := [task for task in tasks if not task.done()]:
+            _send_to_all(children, number)
+            await asyncio.wait(stuck, timeout=seconds)
+    return codes
+
+
+def _send_to_all(children: list[asyncio.subprocess.Process], number: signal.Signals) -> None:
+    for child in children:
+        with suppress(ProcessLookupError):
+            if child.returncode is None:
+                child.send_signal(number)
 
 
 if __name__ == "__main__":

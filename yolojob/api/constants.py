@@ -53,8 +53,10 @@ ENV_BENCH_SECONDS = "YOLOJOB_BENCH_SECONDS"
 """Duration of a bench's measurements in seconds."""
 ENV_STARTED = "YOLOJOB_STARTED"
 """Start of the worker's first process, in seconds since 1970: the account of its time starts here."""
-ENV_LAUNCHED = "YOLOJOB_LAUNCHED"
-"""Start of the wait for the other workers, in seconds since 1970; set only if torchrun does the rendezvous."""
+ENV_SECRET_FILE = "YOLOJOB_SECRET_FILE"  # noqa: S105 - a variable's name
+"""File with the secret that all workers of a job share: at least 16 random bytes."""
+ENV_STORE_FD = "YOLOJOB_STORE_FD"
+"""File descriptor of the socket at which rank 0's key-value store listens; set by the launcher."""
 ENV_TERMINATION_LOG = "YOLOJOB_TERMINATION_LOG"
 """File for the final report; Kubernetes takes its first 4096 bytes as the container's termination message."""
 
@@ -80,7 +82,7 @@ class Mode(enum.StrEnum):
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of a trainer process. torchrun replaces them by 1; `yolojob_trainer.launch` restores them."""
+    """Exit codes of a trainer process."""
 
     SUCCEEDED = 0
     FAILED = 1

@@ -131,12 +131,10 @@ class LocalRun:
             "PET_NODE_RANK": "0",
             "PET_NPROC_PER_NODE": str(self.world_size),
             "PET_MASTER_ADDR": "127.0.0.1",
-            "PET_MASTER_PORT": str(_free_ports(1)),
             "PYTHONUNBUFFERED": "1",
             # The current folder may hold anything: without this, Python would import modules from it first.
             "PYTHONSAFEPATH": "1",
-            # The processes are on one machine, so no other one needs to connect. torch's key-value store listens on all
-            # addresses all the same.
+            # The processes are on one machine, so no other one needs to connect.
             "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo"),
         }
         with self.log.open("ab") as log:

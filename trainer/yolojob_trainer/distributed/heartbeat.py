@@ -8,7 +8,6 @@ second.
 
 from __future__ import annotations
 
-import os
 import secrets
 import selectors
 import socket
@@ -24,8 +23,6 @@ ROOT_CAUSE_GRACE_SECONDS = 3.0
 """Time for the main thread to find a more specific cause than a lost peer and to exit with it."""
 
 BEAT, GOODBYE = b".", b"q"
-LOOPBACK = "127.0.0.1"
-"""Address of rank 0 in a local run: then no other machine may connect."""
 MAX_STRANGERS = 256
 """Connections that have not identified themselves; ranks do so immediately."""
 
@@ -61,10 +58,15 @@ class Heartbeat:
         self._selector.register(self._wake_recv, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def listen(self, publish: Callable[[str], None]) -> None:
-        """On rank 0: publish the port and a shared token. Connections without the token (a port scan) are ignored."""
-        if os.environ.get("MASTER_ADDR") == LOOPBACK:
-            server = socket.create_server((LOOPBACK, 0), backlog=1024)
+    def listen(self, publish: Callable[[str], None], address: str | None) -> None:
+        """On rank 0: publish the port and a shared token. Connections without the token (a port scan) are ignored.
+
+        Args:
+            publish: called with what `connect` needs.
+            address: to listen at; None is all addresses.
+        """
+        if address:
+            server = socket.create_server((address, 0), backlog=1024)
         else:
             dual = socket.has_dualstack_ipv6()
             family = socket.AF_INET6 if dual else socket.AF_INET

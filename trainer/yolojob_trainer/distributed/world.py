@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.distributed_c10d import _get_default_store
 
+from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import Gpu
+from yolojob_trainer.distributed.gate import LOOPBACK
 from yolojob_trainer.distributed.heartbeat import Heartbeat
 from yolojob_trainer.errors import BadInput, Interrupted, PeerLost, TrainerError
 from yolojob_trainer.system.process import available_cpus
@@ -30,25 +32,50 @@ CONNECT_POLL_SECONDS, BARRIER_POLL_SECONDS = 0.1, 0.05
 """Intervals between two attempts to connect, and between two looks at the key-value store."""
 
 
-def wait_for_port(host: str, port: int, seconds: float) -> None:
-    """Wait until a server accepts connections on the port.
-
-    torch's store would wait too, but it keeps the first address that the name resolved to. After a restart that may be
-    the address of the old pod, for as long as a name server caches it. This function resolves the name for every
-    attempt.
+def _connect_store(rank: int, world_size: int) -> TCPStore:
+    """Return the key-value store of all ranks. Rank 0 serves it, on the loopback address only: see `gate`.
 
     Raises:
-        PeerLost: no server accepted a connection in time.
+        PeerLost: rank 0 does not serve it in time.
+    """
+    port = int(os.environ["MASTER_PORT"])
+    listening = None
+    if rank == 0:
+        inherited = os.environ.get(constants.ENV_STORE_FD)
+        listening = int(inherited) if inherited else socket.create_server((LOOPBACK, port)).detach()
+    else:
+        wait_for_port(port, COLLECTIVE_TIMEOUT.total_seconds())
+    return TCPStore(
+        LOOPBACK,
+        port,
+        world_size,
+        is_master=rank == 0,
+        timeout=COLLECTIVE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listening,
+    )
+
+
+def _rank0_host() -> str:
+    """Return the address of rank 0 as this worker sees it."""
+    return os.environ.get("PET_MASTER_ADDR", LOOPBACK)
+
+
+def wait_for_port(port: int, seconds: float) -> None:
+    """Wait until the store is reachable at this port of the loopback address.
+
+    Raises:
+        PeerLost: it is not reachable in time.
     """
     deadline = time.monotonic() + seconds
     while True:
         try:
-            with socket.create_connection((host, port), timeout=1.0):
+            with socket.create_connection((LOOPBACK, port), timeout=1.0):
                 return
         except OSError as error:
             if time.monotonic() > deadline:
                 raise PeerLost(
-                    Reason.PEER_LOST, f"worker 0 does not listen on {host}:{port} after {seconds:.0f} s: {error}"
+                    Reason.PEER_LOST, f"worker 0 ({_rank0_host()}) is not reachable after {seconds:.0f} s: {error}"
                 ) from None
             time.sleep(CONNECT_POLL_SECONDS)
 
@@ -120,7 +147,7 @@ class World:
 
     @classmethod
     def from_env(cls, gpu: Gpu | None, on_lost_peer: Callable[[str], None]) -> World:
-        """Read torchrun's environment; without it, a world with one rank.
+        """Read the environment that the launcher sets; without it, a world with one rank.
 
         Args:
             gpu: the job's GPU request; None trains on the CPU.
@@ -170,23 +197,22 @@ class World:
             # After a lost peer NCCL aborts its communicators and leaves the process alive, so that it can report why it
             # ends. By default it ends the process with SIGABRT.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        if not self.is_main:
-            wait_for_port(host, port, COLLECTIVE_TIMEOUT.total_seconds())
         forbid_object_collectives()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
             timeout=COLLECTIVE_TIMEOUT,
+            store=_connect_store(self.rank, self.world_size),
             rank=self.rank,
             world_size=self.world_size,
         )
         heartbeat = Heartbeat(self.on_lost_peer)
         store = _store("heartbeat")
         if self.is_main:
-            heartbeat.listen(lambda endpoint: store.set("endpoint", endpoint))
+            only_here = self.local_world_size == self.world_size
+            heartbeat.listen(lambda endpoint: store.set("endpoint", endpoint), LOOPBACK if only_here else None)
         else:
             try:
-                heartbeat.connect(host, store.get("endpoint").decode(), self.rank)
+                heartbeat.connect(_rank0_host(), store.get("endpoint").decode(), self.rank)
             except OSError as error:
                 raise PeerLost(Reason.PEER_LOST, f"rank 0 is gone: {error}") from None
         try:
