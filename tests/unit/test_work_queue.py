@@ -87,3 +87,16 @@ def test_take_of_a_job_in_progress_waits_and_keeps_its_changes() -> None:
         assert len(queue) == 1
 
     fake_time.run(live())
+
+
+def test_single_job_of_a_namespace_does_not_wait_behind_the_jobs_of_another() -> None:
+    async def live() -> None:
+        queue = WorkQueue()
+        for number in range(100):
+            queue.wake(("busy", f"job-{number}"), starting_jobs=0)
+        queue.wake(KEY, starting_jobs=0)
+        taken = [await take(queue) for _ in range(4)]
+        assert taken == [("busy", "job-0"), KEY, ("busy", "job-1"), ("busy", "job-2")]
+        queue.stop()
+
+    fake_time.run(live())

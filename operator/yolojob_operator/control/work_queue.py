@@ -18,8 +18,9 @@ class WorkQueue:
     """Jobs that wait to be reconciled."""
 
     def __init__(self) -> None:
-        self._ready: dict[Key, None] = {}
-        """Jobs that can be taken, in this order."""
+        self._ready: dict[str, dict[Key, None]] = {}
+        """Jobs that can be taken, in their order, by namespace. The namespace that was served last comes last; none is
+        empty."""
         self._tickets = asyncio.Semaphore(0)
         """One for each job that became ready; there may be more tickets than ready jobs."""
         self._queued: dict[Key, float] = {}
@@ -43,8 +44,9 @@ class WorkQueue:
 
     def forget(self, key: Key) -> None:
         """Drop everything about a job that no longer exists."""
-        for memory in (self._taken_at, self._ready, self._queued):
+        for memory in (self._taken_at, self._queued):
             memory.pop(key, None)
+        self._unready(key)
         if delay := self._delays.pop(key, None):
             delay.cancel()
         self.cancel(key)
@@ -93,13 +95,15 @@ class WorkQueue:
         while True:
             await self._tickets.acquire()
             await until_leader()
-            key = next((key for key in self._ready if key not in self._active), None)
+            key = next((k for jobs in self._ready.values() for k in jobs if k not in self._active), None)
             if key is not None:
                 break
             if self._ready:  # all ready jobs are still being reconciled; they stay queued
                 self._tickets.release()
                 await asyncio.sleep(0.01)
-        del self._ready[key]
+        self._unready(key)
+        if others := self._ready.pop(key[0], None):
+            self._ready[key[0]] = others  # now it is the turn of the other namespaces
         now = time.monotonic()
         self._active.add(key)
         self._taken_at[key] = now
@@ -110,8 +114,14 @@ class WorkQueue:
 
     def _enqueue(self, key: Key) -> None:
         self._delays.pop(key, None)
-        self._ready[key] = None
+        self._ready.setdefault(key[0], {})[key] = None
         self._tickets.release()
+
+    def _unready(self, key: Key) -> None:
+        if jobs := self._ready.get(key[0]):
+            jobs.pop(key, None)
+            if not jobs:
+                del self._ready[key[0]]
 
     def _due(self, key: Key) -> None:
         """The timer of a job has expired: the job does not wait for its minimum interval."""
