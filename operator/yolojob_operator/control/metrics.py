@@ -6,6 +6,7 @@ histograms observe every status change once: after it was written.
 
 from __future__ import annotations
 
+import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -26,6 +27,9 @@ WAIT_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.
 """Seconds: from a warm cluster to a queue that is hours long."""
 JOB_BUCKETS = (10.0, 60.0, 300.0, 900.0, 3600.0, 7200.0, 14400.0, 28800.0, 86400.0, 259200.0, 604800.0)
 """Seconds: from a test job to a week."""
+
+IDLE_SECONDS = 3600.0
+"""Series of a namespace are kept for so long after its last job, so that every scrape interval sees its last values."""
 
 CAUSES = {
     Reason.OOM_KILLED: "out_of_memory",
@@ -224,7 +228,8 @@ class OperatorMetrics:
             "job_duration_seconds", "Time from a job's creation to its end", ("namespace", "phase"), JOB_BUCKETS
         )
         self.cost = counter("cost_total", "Cost of all pods", ("namespace", "currency"))
-        self._namespaces: set[str] = set()
+        self._namespaces: dict[str, float] = {}
+        """Namespaces with series, and when each last had a job; monotonic clock."""
         self.registry.register(JobsCollector(jobs))
         ProcessCollector(registry=self.registry)
 
@@ -232,7 +237,6 @@ class OperatorMetrics:
         """Create the series of a namespace with the value 0: `increase` does not count the first sample of a new
         series.
         """
-        self._namespaces.add(namespace)
         for cause in (*CAUSES.values(), *OTHER_CAUSES):
             self.restarts.labels(namespace, cause)
         for phase in (JobPhase.SUCCEEDED, JobPhase.FAILED):
@@ -249,10 +253,24 @@ class OperatorMetrics:
         namespace = job.metadata.namespace or ""
         if namespace not in self._namespaces:
             self._initialise(namespace)
+            self._namespaces[namespace] = time.monotonic()
         self._count_restarts(namespace, job, now)
         self._observe_first_run(namespace, job, now)
         self._observe_duration(namespace, job, now)
         self._count_cost(namespace, job, now)
+
+    def forget_idle_namespaces(self, busy: set[str], now: float) -> None:
+        """Drop the series of namespaces that have had no job for IDLE_SECONDS: each has some seventy.
+
+        Args:
+            busy: namespaces that have jobs.
+            now: by the monotonic clock.
+        """
+        self._namespaces.update((namespace, now) for namespace in busy & self._namespaces.keys())
+        for namespace in [name for name, seen in self._namespaces.items() if now - seen > IDLE_SECONDS]:
+            del self._namespaces[namespace]
+            for family in (self.restarts, self.time_to_running, self.duration, self.cost):
+                family.remove_by_labels({"namespace": namespace})
 
     def _count_restarts(self, namespace: str, job: YoloTrainingJob, now: YoloTrainingJobStatus) -> None:
         if is_finished(now):

@@ -87,8 +87,9 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     memo.reconciler = Reconciler(api, given.defaults, metrics, given.namespaces, cache)
     metrics.watch_lag_seconds.set_function(memo.reconciler.watch_lag)
     if given.listen:
-        runner = await http_server.serve(given.listen, metrics.registry, memo.reconciler.unhealthy_reason)
-        stack.push_async_callback(runner.cleanup)
+        server = http_server.serve(given.listen, metrics.registry, memo.reconciler.unhealthy_reason)
+        stack.callback(server.server_close)
+        stack.push_async_callback(asyncio.to_thread, server.shutdown)
     await _wait_for_crd(api, given.namespaces)
     me = leader_election.identity()
     # One lease, in the operator's own namespace: users can often write leases in theirs.

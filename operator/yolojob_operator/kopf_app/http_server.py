@@ -1,16 +1,25 @@
-"""The operator's HTTP server: /metrics for Prometheus, /healthz for the kubelet."""
+"""The operator's HTTP endpoints: /metrics for Prometheus, /healthz for the kubelet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIServer
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from yolojob import http_server
 
-async def serve(address: str, registry: CollectorRegistry, unhealthy_reason: Callable[[], str]) -> web.AppRunner:
-    """Serve until the runner is cleaned up.
+ANSWER_TIMEOUT_SECONDS = 8.0
+"""An event loop that answers later hangs; longer than the kubelet waits for a probe."""
+
+
+def serve(address: str, registry: CollectorRegistry, unhealthy_reason: Callable[[], str]) -> WSGIServer:
+    """Serve until the server is shut down.
+
+    The current event loop computes the answers, so that /healthz fails if the loop hangs.
 
     Args:
         address: HOST:PORT; an empty host binds all addresses of the machine.
@@ -20,19 +29,30 @@ async def serve(address: str, registry: CollectorRegistry, unhealthy_reason: Cal
     Raises:
         OSError: the address cannot be bound.
     """
+    loop = asyncio.get_running_loop()
 
-    async def metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
+    async def metrics(accept: str) -> tuple[str, str, bytes]:
+        encode, content_type = choose_encoder(accept)
+        return "200 OK", content_type, encode(registry)
 
-    async def healthz(request: web.Request) -> web.Response:  # noqa: ARG001
+    async def healthz(_: str) -> tuple[str, str, bytes]:
         reason = unhealthy_reason()
-        return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
+        return "503 Service Unavailable" if reason else "200 OK", "text/plain", f"{reason or 'ok'}\n".encode()
 
-    app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
+    paths = {"/metrics": metrics, "/healthz": healthz}
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        answer = paths.get(environ["PATH_INFO"])
+        if answer is None:
+            status, content_type, body = "404 Not Found", "text/plain", b"Not found: use /metrics or /healthz.\n"
+        else:
+            future = asyncio.run_coroutine_threadsafe(answer(environ.get("HTTP_ACCEPT", "")), loop)
+            try:
+                status, content_type, body = future.result(ANSWER_TIMEOUT_SECONDS)
+            except TimeoutError:
+                status, content_type, body = "503 Service Unavailable", "text/plain", b"the event loop hangs\n"
+        start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
+        return [body]
+
     host, _, port = address.rpartition(":")
-    await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
-    return runner
+    return http_server.serve(app, host.strip("[]"), int(port))

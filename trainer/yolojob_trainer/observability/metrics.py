@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
 
+from yolojob import http_server
 from yolojob_trainer.training.span import Span
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a fraction of a small model's step to the longest step of practical use."""
 LONG_BUCKETS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)
 """Seconds: checkpoints, validations, epochs."""
-MAX_CONNECTIONS = 32
-"""Connections at a time: those of Prometheus, the operator and a few people."""
-CONNECTION_TIMEOUT_SECONDS = 10.0
-"""A connection that sends nothing for so long is closed."""
 METRIC_LABELS = ("namespace", "job_name", "rank")
 """`job_name`, because Prometheus itself sets the label `job` of a target."""
 
@@ -98,35 +92,6 @@ class TrainerMetrics:
         self._info.labels(**self._labels).info(facts)
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    """Serves each connection in a thread, and closes connections beyond MAX_CONNECTIONS at once."""
-
-    daemon_threads = True
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-
-class _SilentHandler(WSGIRequestHandler):
-    timeout = CONNECTION_TIMEOUT_SECONDS
-
-    def log_message(self, *_: Any) -> None:
-        """Do not log requests: there are many, and they are not of interest."""
-
-
 def serve(metrics: TrainerMetrics, progress: Callable[[], dict[str, Any]], port: int) -> int:
     """Serve /metrics and /progress from a thread until the process ends; return the port.
 
@@ -147,6 +112,4 @@ def serve(metrics: TrainerMetrics, progress: Callable[[], dict[str, Any]], port:
         return [b"Not found: use /metrics or /progress.\n"]
 
     host = "" if os.environ.get("KUBERNETES_SERVICE_HOST") else "127.0.0.1"
-    server = make_server(host, port, app, server_class=_Server, handler_class=_SilentHandler)
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return server.server_port
+    return http_server.serve(app, host, port).server_port
