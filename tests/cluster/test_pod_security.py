@@ -6,8 +6,10 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pod_schema
 import pytest
 from support.kube import Kube
 from support.plans import job
@@ -101,3 +103,9 @@ def test_policy_has_decided_on_every_field_of_this_kubernetes(api: Kube, kind: s
     document = json.loads(api.run("get", "--raw", "/openapi/v3/api/v1").stdout)
     fields = set(document["components"]["schemas"][f"io.k8s.api.core.v1.{kind}"]["properties"])
     assert fields - set(DECIDED[kind]) == set(), "fields that the template policy has not decided on"
+
+
+def test_template_has_the_fields_of_a_pod_in_this_kubernetes(api: Kube) -> None:
+    """If it fails after an upgrade of the test cluster: run tools/pod_schema.py, and decide on the new fields."""
+    openapi = json.loads(api.run("get", "--raw", "/openapi/v3/api/v1").stdout)
+    assert pod_schema.render(openapi) == Path(pod_schema.__file__).parents[1].joinpath(pod_schema.FILE).read_text()

@@ -93,7 +93,7 @@ def test_parse_reports_all_faults_together() -> None:
         ("kind: YoloTrainingJob\nkind: YoloTrainingJob", "duplicate key"),
         ("kind: YoloTrainingJob\n---\nkind: YoloTrainingJob", "contains 2"),
         ("a: &a [*a]", "nested too deeply"),
-        ("\x00", "special characters"),
+        ("\x00", "control characters"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
     ],
 )

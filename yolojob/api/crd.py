@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
 import yaml
 
-from yolojob.api import constants
+from yolojob.api import constants, object_meta
 from yolojob.api.rules import FIXED, NAME_MESSAGE, NAME_PATTERN, RULES, TRANSITIONS
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob.api.status import YoloTrainingJobStatus
@@ -33,7 +35,7 @@ _COPIED_KEYS = [
     "not",
     "anyOf",
     "required",
-    "nullable",
+    "multipleOf",
     "properties",
     "items",
     "additionalProperties",
@@ -41,7 +43,8 @@ _COPIED_KEYS = [
     "x-kubernetes-int-or-string",
 ]
 # The API server estimates the cost of CEL rules from these limits; they also keep objects small.
-_MAX_KEYS, _MAX_KEY_LENGTH = 32, 253
+_MAX_KEYS = 32
+_PLACE = "POD-SPEC"
 
 COLUMNS = (
     ("Phase", "string", ".status.phase", "State of the job"),
@@ -56,8 +59,15 @@ COLUMNS = (
 )
 
 
-def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
-    """Convert pydantic's JSON schema to a structural schema: without references, unions with null, and `const`."""
+def structural(schema: Schema, definitions: dict[str, Schema], *, object_defaults: bool = False) -> Schema:
+    """Convert pydantic's JSON schema to a structural schema: without references, unions with null, and `const`.
+
+    Args:
+        schema: of a value.
+        definitions: what its references name.
+        object_defaults: add `default: {}` to every object that a model creates by itself: without it, the API server
+            does not apply the defaults of its fields.
+    """
     if reference := schema.get("$ref"):
         target = definitions[reference.rsplit("/", 1)[1]]
         schema = {**target, **{k: v for k, v in schema.items() if k != "$ref"}}
@@ -66,16 +76,18 @@ def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
         schema = _without_null(schema, definitions)
     if "const" in schema:
         schema["enum"] = [schema.pop("const")]
-    for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(schema.get(bound), int | float) and not isinstance(schema[bound], bool):
-            schema[limit], schema[bound] = schema[bound], True
-    if schema.get("default", 0) is None:
-        del schema["default"]
-    if schema.get("type") == "object" and schema.get("additionalProperties") is False:
-        del schema["additionalProperties"]
+    _adapt(schema)
     out = {key: schema[key] for key in _COPIED_KEYS if key in schema}
     if "properties" in out:
-        out["properties"] = {name: structural(child, definitions) for name, child in out["properties"].items()}
+        out["properties"] = {
+            # What a pod template does not name, the operator decides.
+            name: structural(child, definitions, object_defaults=object_defaults and name != "template")
+            for name, child in out["properties"].items()
+        }
+        for name, child in out["properties"].items():
+            is_optional = "anyOf" in schema["properties"][name] or name in schema.get("required", ())
+            if object_defaults and child.get("type") == "object" and not is_optional:
+                child["default"] = {}
     if isinstance(out.get("items"), dict):
         out["items"] = structural(out["items"], definitions)
     if isinstance(out.get("additionalProperties"), dict):
@@ -86,8 +98,19 @@ def structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     return out
 
 
+def _adapt(schema: Schema) -> None:
+    """Write limits and defaults as OpenAPI 3.0 has them."""
+    for bound, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(schema.get(bound), int | float) and not isinstance(schema[bound], bool):
+            schema[limit], schema[bound] = schema[bound], True
+    if schema.get("default", 0) is None:
+        del schema["default"]
+    if schema.get("type") == "object" and schema.get("additionalProperties") is False:
+        del schema["additionalProperties"]
+
+
 def _without_null(schema: Schema, definitions: dict[str, Schema]) -> Schema:
-    """A union of a type and null, as a nullable type.
+    """A union of a type and null, as the type: the API server takes a field that is null and not nullable as absent.
 
     Raises:
         TypeError: the schema is another union.
@@ -95,22 +118,14 @@ def _without_null(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     members = [member for member in schema.pop("anyOf") if member != {"type": "null"}]
     if len(members) != 1:
         raise TypeError(f"a structural schema has no unions: {members}")
-    return {**structural(members[0], definitions), **schema, "nullable": True}
+    return {**structural(members[0], definitions), **schema}
 
 
-def add_object_defaults(schema: Schema) -> Schema:
-    """Add `default: {}` to every optional object: without it, the API server does not apply the defaults of its
-    fields."""
-    for name, child in schema.get("properties", {}).items():
-        add_object_defaults(child)
-        if child.get("type") == "object" and name not in schema.get("required", ()) and not child.get("nullable"):
-            child["default"] = {}
-    return schema
-
-
-def _structural_schema(model: type[YoloTrainingJobSpec] | type[YoloTrainingJobStatus]) -> Schema:
+def _structural_schema(
+    model: type[YoloTrainingJobSpec] | type[YoloTrainingJobStatus], *, object_defaults: bool
+) -> Schema:
     schema = model.model_json_schema(by_alias=True)
-    return structural(schema, schema.get("$defs", {}))
+    return structural(schema, schema.get("$defs", {}), object_defaults=object_defaults)
 
 
 def _rule(field: str, cel: str, message: str) -> Schema:
@@ -119,7 +134,7 @@ def _rule(field: str, cel: str, message: str) -> Schema:
 
 def spec_schema() -> Schema:
     """The schema of `spec`, with defaults and rules."""
-    schema = add_object_defaults(_structural_schema(YoloTrainingJobSpec))
+    schema = _structural_schema(YoloTrainingJobSpec, object_defaults=True)
     schema["x-kubernetes-validations"] = [
         *(_rule(rule.field, rule.cel, rule.message) for rule in RULES),
         *(_rule(*transition) for transition in TRANSITIONS),
@@ -133,13 +148,28 @@ def spec_schema() -> Schema:
 
 def status_schema() -> Schema:
     """The schema of `status`, without defaults."""
-    schema = _structural_schema(YoloTrainingJobStatus)
+    schema = _structural_schema(YoloTrainingJobStatus, object_defaults=False)
     conditions = schema["properties"]["conditions"]
     conditions["x-kubernetes-list-type"] = "map"
     conditions["x-kubernetes-list-map-keys"] = ["type"]
     for child in schema["properties"].values():
         child.pop("default", None)  # only the operator writes the status
     return schema
+
+
+@functools.cache
+def manifest_schema() -> Schema:
+    """The schema of a whole manifest. `status` is left out: the API server ignores it in manifests."""
+    return {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "enum": [constants.API_VERSION]},
+            "kind": {"type": "string", "enum": [constants.KIND]},
+            "metadata": object_meta.SCHEMA,
+            "spec": spec_schema(),
+        },
+    }
 
 
 def crd() -> dict[str, Any]:
@@ -206,4 +236,16 @@ def crd() -> dict[str, Any]:
 def render() -> str:
     """The CRD as YAML."""
     header = "# Generated from the models by `make generate`. Do not edit.\n"
-    return header + yaml.safe_dump(crd(), sort_keys=False, width=1000, allow_unicode=True)
+    document = crd()
+    template = _template_of(document)
+    text = yaml.safe_dump(document, sort_keys=False, width=1000, allow_unicode=True)
+    # The schema of a pod has thousands of lines; in one line, the rest of the file stays readable.
+    return header + text.replace(_PLACE, json.dumps(template, separators=(", ", ": ")))
+
+
+def _template_of(document: dict[str, Any]) -> Schema:
+    """Replace the schema of a pod's spec in a CustomResourceDefinition by a placeholder; return it."""
+    schema = document["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    template = schema["properties"]["spec"]["properties"]["workers"]["properties"]["template"]["properties"]
+    pod_spec, template["spec"] = template["spec"], _PLACE
+    return dict(pod_spec)

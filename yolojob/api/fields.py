@@ -7,7 +7,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema, WithJsonSchema
+from pydantic import BeforeValidator, Field, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
 from yolojob.api import uri as uris
@@ -15,6 +15,10 @@ from yolojob.api.uri import Uri
 
 MAX_COUNT = 2**53 - 1
 """Largest integer that every JSON parser keeps exactly."""
+MAX_INT32 = 2**31 - 1
+"""The largest integer for a count or a time in seconds, as in Kubernetes' own objects; 68 years."""
+MAX_PROCESSES = 1024
+"""Of one worker."""
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -27,7 +31,8 @@ _NO_BOOLEAN: dict[str, Any] = {"not": {"enum": [True, False]}}
 _NO_STRING: dict[str, Any] = {"pattern": "a^"}
 _NO_OBJECT: dict[str, Any] = {"minProperties": 1, "maxProperties": 0}
 
-_QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]+))?$"
+# At most 32 digits and two of an exponent: every quantity is a finite number.
+_QUANTITY = r"^([0-9]{1,32}(\.[0-9]{0,32})?|\.[0-9]{1,32})(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]{1,2}))?$"
 _FACTORS = {
     "n": Decimal(10) ** -9,
     "u": Decimal(10) ** -6,
@@ -68,21 +73,27 @@ _COMPILE = (True, False, "default", "reduce-overhead", "max-autotune-no-cudagrap
 Compile = Annotated[bool | str, _member(*_COMPILE), one_of(*_COMPILE)]
 
 
-def _freeze(value: int | list[int | str]) -> int | list[int | str]:
-    if isinstance(value, int) and value < 0:
-        raise ValueError("must be a number of layers, or a list of layers")
-    return value
-
-
+MAX_LAYERS = 1000
+_LAYER = Annotated[int, Field(ge=0, le=MAX_COUNT)] | Annotated[str, Field(min_length=1, max_length=253)]
+_LAYER_SCHEMA = {**_INT_OR_STRING, "minimum": 0, "maximum": MAX_COUNT, "minLength": 1, "maxLength": 253}
 Freeze = Annotated[
-    int | list[int | str],
-    AfterValidator(_freeze),
-    WithJsonSchema({**_ANY, "minimum": 0, **_NO_STRING, **_NO_OBJECT, **_NO_BOOLEAN}),
+    Count | Annotated[list[_LAYER], Field(max_length=MAX_LAYERS)],
+    WithJsonSchema(
+        {
+            **{**_ANY, "minimum": 0, "maximum": MAX_COUNT, "multipleOf": 1, "maxItems": MAX_LAYERS},
+            **{**_NO_STRING, **_NO_OBJECT, **_NO_BOOLEAN, "items": _LAYER_SCHEMA},
+        }
+    ),
 ]
 
 Scale = Annotated[
-    float | Annotated[list[float], Field(min_length=2, max_length=2)],
-    WithJsonSchema({**_ANY, "minimum": 0, "minItems": 2, "maxItems": 2, **_NO_STRING, **_NO_OBJECT, **_NO_BOOLEAN}),
+    NonNegative | Annotated[list[NonNegative], Field(min_length=2, max_length=2)],
+    WithJsonSchema(
+        {
+            **{**_ANY, "minimum": 0, "minItems": 2, "maxItems": 2, "items": {"type": "number", "minimum": 0}},
+            **{**_NO_STRING, **_NO_OBJECT, **_NO_BOOLEAN},
+        }
+    ),
 ]
 
 
@@ -106,7 +117,9 @@ def parse_quantity(text: str | int | float) -> float:
 
 
 def _quantity(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, float):
+        raise ValueError(f'must be an integer or a string; write it as text: "{value}"')
+    if isinstance(value, bool) or not isinstance(value, str | int) or (isinstance(value, int) and value > MAX_COUNT):
         raise ValueError("must be a quantity such as 2, 500m or 4Gi")
     parse_quantity(value)
     return str(value)
@@ -115,20 +128,20 @@ def _quantity(value: Any) -> str:
 Quantity = Annotated[
     str,
     BeforeValidator(_quantity),
-    WithJsonSchema({**_INT_OR_STRING, "pattern": _QUANTITY}),
+    WithJsonSchema({**_INT_OR_STRING, "minimum": 0, "maximum": MAX_COUNT, "pattern": _QUANTITY}),
 ]
 
 
 def _auto_count(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PROCESSES):
         return value
-    raise ValueError("must be auto, or an integer of at least 1")
+    raise ValueError(f"must be auto, or an integer of 1 to {MAX_PROCESSES}")
 
 
 AutoOrCount = Annotated[
     int | str,
     BeforeValidator(_auto_count),
-    WithJsonSchema({**_INT_OR_STRING, "minimum": 1, "pattern": "^auto$"}),
+    WithJsonSchema({**_INT_OR_STRING, "minimum": 1, "maximum": MAX_PROCESSES, "pattern": "^auto$"}),
 ]
 
 
@@ -139,7 +152,7 @@ def _auto_quantity(value: Any) -> str:
 AutoOrQuantity = Annotated[
     str,
     BeforeValidator(_auto_quantity),
-    WithJsonSchema({**_INT_OR_STRING, "pattern": "^auto$|" + _QUANTITY}),
+    WithJsonSchema({**_INT_OR_STRING, "minimum": 0, "maximum": MAX_COUNT, "pattern": "^auto$|" + _QUANTITY}),
 ]
 
 

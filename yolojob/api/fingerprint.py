@@ -1,4 +1,4 @@
-"""Fingerprints jobs: jobs with the same fingerprint have the same speed on the same machines. Pure."""
+"""Hashes of specifications: of what determines the speed, and of what a running worker keeps. Pure."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ _IGNORED_SETTINGS = (
     "plots",
 )
 """Settings that change the number of steps or the result, but not the time of a step."""
+
+
+def worker_digest(spec: YoloTrainingJobSpec) -> str:
+    """A hash of everything that a running worker cannot change any more: all but policies, prices and the size."""
+    content = spec.model_dump_json(
+        exclude={"run_policy": True, "pricing": True, "elastic": True, "workers": {"replicas"}}, exclude_none=True
+    )
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def job_fingerprint(spec: YoloTrainingJobSpec) -> str:

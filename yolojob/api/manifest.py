@@ -14,14 +14,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from yolojob.api import object_meta, structural
 from yolojob.api.constants import API_VERSION, KIND
+from yolojob.api.crd import manifest_schema
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.rules import violations
 from yolojob.api.train_settings import REPLACED
 
-MAX_BYTES = 1 << 20
-"""Size limit of a manifest; the API server's own limit is 1.5 MiB for an object."""
-MAX_NODES = 100_000
+MAX_BYTES = 3 << 20
+"""Size limit of a manifest: that of a request to the API server."""
+MAX_NODES = 1_000_000
 """Limit of the values in a document, with aliases expanded."""
 
 
@@ -49,8 +51,9 @@ class InvalidManifest(ValueError):
         self.faults = faults
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads YAML as kubectl does: rejects duplicate keys, and reads 1e-3 as a number."""
+class _Loader(yaml.CSafeLoader):
+    """Reads YAML as kubectl does: with libyaml's scanner, YAML 1.2's numbers, and dates as text. Rejects duplicate
+    keys, of which kubectl silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -62,15 +65,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# Dates remain text, as in JSON; floats follow YAML 1.2.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":timestamp", ":float"))]
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":timestamp", ":float", ":int"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
+)
+# Without numbers of base 60: 60:10 is text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(0b[0-1_]+|0o?[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
 )
 
 
@@ -103,7 +111,7 @@ def load_with_others(path: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         InvalidManifest: as `load`.
     """
-    documents = _documents(path)
+    documents = [item for document in _documents(path) for item in _items(document)]
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
     if len(jobs) > 1:
         raise _fault(path, f"contains {len(jobs)} YoloTrainingJobs; exactly one is expected")
@@ -112,6 +120,13 @@ def load_with_others(path: Path) -> tuple[dict[str, Any], list[str]]:
         message = f"contains no document with apiVersion: {API_VERSION} and kind: {KIND}; found: {kinds or 'nothing'}"
         raise _fault(path, message)
     return jobs[0], [_kind_and_name(d) for d in documents if isinstance(d, dict) and d is not jobs[0]]
+
+
+def _items(document: Any) -> list[Any]:
+    """The documents that a document of kind List contains; else the document itself."""
+    if isinstance(document, dict) and document.get("kind") == "List" and isinstance(document.get("items"), list):
+        return list(document["items"])
+    return [document]
 
 
 def _kind_and_name(document: dict[str, Any]) -> str:
@@ -148,7 +163,27 @@ def _documents(path: Path) -> list[Any]:
 
 
 def parse(document: dict[str, Any]) -> YoloTrainingJob:
-    """The job of a document, checked against the models and the rules.
+    """The job of a manifest: accepted if, and only if, the API server would accept it.
+
+    Raises:
+        InvalidManifest: has every fault.
+    """
+    try:
+        document, faults = _check(document)
+        job = parse_stored(document)
+    except InvalidManifest as invalid:
+        known = {fault.path for fault in invalid.faults}
+        # The models' messages are about the single field; those of the schema complete them.
+        raise InvalidManifest([*invalid.faults, *(fault for fault in faults if fault.path not in known)]) from None
+    except RecursionError:
+        raise InvalidManifest([Fault(path="", message="the document is nested too deeply")]) from None
+    if faults:
+        raise InvalidManifest(faults)
+    return job
+
+
+def parse_stored(document: dict[str, Any]) -> YoloTrainingJob:
+    """The job of an object that the API server has accepted, checked against the models and the rules only.
 
     Raises:
         InvalidManifest: has every fault.
@@ -163,6 +198,25 @@ def parse(document: dict[str, Any]) -> YoloTrainingJob:
     if faults:
         raise InvalidManifest(faults)
     return job
+
+
+def _check(document: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """Check a manifest as the API server does, before its rules between fields.
+
+    Returns:
+        The document as the API server would store it, and its faults.
+    """
+    schema = manifest_schema()
+    document = {name: value for name, value in structural.normalise_numbers(document).items() if name != "status"}
+    found = list(structural.unknown_fields(document, schema))
+    document = structural.without_nulls(document, schema)
+    found += structural.violations(document, schema)
+    metadata = document.get("metadata")
+    if isinstance(metadata, dict) and not found:
+        found += object_meta.violations(metadata)
+        if not metadata.get("name") and metadata.get("generateName"):
+            metadata["name"] = object_meta.generated_name(metadata["generateName"])
+    return document, [Fault(path=path, value=value, message=message) for path, value, message in found]
 
 
 def _faults(error: ValidationError) -> Iterator[Fault]:

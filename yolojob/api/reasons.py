@@ -23,8 +23,11 @@ class Reason(enum.StrEnum):
     TEMPLATE_INVALID = "TemplateInvalid"
 
     # The pods are created and get their nodes.
+    EDIT_PENDING = "EditPending"
     FAILED_CREATE = "FailedCreate"
     GATED = "Gated"
+    NETWORK_POLICY_FORBIDDEN = "NetworkPolicyForbidden"
+    NETWORK_POLICY_INVALID = "NetworkPolicyInvalid"
     NAME_CONFLICT = "NameConflict"
     NO_GANG_SCHEDULER = "NoGangScheduler"
     POD_FORBIDDEN = "PodForbidden"
@@ -34,6 +37,8 @@ class Reason(enum.StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     SCHEDULED = "Scheduled"
     SCHEDULING = "Scheduling"
+    SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - a reason
+    SECRET_INVALID = "SecretInvalid"  # noqa: S105 - a reason
     SERVICE_FORBIDDEN = "ServiceForbidden"
     SERVICE_INVALID = "ServiceInvalid"
     UNSCHEDULABLE = "Unschedulable"

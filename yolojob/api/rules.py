@@ -50,7 +50,8 @@ RULES = (
     Rule(
         field="train.fraction",
         message="must be a fraction of the images (above 0, at most 1), or a whole number of images",
-        cel="!has(self.train.fraction) || self.train.fraction <= 1.0 "
+        # The schema limits it to 2^53; beyond that, int() would overflow.
+        cel="!has(self.train.fraction) || self.train.fraction <= 1.0 || self.train.fraction > 9007199254740991.0 "
         "|| self.train.fraction == double(int(self.train.fraction))",
         holds=lambda s: s.train.fraction is None or s.train.fraction <= 1 or s.train.fraction.is_integer(),
         value=lambda s: s.train.fraction,

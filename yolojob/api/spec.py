@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 
 from yolojob.api.base import ApiModel
-from yolojob.api.fields import AutoOrCount, AutoOrQuantity, DatasetUri, Quantity, StorageUri, WeightsUri
+from yolojob.api.fields import MAX_INT32, AutoOrCount, AutoOrQuantity, DatasetUri, Quantity, StorageUri, WeightsUri
 from yolojob.api.train_settings import TrainSettings
 
-MAX_INT32 = 2**31 - 1
-"""The largest integer for a count or a time in seconds, as in Kubernetes' own objects; 68 years."""
 WholeSeconds = Annotated[int, Field(ge=0, le=MAX_INT32)]
 PositiveSeconds = Annotated[int, Field(ge=1, le=MAX_INT32)]
 
@@ -64,7 +64,7 @@ class Gpu(ApiModel):
     """Extended resource to request, for example nvidia.com/mig-1g.10gb."""
 
 
-ResourceMap = dict[str, Quantity]
+ResourceMap = Annotated[dict[str, Quantity], Field(max_length=32)]
 
 
 class Resources(ApiModel):
@@ -83,12 +83,45 @@ def _template(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-_FREE_FORM = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-PodTemplate = Annotated[
-    dict[str, Any],
-    AfterValidator(_template),
-    WithJsonSchema({"type": "object", "properties": {"metadata": _FREE_FORM, "spec": _FREE_FORM}}),
-]
+MAX_TEMPLATE_ITEMS, MAX_TEMPLATE_TEXT = 256, 16 << 10
+"""Limits of each list, map and text of a pod template."""
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with limits for all lists, maps and texts."""
+    limited = dict(schema)
+    match schema.get("type"):
+        case "string":
+            limited["maxLength"] = MAX_TEMPLATE_TEXT
+        case "array":
+            limited |= {"maxItems": MAX_TEMPLATE_ITEMS, "items": _bounded(schema["items"])}
+        case "object" if "additionalProperties" in schema:
+            values = _bounded(schema["additionalProperties"])
+            limited |= {"maxProperties": MAX_TEMPLATE_ITEMS, "additionalProperties": values}
+    if "properties" in schema:
+        limited["properties"] = {name: _bounded(child) for name, child in schema["properties"].items()}
+    return limited
+
+
+def _template_schema() -> dict[str, Any]:
+    """The schema of a pod template: `pod_spec.json` has the fields of a pod in Kubernetes (see tools/pod_schema.py)."""
+    pod_spec = json.loads((files("yolojob.api") / "pod_spec.json").read_text())
+    texts = {"type": "object", "additionalProperties": {"type": "string"}}
+    metadata = {
+        "type": "object",
+        "description": "Labels and annotations of the pods.",
+        # kubectl writes `creationTimestamp: null` into the templates that it prints.
+        "properties": {
+            "labels": texts,
+            "annotations": texts,
+            "creationTimestamp": {"type": "string"},
+        },
+    }
+    pod_spec["description"] = "The fields of a pod's spec: `kubectl explain pod.spec`."
+    return _bounded({"type": "object", "properties": {"metadata": metadata, "spec": pod_spec}})
+
+
+PodTemplate = Annotated[dict[str, Any], AfterValidator(_template), WithJsonSchema(_template_schema())]
 
 
 class Workers(ApiModel):

@@ -237,6 +237,10 @@ class Attempt(LenientModel):
     """Why it ended: a CamelCase word."""
     message: Annotated[str, Field(max_length=1024)] | None = None
     """Why it ended, in a sentence."""
+    image: Annotated[str, Field(max_length=1024)] | None = None
+    """Image of all its pods."""
+    spec_digest: Annotated[str, Field(max_length=64)] | None = None
+    """Hash of the part of the specification that its workers keep until they end."""
     running_seconds_before: Seconds = 0.0
     """timing.runningSeconds at its start."""
     pod_seconds: Seconds = 0.0

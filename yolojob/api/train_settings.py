@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from yolojob.api.base import ApiModel
-from yolojob.api.fields import Amp, Cache, Compile, Count, Freeze, NonNegative, Scale
+from yolojob.api.fields import MAX_COUNT, MAX_INT32, Amp, Cache, Compile, Count, Freeze, NonNegative, Scale
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -43,9 +43,9 @@ class TrainSettings(ApiModel):
 
     model_config = ConfigDict(alias_generator=None)
 
-    epochs: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=1, le=MAX_INT32)] = 100
     """Number of epochs."""
-    batch: Annotated[int, Field(ge=1)] = 16
+    batch: Annotated[int, Field(ge=1, le=MAX_INT32)] = 16
     """Global batch: images per step, shared evenly by all worker processes."""
     imgsz: Annotated[int, Field(ge=32, le=8192)] = 640
     """Side of the square training image in pixels; rounded up to a multiple of the model's stride."""
@@ -71,7 +71,7 @@ class TrainSettings(ApiModel):
     """Cosine instead of linear learning rate schedule. Default: false."""
     close_mosaic: Count | None = None
     """Switch mosaic, mixup, cutmix and copy_paste off for the last epochs. Default: 10."""
-    fraction: Annotated[float, Field(gt=0)] | None = None
+    fraction: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
     """Fraction of the training images to use; a whole number above 1 is a count. Default: 1.0."""
     freeze: Freeze | None = None
     """Freeze the first N layers, or the listed layers. Default: none."""
@@ -83,7 +83,7 @@ class TrainSettings(ApiModel):
     """Use the channels-last memory format. Default: if it is faster."""
     cls_remap: bool | None = None
     """Map the rows of a pretrained class head by class name. Default: true."""
-    save_period: Annotated[int, Field(ge=-1)] | None = None
+    save_period: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
     """Also keep the weights of every Nth epoch as epochN.pt. Default: -1, off."""
     verbose: bool | None = None
     """Enable Ultralytics' log output. Default: false here."""
@@ -98,7 +98,7 @@ class TrainSettings(ApiModel):
     """Confidence threshold of the validation. Default: 0.001."""
     iou: Fraction | None = None
     """IoU threshold of the non-maximum suppression in validation. Default: 0.7."""
-    max_det: Annotated[int, Field(ge=1)] | None = None
+    max_det: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
     """Detections per image in validation. Default: 300."""
     agnostic_nms: bool | None = None
     """Non-maximum suppression across classes. Default: false."""
@@ -121,7 +121,7 @@ class TrainSettings(ApiModel):
     """Momentum at the start of the warm-up. Default: 0.8."""
     warmup_bias_lr: Fraction | None = None
     """Learning rate of biases at the start of the warm-up. Default: 0.1."""
-    nbs: Annotated[int, Field(ge=1)] | None = None
+    nbs: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
     """Nominal batch: gradients accumulate over round(nbs / batch) steps. Default: 64."""
 
     box: NonNegative | None = None
@@ -172,7 +172,7 @@ class TrainSettings(ApiModel):
 
     overlap_mask: bool | None = None
     """Merge masks (segment only). Default: true."""
-    mask_ratio: Annotated[int, Field(ge=1)] | None = None
+    mask_ratio: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
     """Downsampling of masks (segment only). Default: 4."""
     dropout: Fraction | None = None
     """Dropout of the head (classify only). Default: 0.0."""

@@ -23,7 +23,7 @@ _FORMS = {
     "s3": (_BUCKET, "s3://BUCKET/PATH, without '..'"),
     "gs": (_BUCKET, "gs://BUCKET/PATH, without '..'"),
     # No user and password: the URI appears in the status and in logs.
-    "https": (r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^\s]+", "https://HOST/PATH"),
+    "https": (r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^\x00-\x20\x7f]+", "https://HOST/PATH"),
 }
 
 
