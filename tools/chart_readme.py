@@ -48,10 +48,12 @@ def values() -> Iterator[tuple[str, Any, str]]:
         elif key := _KEY.match(line):
             path = [*path[: len(key[1]) // 2], key[2]]
             indent = len(after) - len(after.lstrip())
-            has_children = line.rstrip().endswith(":") and indent > len(key[1])
             default = defaults
             for name in path:
-                default = default[name]
+                default = default[name] if isinstance(default, dict) else None
+            if default is None:  # a line inside of a list
+                continue
+            has_children = line.rstrip().endswith(":") and indent > len(key[1]) and isinstance(default, dict)
             if not has_children or comment:
                 yield ".".join(path), None if has_children else default, " ".join(comment)
             comment = []

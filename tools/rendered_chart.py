@@ -27,8 +27,6 @@ EVERYTHING = (
     "monitoring.coreos.com/v1",
     "--set",
     "replicas=2",
-    "--set",
-    "networkPolicy.enabled=true",
 )
 VARIANTS = {
     "everything": (*EVERYTHING, *WITHOUT_CRD_AND_DASHBOARDS),

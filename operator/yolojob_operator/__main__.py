@@ -44,6 +44,17 @@ CoschedulingScheduler = Annotated[
     str,
     typer.Option(envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Name of the scheduler with the coscheduling plugin."),
 ]
+NetworkPolicies = Annotated[
+    bool,
+    typer.Option(envvar="YOLOJOB_NETWORK_POLICIES", help="Create a NetworkPolicy for each job."),
+]
+MetricsPeers = Annotated[
+    str | None,
+    typer.Option(
+        envvar="YOLOJOB_METRICS_PEERS",
+        help="Who may read the workers' metrics, as a JSON list of peers of a NetworkPolicy. Default: everybody.",
+    ),
+]
 Allowed = Annotated[
     list[Privilege] | None,
     typer.Option(
@@ -85,6 +96,8 @@ def main(
     service_account: ServiceAccount = None,
     cache_volume: CacheVolume = None,
     coscheduling_scheduler: CoschedulingScheduler = "scheduler-plugins-scheduler",
+    network_policies: NetworkPolicies = True,
+    metrics_peers: MetricsPeers = None,
     allow: Allowed = None,
     namespace: Namespaces = None,
     lease_namespace: LeaseNamespace = None,
@@ -108,6 +121,8 @@ def main(
             image_pull_policy=image_pull_policy,
             service_account=service_account,
             cache_volume=_volume_source(cache_volume),
+            network_policies=network_policies,
+            metrics_peers=_peers(metrics_peers),
             allowed=frozenset(allow or ()),
             coscheduling_scheduler=coscheduling_scheduler,
         ),
@@ -137,6 +152,20 @@ def _volume_source(text: str | None) -> dict[str, Any] | None:
     if not isinstance(source, dict) or len(source) != 1:
         raise typer.BadParameter(f'--cache-volume: {text!r} must be one volume source, such as {{"emptyDir": {{}}}}')
     return source
+
+
+def _peers(text: str | None) -> tuple[dict[str, Any], ...]:
+    if not text:
+        return ()
+    try:
+        peers = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--metrics-peers: {text!r} is not valid JSON: {error}") from None
+    if not isinstance(peers, list) or not all(isinstance(peer, dict) for peer in peers):
+        raise typer.BadParameter(
+            f'--metrics-peers: {text!r} must be a list of peers, such as [{{"podSelector": {{}}}}]'
+        )
+    return tuple(peers)
 
 
 if __name__ == "__main__":

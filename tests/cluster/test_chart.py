@@ -150,7 +150,7 @@ def test_chart_for_one_namespace_has_no_cluster_roles() -> None:
 
 
 def monitoring(*values: str) -> list[dict[str, Any]]:
-    text = render("--api-versions", "monitoring.coreos.com/v1", "--set", "networkPolicy.enabled=true", *values)
+    text = render("--api-versions", "monitoring.coreos.com/v1", *values)
     return [
         d
         for d in yaml.safe_load_all(text)

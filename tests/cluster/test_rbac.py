@@ -19,14 +19,15 @@ from support.kube import Kube
 from support.operator_process import Operator
 
 pytestmark = pytest.mark.timeout(300)
+ADMISSION = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
 Right = tuple[str, str]
 """(verb, resource or resource/subresource)."""
 
 
 def rbac(kube: Kube, *values: str) -> list[dict[str, Any]]:
-    """The service account, roles and bindings of the chart, installed in this namespace."""
+    """The service account, roles, bindings and admission policy of the chart, installed in this namespace."""
     text = render("--namespace", kube.namespace, *values)
-    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", *ADMISSION)
     return [d for d in yaml.safe_load_all(text) if d and d["kind"] in kinds]
 
 
@@ -48,7 +49,7 @@ def installed(
     clusterwide = request.param == "clusterwide"
     values = ["--set", f"lease.namespace={kube.namespace}" if clusterwide else f"watchNamespaces={{{kube.namespace}}}"]
     documents = rbac(kube, *values)
-    bound = {d["roleRef"]["name"] for d in documents if d["kind"].endswith("Binding")}
+    bound = {d["roleRef"]["name"] for d in documents if d["kind"].endswith("RoleBinding")}
     roles = [d for d in documents if d["kind"] in ("Role", "ClusterRole") and d["metadata"]["name"] in bound]
     assert clusterwide or not [d for d in documents if d["kind"].startswith("Cluster")], (
         "no rights beyond the namespace"

@@ -23,6 +23,7 @@ IMAGES = 400
 NETWORKS = {
     "yolo26n": {"name": "yolo26n.yaml"},
     "small": {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]},
+    "digits": {"name": "yolo11n.yaml", "scale": [0.5, 0.125, 512]},
 }
 
 
@@ -66,6 +67,19 @@ def network_file(network: str, folder: Path) -> str:
     description, _ = resolve(ModelRef.model_validate(NETWORKS[network]), volumes=folder, cache=folder)
     path = folder / f"{network}.yaml"
     path.write_text(yaml.safe_dump({**description, "nc": 10}))
+    return str(path)
+
+
+def stock_data_file(folder: Path, cache: Path) -> str:
+    """Write builtin://digits for stock Ultralytics, once per cache; return the path of its data file."""
+    from yolojob_trainer.data import builtin_digits
+
+    dataset = cache / "stock-digits"
+    if not dataset.exists():
+        builtin_digits.write(dataset)
+    document = yaml.safe_load((dataset / "data.yaml").read_text())
+    path = folder / "stock-data.yaml"
+    path.write_text(yaml.safe_dump({**document, "path": str(dataset)}))
     return str(path)
 
 

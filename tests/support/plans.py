@@ -66,6 +66,11 @@ def make_plan(current: YoloTrainingJob, *pods: PodFacts, now: datetime = NOW, **
     return plan(current, Observed(pods=pods, **observed), now, DEFAULTS)
 
 
+def created(planned: Plan, kind: str = "Pod") -> list[dict[str, Any]]:
+    """Returns the objects of a kind that a plan creates, in their order."""
+    return [item for item in planned.create if item["kind"] == kind]
+
+
 def after(seconds: float) -> datetime:
     """The time this many seconds after NOW."""
     return NOW + timedelta(seconds=seconds)

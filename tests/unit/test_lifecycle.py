@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.plans import NOW, after, conditions, failed, job, make_plan, pod, reasons, running
-from yolojob_operator.plan.builder import Obstacle
-from yolojob_operator.plan.lifecycle import PEER_EXIT_TIMEOUT
+from support.plans import NOW, after, conditions, created, failed, job, make_plan, pod, reasons, running
+from yolojob_operator.objects.defaults import Defaults
+from yolojob_operator.plan.builder import Observed, Obstacle
+from yolojob_operator.plan.lifecycle import PEER_EXIT_TIMEOUT, plan
 from yolojob_operator.plan.pod_facts import PodFacts
 
+from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import JobPhase, Progress, Result, Timing, YoloTrainingJobStatus
 from yolojob.api.trainer_report import Report, TrainerState
 
@@ -22,6 +24,8 @@ def test_plan_of_a_new_job_creates_a_service_and_all_pods() -> None:
     planned = make_plan(job())
     assert [(o["kind"], o["metadata"]["name"]) for o in planned.create] == [
         ("Service", "digits"),
+        ("Secret", "digits-7d3e5561"),
+        ("NetworkPolicy", "digits-7d3e5561"),
         ("Pod", "digits-worker-0"),
         ("Pod", "digits-worker-1"),
     ]
@@ -128,7 +132,13 @@ def test_suspended_job_deletes_its_pods_and_resumes_with_a_new_attempt() -> None
     resumed = make_plan(job(suspended.status), pod(0, deleted=NOW + timedelta(seconds=9)))
     assert resumed.status.attempt == 2
     assert resumed.create == (), "the old pod still uses the name"
-    assert [o["kind"] for o in make_plan(job(resumed.status)).create] == ["Service", "Pod", "Pod"]
+    assert [o["kind"] for o in make_plan(job(resumed.status)).create] == [
+        "Service",
+        "Secret",
+        "NetworkPolicy",
+        "Pod",
+        "Pod",
+    ]
     assert (resumed.status.restarts, resumed.status.disruptions) == (0, 0)
 
 
@@ -391,3 +401,63 @@ def test_job_suspended_in_any_state_deletes_its_pods_and_can_be_resumed(state: s
     resumed = make_plan(job(suspended.status, **elastic))
     assert sum(o["kind"] == "Pod" for o in resumed.create) == (3 if elastic else 2)
     assert resumed.status.restarts == status.restarts
+
+
+def edited(status: YoloTrainingJobStatus | None, **spec: Any) -> YoloTrainingJob:
+    """Returns the job after an edit that increased its generation."""
+    changed = job(status, **spec)
+    changed.metadata.generation = 2
+    return changed
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"train": {"epochs": 7}},
+        {"workers": {"replicas": 2, "image": "other:1"}},
+        {"workers": {"replicas": 2, "resources": {"limits": {"memory": "9Gi"}}}},
+        {"checkpoint": {"everyEpochs": 3}},
+        {"scheduling": {"priorityClassName": "high"}},
+        {"workers": {"replicas": 2, "template": {"spec": {"nodeSelector": {"zone": "a"}}}}},
+    ],
+)
+def test_edit_of_a_running_job_is_accepted_and_told(spec: dict[str, Any]) -> None:
+    old = [pod(index, generation=1) for index in range(2)]
+    planned = make_plan(edited(running().status, **spec), *old)
+    assert conditions(planned)["Accepted"] == ("True", "EditPending")
+    assert reasons(planned) == ["EditPending"]
+    again = make_plan(edited(planned.status, **spec), *old)
+    assert reasons(again) == [], "once for each edit"
+    assert planned.delete == (), "the running pods are untouched"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"runPolicy": {"backoffLimit": 9}},
+        {"pricing": {"perWorkerHour": 2.0}},
+        {},
+    ],
+)
+def test_edit_that_applies_at_once_is_not_pending(spec: dict[str, Any]) -> None:
+    planned = make_plan(edited(running().status, **spec), *(pod(index, generation=1) for index in range(2)))
+    assert conditions(planned)["Accepted"] == ("True", "Accepted")
+
+
+def test_pending_edit_applies_from_the_next_attempt() -> None:
+    spec: dict[str, Any] = {"workers": {"replicas": 2, "image": "other:1"}}
+    restarted = make_plan(edited(running().status, **spec), *(failed(index, 1, generation=1) for index in range(2)))
+    planned = make_plan(edited(restarted.status, **spec))
+    assert conditions(planned)["Accepted"] == ("True", "Accepted")
+    assert {p["spec"]["containers"][0]["image"] for p in created(planned)} == {"other:1"}
+
+
+def test_attempt_keeps_its_image_when_the_operator_is_upgraded() -> None:
+    """An operator with another default image is started while the pods of an attempt are being created."""
+    before = make_plan(job())
+    upgraded = Defaults(image="trainer:next")
+    rest = plan(job(before.status), Observed(pods=(pod(0, "Pending", node=""),)), NOW, upgraded)
+    assert [p["spec"]["containers"][0]["image"] for p in created(rest)] == ["trainer:test"]
+    restarted = plan(job(rest.status), Observed(pods=(failed(0, 1), failed(1, 1))), NOW, upgraded)
+    following = plan(job(restarted.status), Observed(), NOW, upgraded)
+    assert {p["spec"]["containers"][0]["image"] for p in created(following)} == {"trainer:next"}

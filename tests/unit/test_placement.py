@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 from support import minimal
-from support.plans import DEFAULTS, NOW, after, conditions, job, make_plan, pod, reasons
+from support.plans import DEFAULTS, NOW, after, conditions, created, job, make_plan, pod, reasons
 from yolojob_operator.objects import gang_scheduling, pods
+from yolojob_operator.objects.metadata import owner_reference
 from yolojob_operator.plan.builder import FORCE_AFTER, Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.node_facts import NodeFacts
@@ -62,7 +63,7 @@ class TestShrink:
         assert len(planned.delete) == 4
         smaller = make_plan(elastic(planned.status), now=after(30))
         assert workers(smaller) == ["digits-worker-0", "digits-worker-1"]
-        environment = {e["name"]: e["value"] for e in smaller.create[1]["spec"]["containers"][0]["env"]}
+        environment = {e["name"]: e["value"] for e in created(smaller)[0]["spec"]["containers"][0]["env"]}
         assert environment["PET_NNODES"] == "2"
         assert Run.model_validate_json(environment["YOLOJOB_RUN"]).spec.workers.replicas == 2
 
@@ -219,7 +220,7 @@ class TestGpus:
         assert conditions(planned)["Accepted"] == ("True", "NoGpu")
         assert reasons(planned) == ["NoGpu"]
         assert planned.status.history[-1].device == "CPU"
-        worker = planned.create[1]["spec"]
+        worker = created(planned)[0]["spec"]
         assert "nvidia.com/gpu" not in worker["containers"][0]["resources"]["limits"]
         assert "affinity" not in worker
         assert not [t for t in worker["tolerations"] if t["key"] == "nvidia.com/gpu"]
@@ -229,7 +230,7 @@ class TestGpus:
     def test_optional_gpus_with_a_matching_node_are_used(self) -> None:
         planned = make_plan(job(**self.GPU), nodes={"a": self.A100, "t": self.T4})
         assert conditions(planned)["Accepted"] == ("True", "Accepted")
-        assert planned.create[1]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        assert created(planned)[0]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
     def test_optional_gpus_that_appear_later_do_not_restart_the_attempt(self) -> None:
         status = make_plan(job(**self.GPU), nodes={}).status
@@ -249,7 +250,7 @@ class TestGangs:
             workers={"replicas": 2, "gpu": {"count": 4}, "resources": {"requests": {"cpu": "500m"}}},
         )
         worker = pods.worker(current, 1, 3, DEFAULTS)
-        return worker, gang_scheduling.pod_group(current, worker, pods.owner_reference(current))
+        return worker, gang_scheduling.pod_group(current, worker, owner_reference(current))
 
     def test_kueue_gang_is_labelled_and_has_no_pod_group(self) -> None:
         worker, group = self.pod_of(gang="kueue", queue="team")
@@ -269,12 +270,13 @@ class TestGangs:
 
     def test_pod_group_is_created_before_its_pods(self) -> None:
         planned = make_plan(job(scheduling={"gang": "volcano", "queue": "team"}))
-        assert [o["kind"] for o in planned.create] == ["Service", "PodGroup", "Pod", "Pod"]
-        assert planned.create[1]["spec"]["queue"] == "team"
+        kinds = [o["kind"] for o in planned.create]
+        assert kinds == ["Service", "Secret", "NetworkPolicy", "PodGroup", "Pod", "Pod"]
+        assert created(planned, "PodGroup")[0]["spec"]["queue"] == "team"
 
     def test_pod_group_of_an_elastic_job_requires_only_min_replicas(self) -> None:
         planned = make_plan(elastic(scheduling={"gang": "coscheduling"}))
-        assert planned.create[1]["spec"]["minMember"] == 1
+        assert created(planned, "PodGroup")[0]["spec"]["minMember"] == 1
 
     def test_kueue_gang_of_an_elastic_job_is_invalid(self) -> None:
         document = minimal(scheduling={"gang": "kueue"}, elastic={"maxReplicas": 2})
@@ -294,7 +296,7 @@ class TestGangs:
         assert [(planned.status.disruptions, r.name) for r in planned.release] == [(1, "digits-1")]
         assert planned.status.history[0].reason == "WorkloadEvictedDueToPreempted"
         assert planned.create == ()
-        worker = make_plan(job(planned.status, **spec)).create[1]
+        worker = created(make_plan(job(planned.status, **spec)))[0]
         assert worker["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] == "digits-2"
 
     def test_gated_pods_are_queued(self) -> None:

@@ -20,6 +20,7 @@ from yolojob_operator.control.reconciler import WATCH_STALL_SECONDS, Reconciler,
 from yolojob_operator.control.status_debounce import QUIET_SECONDS
 from yolojob_operator.kube.api_client import ApiError, Conflict
 from yolojob_operator.objects.defaults import Defaults
+from yolojob_operator.plan.builder import EventDraft
 
 KEY = ("default", "digits")
 UID = "job-uid"
@@ -56,8 +57,8 @@ class Server:
         self.statuses.append(status)
         return {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}, "status": status}
 
-    async def post_event(self, body: dict[str, Any], kind: str, reason: str, message: str) -> None:
-        self.events.append((body["metadata"]["uid"], message))
+    async def post_event(self, body: dict[str, Any], event: EventDraft) -> None:
+        self.events.append((body["metadata"]["uid"], event.message))
 
     async def versions(self, kind: str, namespaces: Iterable[str]) -> dict[str, int]:
         raise ApiError(503, "ServiceUnavailable", "this server cannot list")
@@ -311,7 +312,10 @@ def test_exceeded_quota_is_not_requested_again_and_again() -> None:
         await running.stop()
 
     fake_time.run(live())
-    assert 2 <= server.requests <= 2 * 2, "service and one pod immediately, and once more when the obstacle is reported"
+    once = 4
+    assert once <= server.requests <= 2 * once, (
+        "the service, the secret, the policy and one pod; again for the obstacle"
+    )
 
 
 def test_job_deleted_before_its_status_is_written_gets_no_pods() -> None:

@@ -36,6 +36,14 @@ helm.sh/hook-delete-policy: before-hook-creation
   resources: [services]
   verbs: [get, create]
 - apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+{{- if .Values.networkPolicy.jobs }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [create]
+{{- end }}
+- apiGroups: [""]
   resources: [events]
   verbs: [create]
 - apiGroups: [kueue.x-k8s.io]

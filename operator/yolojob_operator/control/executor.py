@@ -12,7 +12,7 @@ from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob_operator.kube.api_client import ApiClient, ApiError
 from yolojob_operator.kube.types import Key, Object
-from yolojob_operator.objects import gang_scheduling
+from yolojob_operator.objects import gang_scheduling, isolation
 from yolojob_operator.plan.builder import Obstacle
 from yolojob_operator.plan.lifecycle import Plan
 from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
@@ -20,6 +20,9 @@ from yolojob_operator.plan.pod_facts import PodFacts, pod_facts
 TEMPORARY_REFUSALS = (401, 408, 409, 429)
 """Statuses below 500 after which the same request may succeed."""
 T = TypeVar("T")
+UNIQUE_KINDS = ("Secret", "NetworkPolicy")
+"""Kinds of objects whose names contain the job's uid: one that exists belongs to the job, and the operator may not read
+it."""
 UNSEEN_PRESENT_SECONDS = 30.0
 """A created pod counts as existing for this long before the watch shows it."""
 MAX_SERVER_ERRORS = 3
@@ -161,13 +164,15 @@ class Executor:
     async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> Obstacle | None:
         if item["kind"] == "PodGroup":
             self._disbanded.discard(key)
+        if item["kind"] == "Secret":
+            item = {**item, "data": isolation.random_data()}
         try:
             created = await self._api.create(item)
         except ApiError as error:
             if obstacle := _obstacle(item, error):
                 return obstacle
             raise
-        if created is None:
+        if created is None and item["kind"] not in UNIQUE_KINDS:
             existing = await self._api.get(item)
             if existing is not None and not _is_owned(existing, job):
                 return Obstacle(reason=Reason.NAME_CONFLICT, message=_name_conflict(item, existing))

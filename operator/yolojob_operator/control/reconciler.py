@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from yolojob.api.manifest import InvalidManifest, parse
+from yolojob.api.manifest import InvalidManifest, parse_stored
 from yolojob.api.reasons import Reason
 from yolojob.api.status import JobPhase, YoloTrainingJobStatus
 from yolojob_operator.control.executor import Executor
@@ -30,10 +30,11 @@ from yolojob_operator.kube.json_reader import PRUNED, is_pruned
 from yolojob_operator.kube.types import Key, Object, lean, without_large_template
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan import plan
-from yolojob_operator.plan.builder import EventDraft, Observed
+from yolojob_operator.plan.builder import EventDraft, Observed, generation_occasion
 from yolojob_operator.plan.conditions import is_finished
 from yolojob_operator.plan.lifecycle import is_managed, rejected
 from yolojob_operator.plan.node_facts import NodeFacts
+from yolojob_operator.plan.past_events import past_events
 from yolojob_operator.plan.pod_facts import PodFacts
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,8 @@ class Reconciler:
         """Versions that this operator wrote and the watch has not shown yet, and since when (monotonic clock)."""
         self._rejected: dict[Key, int] = {}
         """Generations of invalid jobs whose status the API server rejects, so that only an event was posted."""
+        self._reviewed: set[Key] = set()
+        """Jobs whose past events this operator has posted again."""
         self._settled: set[Key] = set()
         """Finished jobs for which nothing is left to do."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -183,6 +186,7 @@ class Reconciler:
         for component in (self._queue, self._executor, self._debounce, self._poller):
             component.forget(key)
         self._settled.discard(key)
+        self._reviewed.discard(key)
 
     def wake(self, key: Key) -> None:
         """Reconcile this job soon."""
@@ -265,6 +269,7 @@ class Reconciler:
                 await asyncio.sleep(RESYNC_INTERVAL_SECONDS / len(keys))
             if not keys:
                 await asyncio.sleep(RESYNC_INTERVAL_SECONDS)
+            self._metrics.forget_idle_namespaces({namespace for namespace, _ in self._jobs}, time.monotonic())
 
     def _rank0_pods(self) -> list[tuple[Key, PodFacts]]:
         """The running jobs, each with the pod of its rank 0."""
@@ -287,11 +292,12 @@ class Reconciler:
             return
         try:
             # Not cached: parsing takes 0.05 ms, and a parsed job 16 KB of memory.
-            job = parse(body)
+            job = parse_stored(body)
         except InvalidManifest as invalid:
             await self._reject(body, invalid, now)
             return
         owned = self._owned(key, body)
+        await self._review(key, body, job.status, now)
         observed = Observed(
             pods=tuple(owned),
             nodes=self.watch_audit.living_nodes(),
@@ -343,7 +349,12 @@ class Reconciler:
         status = {**new, **(body.get("status") or {}), "observedGeneration": new["observedGeneration"]}
         conditions = {c["type"]: c for c in (*status["conditions"], *new["conditions"])}
         status["conditions"] = list(conditions.values())
-        event = EventDraft(type="Warning", reason=Reason.INVALID_SPEC, message=str(invalid))
+        event = EventDraft(
+            type="Warning",
+            reason=Reason.INVALID_SPEC,
+            message=str(invalid),
+            occasion=generation_occasion(generation),
+        )
         try:
             if await self._write_status(key, body, status):
                 await self._announce(body, event)
@@ -354,6 +365,14 @@ class Reconciler:
             if self._rejected.get(key) != body["metadata"]["generation"]:
                 self._rejected[key] = body["metadata"]["generation"]
                 await self._announce(body, event)
+
+    async def _review(self, key: Key, body: Object, status: YoloTrainingJobStatus | None, now: datetime) -> None:
+        """Post the events that another operator may have left out, when this one sees the job for the first time."""
+        if key in self._reviewed:
+            return
+        self._reviewed.add(key)
+        for event in past_events(status, now) if status else ():
+            await self._announce(body, event)
 
     async def _write_status(self, key: Key, body: Object, status: Object) -> bool:
         """Write the status if it has changed. Returns whether it was written.
@@ -374,7 +393,7 @@ class Reconciler:
         """Post an event. It is information for people: if it cannot be posted, the plan does not fail."""
         log.info("%s/%s: %s: %s", body["metadata"]["namespace"], body["metadata"]["name"], event.reason, event.message)
         try:
-            await self._api.post_event(body, event.type, event.reason, event.message)
+            await self._api.post_event(body, event)
         except ApiError as error:
             log.warning("an event could not be posted: %s", error)
 

@@ -8,13 +8,14 @@ docs/benchmarks.md).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -25,11 +26,12 @@ from pydantic import ValidationError
 from yolojob.api import constants
 from yolojob.api.trainer_report import Report
 from yolojob_operator.kube import json_reader
+from yolojob_operator.kube.fair_slots import FairSlots
 from yolojob_operator.kube.types import Object, merge_patch
 
 COMPONENT = "yolojob-operator"
 MAX_CONCURRENT_REQUESTS = 48
-"""For all jobs together."""
+"""For all jobs together; the namespaces take turns."""
 MAX_PROGRESS_BYTES = 1 << 18
 """A report has some kilobytes. A larger response is not read to its end."""
 REQUEST_TIMEOUT_SECONDS = 30.0
@@ -60,6 +62,25 @@ class Conflict(ApiError):
     """409: the object exists already, or it was changed in the meantime."""
 
 
+class Event(Protocol):
+    """What an event says."""
+
+    @property
+    def type(self) -> str:
+        """Normal or Warning."""
+
+    @property
+    def reason(self) -> str:
+        """A CamelCase word."""
+
+    @property
+    def message(self) -> str: ...
+
+    @property
+    def occasion(self) -> str:
+        """Distinguishes events of a job with the same reason."""
+
+
 Observe = Callable[[str, str, int, float], None]
 """Called after every request with the method, the resource, the status (0: no answer) and the duration in seconds."""
 
@@ -68,6 +89,8 @@ _PLURALS = {
     "Node": "nodes",
     "Pod": "pods",
     "Service": "services",
+    "Secret": "secrets",
+    "NetworkPolicy": "networkpolicies",
     "PodGroup": "podgroups",
     constants.KIND: constants.PLURAL,
 }
@@ -100,6 +123,11 @@ class Request:
     queued: bool = True
     """Whether it counts in, and waits for, MAX_CONCURRENT_REQUESTS."""
 
+    @property
+    def namespace(self) -> str:
+        """The namespace of its object; empty for a list of all namespaces."""
+        return self.path.partition("/namespaces/")[2].partition("/")[0]
+
 
 class ApiClient:
     """The operator's requests."""
@@ -108,7 +136,7 @@ class ApiClient:
         self._api, self._observe = api, observe
         self.inside = inside
         """Whether pods are reached at their own addresses, instead of through the API server's proxy."""
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
+        self._slots = FairSlots(MAX_CONCURRENT_REQUESTS)
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROGRESS_TIMEOUT_SECONDS))
 
     @classmethod
@@ -150,7 +178,7 @@ class ApiClient:
         method, path = request.method, request.path
         headers = {"Accept": request.accept, "Content-Type": request.content_type, "User-Agent": COMPONENT}
         url = self._api.configuration.host + path
-        async with self._slots if request.queued else nullcontext():
+        async with self._slots.slot(request.namespace) if request.queued else nullcontext():
             status, began = 0, time.perf_counter()
             try:
                 await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, request.body)
@@ -313,14 +341,20 @@ class ApiClient:
         except Conflict:
             return  # the object is gone, and a new one has its name
 
-    async def post_event(self, body: Object, kind: str, reason: str, message: str) -> None:
-        """Post a Kubernetes event about a job."""
+    async def post_event(self, body: Object, event: Event) -> None:
+        """Post a Kubernetes event about a job, unless it was posted before.
+
+        Raises:
+            ApiError: it is refused.
+        """
         metadata = body["metadata"]
+        # The name of an event says what it tells, so that the same event cannot exist twice.
+        digest = hashlib.sha256(f"{metadata['uid']} {event.reason} {event.occasion}".encode()).hexdigest()[:16]
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        event = {
+        document = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
+            "metadata": {"name": f"{metadata['name']}.{digest}", "namespace": metadata["namespace"]},
             "involvedObject": {
                 "apiVersion": constants.API_VERSION,
                 "kind": constants.KIND,
@@ -328,9 +362,9 @@ class ApiClient:
                 "namespace": metadata["namespace"],
                 "uid": metadata["uid"],
             },
-            "type": kind,
-            "reason": reason,
-            "message": message[:MAX_EVENT_MESSAGE_CHARS],
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:MAX_EVENT_MESSAGE_CHARS],
             "source": {"component": COMPONENT},
             "reportingComponent": COMPONENT,
             "reportingInstance": os.environ.get("HOSTNAME", COMPONENT),
@@ -339,7 +373,10 @@ class ApiClient:
             "count": 1,
         }
         path = f"/api/v1/namespaces/{metadata['namespace']}/events"
-        await self._send(Request(method="POST", path=path, resource="events", body=event, accept=METADATA_ONLY))
+        try:
+            await self._send(Request(method="POST", path=path, resource="events", body=document, accept=METADATA_ONLY))
+        except Conflict:
+            return
 
     async def patch_status(self, body: Object, status: Object) -> Object | None:
         """Write a job's status if the job is still at the resourceVersion of `body`.

@@ -22,5 +22,9 @@ class Defaults:
     node, also of later jobs, share what one of them has downloaded."""
     allowed: frozenset[Privilege] = frozenset()
     """What templates may request beyond an ordinary pod."""
+    network_policies: bool = True
+    """Whether each job gets a NetworkPolicy."""
+    metrics_peers: tuple[Object, ...] = ()
+    """Who may read the workers' metrics besides the job itself: peers of a NetworkPolicy. Empty: everybody."""
     coscheduling_scheduler: str = "scheduler-plugins-scheduler"
     """Name of the scheduler that has the coscheduling plugin; the default is the name in the plugin's Helm chart."""

@@ -15,8 +15,9 @@ from yolojob.api.job import YoloTrainingJob
 from yolojob.api.run import Run
 from yolojob.catalogue import gpu_labels
 from yolojob_operator.kube.types import Object
-from yolojob_operator.objects import gang_scheduling
+from yolojob_operator.objects import gang_scheduling, isolation
 from yolojob_operator.objects.defaults import Defaults
+from yolojob_operator.objects.metadata import labels, owner_reference
 
 BASE = "/yolojob"
 CACHE, VOLUMES, OUTPUT = f"{BASE}/cache", f"{BASE}/volumes", f"{BASE}/output"
@@ -63,24 +64,6 @@ def strategic_merge(base: Any, patch: Any, key: str = "") -> Any:
             merged[item.get(merge_key)] = strategic_merge(merged.get(item.get(merge_key)), item)
         return list(merged.values())
     return copy.deepcopy(patch)
-
-
-def labels(job: YoloTrainingJob) -> dict[str, str]:
-    return {
-        constants.LABEL_JOB: job.metadata.name,
-        constants.LABEL_MANAGED_BY: constants.MANAGER,
-        "app.kubernetes.io/name": "yolojob-trainer",
-    }
-
-
-def owner_reference(job: YoloTrainingJob) -> Object:
-    return {
-        "apiVersion": constants.API_VERSION,
-        "kind": constants.KIND,
-        "name": job.metadata.name,
-        "uid": job.metadata.uid,
-        "controller": True,
-    }
 
 
 def service(job: YoloTrainingJob) -> Object:
@@ -265,9 +248,9 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, de
         "PET_NPROC_PER_NODE": str(processes),
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": str(constants.RENDEZVOUS_PORT),
+        # For images that start torchrun, or nothing of the kind.
         "PET_RDZV_BACKEND": "static",
         "PET_MAX_RESTARTS": "0",
-        # The same settings for images that do not use torchrun.
         "MASTER_ADDR": master,
         "MASTER_PORT": str(constants.RENDEZVOUS_PORT),
         "WORLD_SIZE": str(workers.replicas * processes),
@@ -277,6 +260,8 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, de
         # After a lost peer: abort the communicators, keep the process, which then says why it ends.
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
     }
+    if isolation.needs_secret(job):
+        values[constants.ENV_SECRET_FILE] = f"{isolation.SECRET_FOLDER}/{isolation.SECRET_KEY}"
     cpu = workers.resources.limits.get("cpu") or workers.resources.requests.get("cpu")
     if cpu:
         values[constants.ENV_CPUS] = str(max(math.ceil(parse_quantity(cpu)), 1))
@@ -307,6 +292,9 @@ def _volumes(job: YoloTrainingJob, index: int, defaults: Defaults) -> tuple[list
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
         {"name": "cache", "mountPath": CACHE},
     ]
+    if isolation.needs_secret(job):
+        volumes.append(isolation.secret_volume(job))
+        mounts.append({"name": volumes[-1]["name"], "mountPath": isolation.SECRET_FOLDER, "readOnly": True})
     read_only: dict[str, bool] = {}
     for uri in (spec.dataset.uri, spec.model.weights.uri if spec.model.weights else None):
         if uri and uri.scheme == "pvc":

@@ -77,6 +77,18 @@ class EventDraft:
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    occasion: str
+    """Names the occasion among those of the job with this reason: an event is posted once for each."""
+
+
+def attempt_occasion(attempt: int) -> str:
+    """The occasion of events of an attempt."""
+    return f"attempt {attempt}"
+
+
+def generation_occasion(generation: int) -> str:
+    """The occasion of events about an edited specification."""
+    return f"generation {generation}"
 
 
 @dataclass
@@ -165,10 +177,12 @@ class PlanBuilder:
         return None if gpu is None or nodes is None else any_offers(nodes.values(), gpu)
 
     def as_attempted(self) -> YoloTrainingJob:
-        """The job with the size and the device of the current attempt instead of the requested ones."""
+        """The job with the size, the device and the image of the current attempt instead of the requested ones."""
         spec = self.job.spec
         on_gpus = self.record is None or self.record.device == "GPU"
-        workers = spec.workers.model_copy(update={"replicas": self.size, "gpu": spec.workers.gpu if on_gpus else None})
+        image = (self.record.image if self.record else None) or spec.workers.image
+        gpu = spec.workers.gpu if on_gpus else None
+        workers = spec.workers.model_copy(update={"replicas": self.size, "gpu": gpu, "image": image})
         return self.job.model_copy(update={"spec": spec.model_copy(update={"workers": workers})})
 
     # --- changes --------------------------------------------------------------------------------------------------
@@ -236,5 +250,14 @@ class PlanBuilder:
         update = ConditionUpdate(type=kind, status=value, reason=reason, message=message, generation=generation)
         return set_condition(self.status, update, self.now)
 
-    def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        self.events.append(EventDraft(type=kind, reason=reason, message=message))
+    def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str, occasion: str | None = None) -> None:
+        """Post an event.
+
+        Args:
+            kind: Normal or Warning.
+            reason: a CamelCase word.
+            message: a sentence.
+            occasion: see EventDraft; default: the current attempt.
+        """
+        occasion = occasion or attempt_occasion(self.status.attempt)
+        self.events.append(EventDraft(type=kind, reason=reason, message=message, occasion=occasion))

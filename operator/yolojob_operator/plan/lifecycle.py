@@ -19,14 +19,23 @@ from datetime import datetime, timedelta
 
 from yolojob.api import constants
 from yolojob.api.constants import ExitCode, worker_name
+from yolojob.api.fingerprint import worker_digest
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType, Position, Progress, YoloTrainingJobStatus
 from yolojob_operator.kube.types import Object
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan import acceptance, deadlines, placement, status_summary, worker_counts
-from yolojob_operator.plan.builder import Deletion, EventDraft, Observed, PlanBuilder, Release
+from yolojob_operator.plan.builder import (
+    Deletion,
+    EventDraft,
+    Observed,
+    PlanBuilder,
+    Release,
+    generation_occasion,
+)
 from yolojob_operator.plan.conditions import ConditionUpdate, is_set, set_condition
+from yolojob_operator.plan.past_events import restarting, succeeded
 from yolojob_operator.plan.pod_facts import Cause, PodFacts
 from yolojob_operator.plan.pod_failures import failure_of, first_to_end, report_of
 
@@ -134,7 +143,7 @@ def _decide(builder: PlanBuilder) -> None:
         refusal = acceptance.refusal(builder)
         builder.refused = refusal is not None
         if refusal is None:
-            builder.condition(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the specification can be run")
+            _accept(builder)
         else:
             builder.condition(ConditionType.ACCEPTED, "False", *refusal)
         suspended = is_set(builder.status, ConditionType.SUSPENDED, "True")
@@ -146,6 +155,22 @@ def _decide(builder: PlanBuilder) -> None:
         else:
             _run(builder)
     status_summary.summarise(builder)
+
+
+def _accept(builder: PlanBuilder) -> None:
+    """Accept the specification, and say if the running workers have an earlier one."""
+    record, generation = builder.record, builder.job.metadata.generation
+    edited = any(p.generation not in (0, generation) for p in builder.current)
+    if not edited or record is None or record.spec_digest in (None, worker_digest(builder.job.spec)):
+        builder.condition(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the specification can be run")
+        return
+    message = (
+        f"attempt {record.attempt} keeps the specification with which it started; the edit applies from the next "
+        "attempt (suspend and resume the job to start one)"
+    )
+    builder.condition(ConditionType.ACCEPTED, "True", Reason.EDIT_PENDING, message)
+    if builder.status.observed_generation != generation:
+        builder.event("Normal", Reason.EDIT_PENDING, message, generation_occasion(generation or 0))
 
 
 # --- suspended --------------------------------------------------------------------------------------------------------
@@ -358,7 +383,7 @@ def _restart(
     for pod in (*builder.current, *builder.spares):
         # After a disruption the workers can still agree and save, within their own grace period.
         builder.remove(pod, grace_seconds=FAILURE_GRACE_SECONDS if counted else grace_seconds)
-    builder.event("Warning", Reason.RESTARTING, f"attempt {status.attempt} ended: {reason}: {message}")
+    builder.events.append(restarting(status.attempt, reason, message))
     workers = worker_counts.closest(builder.job.spec, builder.size)
     builder.end_attempt(reason, message)
     builder.next_attempt(workers, delay)
@@ -396,8 +421,7 @@ def _succeed(builder: PlanBuilder, rank0_pod: PodFacts | None) -> None:
         status.result = report.result
     builder.end_attempt(Reason.SUCCEEDED, "the training is complete")
     builder.condition(ConditionType.SUCCEEDED, "True", Reason.TRAINING_COMPLETED, "the training is complete")
-    weights = f": {status.result.weights}" if status.result else ""
-    builder.event("Normal", Reason.SUCCEEDED, f"the training is complete{weights}")
+    builder.events.append(succeeded(status))
     status.completion_time = builder.now
 
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from yolojob.api.fingerprint import worker_digest
 from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType
-from yolojob_operator.objects import gang_scheduling, pods
+from yolojob_operator.objects import gang_scheduling, isolation, pods
+from yolojob_operator.objects.metadata import owner_reference
 from yolojob_operator.plan import worker_counts
 from yolojob_operator.plan.builder import PlanBuilder
 from yolojob_operator.plan.conditions import is_set
@@ -48,6 +50,9 @@ def create_missing_pods(builder: PlanBuilder) -> None:
         builder.wake(builder.now + CREATE_RETRY_INTERVAL)
     if record.start_time is None:
         record.start_time = builder.now
+        # From now on the attempt keeps its image and its specification, whatever is edited or upgraded.
+        record.image = builder.job.spec.workers.image or builder.defaults.image
+        record.spec_digest = worker_digest(builder.job.spec)
         seconds = builder.job.spec.run_policy.pre_running_deadline_seconds
         if seconds is not None:
             builder.wake(builder.now + timedelta(seconds=seconds))
@@ -55,7 +60,11 @@ def create_missing_pods(builder: PlanBuilder) -> None:
     workers_to_create = [pods.worker(job, i, status.attempt, builder.defaults) for i in missing]
     if not builder.current:
         builder.create.append(pods.service(job))
-        if group := gang_scheduling.pod_group(job, workers_to_create[0], pods.owner_reference(job)):
+        if isolation.needs_secret(job):
+            builder.create.append(isolation.secret(job))
+        if builder.defaults.network_policies:
+            builder.create.append(isolation.network_policy(job, builder.defaults))
+        if group := gang_scheduling.pod_group(job, workers_to_create[0], owner_reference(job)):
             builder.create.append(group)
     builder.create.extend(workers_to_create)
 
