@@ -44,6 +44,12 @@ CoschedulingScheduler = Annotated[
     str,
     typer.Option(envvar="YOLOJOB_COSCHEDULING_SCHEDULER", help="Name of the scheduler with the coscheduling plugin."),
 ]
+ReservedDiskShare = Annotated[
+    float,
+    typer.Option(
+        envvar="YOLOJOB_RESERVED_DISK_SHARE", min=0, max=1, help="Share of a node's disk that staging leaves free."
+    ),
+]
 NetworkPolicies = Annotated[
     bool,
     typer.Option(envvar="YOLOJOB_NETWORK_POLICIES", help="Create a NetworkPolicy for each job."),
@@ -96,6 +102,7 @@ def main(
     service_account: ServiceAccount = None,
     cache_volume: CacheVolume = None,
     coscheduling_scheduler: CoschedulingScheduler = "scheduler-plugins-scheduler",
+    reserved_disk_share: ReservedDiskShare = 0.15,
     network_policies: NetworkPolicies = True,
     metrics_peers: MetricsPeers = None,
     allow: Allowed = None,
@@ -121,6 +128,7 @@ def main(
             image_pull_policy=image_pull_policy,
             service_account=service_account,
             cache_volume=_volume_source(cache_volume),
+            reserved_disk_share=reserved_disk_share,
             network_policies=network_policies,
             metrics_peers=_peers(metrics_peers),
             allowed=frozenset(allow or ()),

@@ -39,6 +39,9 @@ class Release:
             "--wait",
             "--timeout",
             "3m",
+            # The nodes of the test cluster share one disk, which may be nearly full.
+            "--set",
+            "trainer.reservedDiskShare=0",
             *self.values,
             *more,
         )

@@ -19,7 +19,7 @@ from yolojob.api.reasons import Reason
 FILES = {"data.yaml": b"names: [a]", "images/train/a.png": b"png" * 1000, "labels/train/a.txt": b""}
 
 
-def fits(_bytes: int) -> None:
+def fits(_bytes: int, _files: int) -> None:
     """Accept any size."""
 
 
@@ -83,7 +83,7 @@ def test_unpack_of_a_bomb_is_refused_before_it_writes(tmp_path: Path) -> None:
     out.mkdir()
     assert path.stat().st_size < 1 << 20
 
-    def room(needed: int) -> None:
+    def room(needed: int, _: int) -> None:
         if needed > 1 << 20:
             raise BadInput(Reason.NO_SPACE, "too large")
 

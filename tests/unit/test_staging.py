@@ -4,14 +4,17 @@ fail.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import eventually
@@ -264,7 +267,8 @@ def test_stage_of_google_cloud_storage_fetches_and_writes(tmp_path: Path, monkey
     try:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         source = tmp_path / "a.bin"
-        source.write_bytes(os.urandom(100_000))
+        # The emulator strips line breaks from the end of an object.
+        source.write_bytes(os.urandom(100_000) + b"end")
         bucket = ObjectStore("gs://data/set", FIELD, 10)
         bucket.write(source, "images/a.bin")
         folder = stage(tmp_path / "cache").fetch(ObjectStore("gs://data/set", FIELD, 10))
@@ -303,3 +307,63 @@ def test_make_called_twice_writes_once(tmp_path: Path) -> None:
     assert stage(tmp_path).make("digits", write) == first
     assert len(calls) == 1
     assert contents(first) == {"a": b"a"}
+
+
+@pytest.mark.parametrize("share", ["0", "0.15"])
+def test_stage_leaves_a_share_of_the_disk_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: str) -> None:
+    monkeypatch.setenv("YOLOJOB_RESERVED_DISK_SHARE", share)
+    usage = SimpleNamespace(total=1000 << 30, free=140 << 30)
+    monkeypatch.setattr("yolojob_trainer.data.staging.shutil.disk_usage", lambda _: usage)
+    if share == "0":
+        stage(tmp_path)._check_space(1 << 30)  # noqa: SLF001 - the real disk cannot be filled
+    else:
+        with pytest.raises(BadInput, match=r"only 0 MiB may be used \(143360 MiB are free\)"):
+            stage(tmp_path)._check_space(1 << 30)  # noqa: SLF001
+
+
+def disk(inodes: int) -> os.statvfs_result:
+    """A file system with much space and so many free inodes."""
+    blocks = 1 << 30
+    return os.statvfs_result((4096, 4096, blocks, blocks, blocks, 10**6, inodes, inodes, 0, 255))
+
+
+def test_stage_without_enough_inodes_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolojob_trainer.data.staging.os.statvfs", lambda _: disk(inodes=20_000))
+    stage(tmp_path)._check_space(0, 10_000)  # noqa: SLF001
+    with pytest.raises(BadInput, match=r"10001 files are to be staged in .* has room for only 20000"):
+        stage(tmp_path)._check_space(0, 10_001)  # noqa: SLF001
+
+
+def test_unpacking_asks_for_every_file_of_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tar of empty files takes no bytes, but inodes."""
+    path = tmp_path / "many.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(50):
+            tar.addfile(tarfile.TarInfo(f"f{number}"))
+    left = [staging.RESERVED_FILES + 20]
+
+    def statvfs(_: object) -> os.statvfs_result:
+        left[0] -= 1
+        return disk(inodes=left[0])
+
+    monkeypatch.setattr("yolojob_trainer.data.staging.os.statvfs", statvfs)
+    with pytest.raises(BadInput, match="has room for only"):
+        stage(tmp_path / "cache").unpack(path)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_checksum_in_the_uri_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool) -> None:
+    served, cache = tmp_path / "www", tmp_path / "cache"
+    served.mkdir()
+    with zipfile.ZipFile(served / "set.zip", "w") as file:
+        file.writestr("data.yaml", "names: [a]")
+    digest = hashlib.sha256((served / "set.zip").read_bytes() if right else b"other").hexdigest()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with https(served, tmp_path, ranges=True) as (address, _):
+        store = remote(f"{address}/set.zip#sha256={digest}")
+        if right:
+            assert (stage(cache).fetch(store) / "data.yaml").exists()
+            return
+        with pytest.raises(BadInput, match=f"has the SHA-256 [0-9a-f]+, not {digest}"):
+            stage(cache).fetch(store)
+    assert not list(cache.rglob("download"))

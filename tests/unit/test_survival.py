@@ -284,10 +284,9 @@ class TestBucket:
         """Training continues without the bucket; only its end waits, and then fails."""
         (tmp_path / "marker").write_text("x")
         failed: list[str] = []
-        mirror = Mirror(
-            tmp_path, ObjectStore(f"s3://{bucket.name}/run", "spec.storage.uri", retry_timeout=0.5), failed.append
-        )
-        mirror.start("marker")
+        store = ObjectStore(f"s3://{bucket.name}/run", "spec.storage.uri", retry_timeout=0.5)
+        mirror = Mirror(tmp_path, store, "team/digits", failed.append)
+        mirror.start()
         bucket.proxy.refuse = lambda _m, _p: 503
         mirror.put(tmp_path / "marker")
         eventually(lambda: failed, "the failure is reported", 30)

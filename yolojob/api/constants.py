@@ -55,6 +55,8 @@ ENV_STARTED = "YOLOJOB_STARTED"
 """Start of the worker's first process, in seconds since 1970: the account of its time starts here."""
 ENV_SECRET_FILE = "YOLOJOB_SECRET_FILE"  # noqa: S105 - a variable's name
 """File with the secret that all workers of a job share: at least 16 random bytes."""
+ENV_RESERVED_DISK_SHARE = "YOLOJOB_RESERVED_DISK_SHARE"
+"""Share of a disk that staging leaves free. Default: 0."""
 ENV_STORE_FD = "YOLOJOB_STORE_FD"
 """File descriptor of the socket at which rank 0's key-value store listens; set by the launcher."""
 ENV_TERMINATION_LOG = "YOLOJOB_TERMINATION_LOG"

@@ -63,3 +63,8 @@ helm.sh/hook-delete-policy: before-hook-creation
   resourceNames: [yolojob-operator]
   verbs: [get, update]
 {{- end }}
+
+{{- /* The reference of an image: by digest if there is one, else by tag. */}}
+{{- define "yolojob.image" -}}
+{{- if .image.digest }}{{ .image.repository }}@{{ .image.digest }}{{ else }}{{ .image.repository }}:{{ .image.tag | default .version }}{{ end }}
+{{- end }}

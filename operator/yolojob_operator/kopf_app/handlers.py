@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ async def startup(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.posting.reporting_component = "yolojob-operator"
-    settings.persistence.finalizer = f"{constants.GROUP}/never-used"
+    # A name that no job has: kopf would try to remove it.
+    settings.persistence.finalizer = f"{constants.GROUP}/never-used-{secrets.token_hex(8)}"
     settings.persistence.diffbase_storage = NoDiffBase()
     settings.persistence.progress_storage = NoProgress()
     given: Settings = memo.settings

@@ -22,6 +22,10 @@ class Defaults:
     node, also of later jobs, share what one of them has downloaded."""
     allowed: frozenset[Privilege] = frozenset()
     """What templates may request beyond an ordinary pod."""
+    reserved_disk_share: float = 0.15
+    """Share of a node's disk that staging leaves free. A kubelet evicts pods, also those of others, when less than 10 %
+    of its own file system or 15 % of that of the images is free
+    (kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction)."""
     network_policies: bool = True
     """Whether each job gets a NetworkPolicy."""
     metrics_peers: tuple[Object, ...] = ()

@@ -243,6 +243,7 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, de
         # Namespaces that share a volume do not share its content.
         constants.ENV_CACHE_DIR: f"{CACHE}/{job.metadata.namespace}" if defaults.cache_volume else CACHE,
         constants.ENV_VOLUMES_DIR: VOLUMES,
+        constants.ENV_RESERVED_DISK_SHARE: str(defaults.reserved_disk_share),
         "PET_NNODES": str(workers.replicas),
         "PET_NODE_RANK": str(index),
         "PET_NPROC_PER_NODE": str(processes),

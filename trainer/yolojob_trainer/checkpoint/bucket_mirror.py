@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from yolojob.api.reasons import Reason
+from yolojob_trainer.checkpoint.run_ownership import MARKER, BucketClaim
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput, TrainerError
 
@@ -30,16 +32,20 @@ INTERRUPTED_CLOSE_SECONDS = 15.0
 class Mirror:
     """Uploads the files of one folder, one after the other, in a thread."""
 
-    def __init__(self, folder: Path, store: ObjectStore, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, store: ObjectStore, owner: str, on_failure: Callable[[str], None]) -> None:
         """
         Args:
             folder: the run's folder on this machine.
             store: the root below which it is mirrored.
+            owner: NAMESPACE/NAME of the job.
             on_failure: called in the thread with a message when a file could not be uploaded.
         """
         self._folder = folder
         self._store = store
+        self._claim = BucketClaim(store, owner)
         self._on_failure = on_failure
+        self.lost: BadInput | None = None
+        """Why this run must not write there any more."""
         self._uploaded: set[str] = set()
         """Files that are in the object store."""
         self._pending: dict[str, int] = {}
@@ -63,15 +69,15 @@ class Mirror:
                 raise
         return self._uploaded
 
-    def start(self, name: str) -> None:
-        """Upload one file immediately, to check before the training that uploads work.
+    def start(self) -> None:
+        """Claim the folder, which also checks before the training that uploads work; then upload in the background.
 
         Raises:
-            BadInput: the file cannot be uploaded.
+            BadInput: nothing can be uploaded, or another job writes there.
             Unavailable: the object store does not answer.
         """
-        self._store.write(self._folder / name, name)
-        self._uploaded.add(name)
+        self._claim.acquire(self._on_failure)
+        self._uploaded.add(MARKER)
         self._thread.start()
 
     def names(self, folder: str) -> list[str]:
@@ -95,7 +101,13 @@ class Mirror:
         partial.replace(target)
 
     def put(self, *paths: Path) -> None:
-        """Request uploads of these files, in this order; the content at the time of the upload counts."""
+        """Request uploads of these files, in this order; the content at the time of the upload counts.
+
+        Raises:
+            BadInput: another job has claimed the folder.
+        """
+        if self.lost:
+            raise self.lost
         with self._changed:
             for path in paths:
                 self._requests += 1
@@ -109,6 +121,7 @@ class Mirror:
             seconds: maximum time to wait.
 
         Raises:
+            BadInput: another job has claimed the folder.
             TrainerError: the time is over.
         """
         with self._changed:
@@ -118,6 +131,10 @@ class Mirror:
                 names = ", ".join(sorted(self._pending)[:5])
                 message = f"{self._store.shown}: not uploaded within {seconds:.0f} s: {names}"
                 raise TrainerError(Reason.STORAGE_FAILED, message)
+        if self.lost:
+            raise self.lost
+        with suppress(TrainerError):  # the claim expires
+            self._claim.release()
 
     def _run(self) -> None:
         while True:
@@ -125,8 +142,12 @@ class Mirror:
                 self._changed.wait_for(lambda: self._pending)
                 name, request = next(iter(self._pending.items()))
             try:
+                self._claim.renew()
                 self._upload(name)
             except (TrainerError, OSError) as error:
+                if isinstance(error, BadInput) and error.reason == Reason.STORAGE_IN_USE:
+                    self._give_up(error)
+                    return
                 self._on_failure(f"{name} could not be uploaded and will be retried: {error}")
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
@@ -137,6 +158,13 @@ class Mirror:
                 if self._pending.get(name) == request:
                     del self._pending[name]
                 self._changed.notify_all()
+
+    def _give_up(self, error: BadInput) -> None:
+        """Upload nothing any more: the folder is another job's."""
+        with self._changed:
+            self.lost = error
+            self._pending.clear()
+            self._changed.notify_all()
 
     def _upload(self, name: str) -> None:
         path = self._folder / name

@@ -11,7 +11,7 @@ from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob_trainer.checkpoint import bucket_mirror
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
-from yolojob_trainer.checkpoint.run_ownership import MARKER, FolderLock, check_no_foreign_results
+from yolojob_trainer.checkpoint.run_ownership import FolderLock, check_no_foreign_results
 from yolojob_trainer.checkpoint.store import CheckpointContent, CheckpointStore, write_atomically
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput, TrainerError
@@ -50,10 +50,9 @@ class RunFolder:
             raise BadInput(Reason.STORAGE_FAILED, f"spec.storage: {path}: {error.strerror}") from None
         if spec.storage and spec.storage.uri.is_remote:
             store = ObjectStore(self.uri, "spec.storage.uri", retry_timeout=bucket_mirror.REQUEST_TIMEOUT_SECONDS)
-            self._mirror = Mirror(path, store, on_failure)
+            self._mirror = Mirror(path, store, f"{run.namespace}/{run.name}", on_failure)
             check_no_foreign_results(self._mirror.list_files(), self.uri)
-            (path / MARKER).write_text("This folder belongs to a run of yolojob.\n")
-            self._mirror.start(MARKER)
+            self._mirror.start()
 
     def check_space(self, parameters: int) -> None:
         """Check that checkpoints and weights will fit on the disk.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from yolojob.api.reasons import Reason
+from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
 
 LOCK = ".yolojob.lock"
@@ -18,7 +22,10 @@ LOCK_TIMEOUT_SECONDS = 60.0
 """Time for the previous attempt's process to end on a node that is being lost, and for a file server to notice."""
 LOCK_POLL_SECONDS = 0.5
 MARKER = ".yolojob"
-"""A file that a run uploads first, to check that uploads are possible."""
+"""A file that a run uploads first, to check that uploads are possible, and to claim the folder."""
+CLAIM_SECONDS = 180.0
+"""A claim of an object store that is older is given up; an active run renews it three times as often."""
+CLAIM_POLL_SECONDS = 5.0
 _OWN = (LOCK, MARKER)
 _CHECKPOINTS = "checkpoints/"
 
@@ -53,6 +60,97 @@ def check_no_foreign_results(names: Iterable[str], location: str) -> None:
             Reason.STORAGE_IN_USE,
             f"{location} holds results that yolojob has not written ({', '.join(found[:3])}); a run would overwrite "
             "them. Choose another spec.storage.uri. To start from those weights, set spec.model.weights.uri",
+        )
+
+
+class BucketClaim:
+    """The right to write a folder of an object store, as far as one can have it: object stores have no locks.
+
+    A run writes its owner and the time into a marker and renews it while it uploads. Of two runs that start at the same
+    moment, the one that wrote first sees the other's marker before its first upload, and ends.
+    """
+
+    def __init__(self, store: ObjectStore, owner: str, clock: Callable[[], float] = time.time) -> None:
+        """
+        Args:
+            store: the folder.
+            owner: NAMESPACE/NAME of the job.
+            clock: seconds since 1970.
+        """
+        self._store, self._owner, self._clock = store, owner, clock
+        self._run = secrets.token_hex(8)
+        self._written = 0.0
+        self._checked = False
+        """Whether the claim was read again since it was made."""
+
+    def acquire(self, on_wait: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
+        """Claim the folder. While another job's claim is young, wait until it expires: that job may have been killed.
+
+        Args:
+            on_wait: called once with a message, if the claim has to wait.
+            sleep: waits for some seconds.
+
+        Raises:
+            BadInput: another job renews its claim, or the folder cannot be written.
+            Unavailable: the object store does not answer.
+        """
+        first = self._read()
+        waited = 0.0
+        current = first
+        while self._is_foreign(current) and self._clock() - current.get("time", 0.0) < CLAIM_SECONDS:
+            if current.get("time") != first.get("time") or waited > 2 * CLAIM_SECONDS:
+                raise self._in_use(current)
+            if not waited:
+                on_wait(f"{self._store.shown} was in use by {current.get('owner')} until just now; waiting")
+            sleep(CLAIM_POLL_SECONDS)
+            waited += CLAIM_POLL_SECONDS
+            current = self._read()
+        self._write()
+
+    def renew(self) -> None:
+        """Check that the folder is still this run's, and renew the claim if it is old; called before uploads.
+
+        Raises:
+            BadInput: another job has claimed it.
+            Unavailable: the object store does not answer.
+        """
+        if self._clock() - self._written < CLAIM_SECONDS / 3 and self._checked:
+            return
+        current = self._read()
+        if self._is_foreign(current) and current.get("run") != self._run:
+            raise self._in_use(current)
+        self._checked = True
+        self._write()
+
+    def release(self) -> None:
+        """Give the folder up, so that another job need not wait."""
+        self._write(moment=0.0)
+
+    def _is_foreign(self, claim: dict[str, Any]) -> bool:
+        return bool(claim) and claim.get("owner") != self._owner
+
+    def _read(self) -> dict[str, Any]:
+        """The current claim; empty if there is none, or one of an older version."""
+        try:
+            claim = json.loads(self._store.read(MARKER, 0, None))
+        except BadInput as error:
+            if error.reason != Reason.STORAGE_NOT_FOUND:
+                raise
+            return {}
+        except ValueError:
+            return {}
+        valid = isinstance(claim, dict) and isinstance(claim.get("time"), int | float)
+        return claim if valid else {}
+
+    def _write(self, moment: float | None = None) -> None:
+        self._written = self._clock()
+        claim = {"owner": self._owner, "run": self._run, "time": self._written if moment is None else moment}
+        self._store.write_bytes(json.dumps(claim).encode(), MARKER)
+
+    def _in_use(self, claim: dict[str, Any]) -> BadInput:
+        return BadInput(
+            Reason.STORAGE_IN_USE,
+            f"{self._store.shown} is in use by {claim.get('owner')}: choose another spec.storage.uri for this job",
         )
 
 

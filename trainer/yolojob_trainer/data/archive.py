@@ -33,14 +33,18 @@ _SIGNATURES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 """First bytes of a .zip, .gz, .bz2 and .xz file."""
 
 
-def unpack(archive: Path, folder: Path, shown: str, check_space: Callable[[int], None]) -> None:
+SpaceCheck = Callable[[int, int], None]
+"""Called with the numbers of bytes and files about to be written; raises an error if they do not fit."""
+
+
+def unpack(archive: Path, folder: Path, shown: str, check_space: SpaceCheck) -> None:
     """Unpack a .zip or .tar (plain or compressed) into an empty folder.
 
     Args:
         archive: the file.
         folder: the target; must exist.
         shown: how messages name the archive.
-        check_space: called with the number of bytes about to be written; raises an error if they do not fit.
+        check_space: see SpaceCheck.
 
     Raises:
         BadInput: it is not an archive, is damaged, or holds members that must not be unpacked.
@@ -82,11 +86,11 @@ def inside(name: str, shown: str) -> PurePosixPath:
     return path
 
 
-def _unzip(archive: Path, folder: Path, shown: str, check_space: Callable[[int], None]) -> None:
+def _unzip(archive: Path, folder: Path, shown: str, check_space: SpaceCheck) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         _check_count(len(members), shown)
-        check_space(sum(m.file_size for m in members))
+        check_space(sum(m.file_size for m in members), len(members))
         for member in members:
             target = folder / inside(member.filename, shown)
             if member.is_dir():
@@ -97,7 +101,7 @@ def _unzip(archive: Path, folder: Path, shown: str, check_space: Callable[[int],
                 _copy(source, target, member.file_size, shown)
 
 
-def _untar(archive: Path, folder: Path, shown: str, check_space: Callable[[int], None]) -> None:
+def _untar(archive: Path, folder: Path, shown: str, check_space: SpaceCheck) -> None:
     with tarfile.open(archive) as file:
         for count, member in enumerate(file, start=1):
             _check_count(count, shown)
@@ -106,7 +110,7 @@ def _untar(archive: Path, folder: Path, shown: str, check_space: Callable[[int],
                 target.mkdir(parents=True, exist_ok=True)
             elif member.isfile():
                 # A tar has no directory from which the total could be computed beforehand.
-                check_space(member.size)
+                check_space(member.size, 1)
                 source = file.extractfile(member)
                 assert source is not None
                 _copy(source, target, member.size, shown)

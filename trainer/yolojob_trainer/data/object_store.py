@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import ssl
 import urllib.request
@@ -17,6 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
+from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput, TrainerError
 from yolojob_trainer.system.retry import Backoff
@@ -134,12 +136,14 @@ class ObjectStore:
     def __init__(self, uri: str, field: str, retry_timeout: float = RETRY_TIMEOUT_SECONDS) -> None:
         """
         Args:
-            uri: s3://BUCKET/PATH, gs://BUCKET/PATH or https://HOST/PATH.
+            uri: s3://BUCKET/PATH, gs://BUCKET/PATH or https://HOST/PATH, the latter perhaps with #sha256=HEX.
             field: the field of the specification that holds the URI, for messages.
             retry_timeout: seconds for which a request is retried.
         """
         import fsspec  # takes half a second with its dependencies, which a run on local files does not need
 
+        uri, self.sha256 = _without_digest(uri)
+        """SHA-256 that the content must have, in hexadecimal; empty if the URI has none."""
         self.uri = uri
         self.scheme = uri.partition("://")[0]
         self.shown = re.sub(r"\?.*", "?…", uri)
@@ -174,8 +178,13 @@ class ObjectStore:
 
         The query is left out if all files have tags, because signatures in it change every hour.
         """
+        if self.sha256:
+            return self.sha256
         address = f"{self.scheme}://{self._root}"
-        return address.partition("?")[0] if all(file.tag for file in files) else address
+        if all(file.tag for file in files):
+            return address.partition("?")[0]
+        # Nothing tells whether the content has changed, so it is staged again by each start of the worker.
+        return f"{address} {os.environ.get(constants.ENV_STARTED, '')}" if self.scheme == "https" else address
 
     def read(self, path: str, start: int, end: int | None) -> bytes:
         """Return bytes `start` to `end` of a file; None reads to its end.
@@ -187,7 +196,9 @@ class ObjectStore:
         return self._retry(lambda: self._read(path, start, end))
 
     def _read(self, path: str, start: int, end: int | None) -> bytes:
-        data: bytes = self._fs.cat_file(self._name(path), start=start, end=end)
+        # Without a range where none is needed: an empty object has no range that can be satisfied.
+        part = {"start": start, "end": end} if start or end is not None else {}
+        data: bytes = self._fs.cat_file(self._name(path), **part)
         if end is not None and len(data) != end - start:
             raise Unavailable(f"{self.shown}: {path or 'the file'}: received {len(data)} bytes, expected {end - start}")
         return data
@@ -230,6 +241,15 @@ class ObjectStore:
             Unavailable: the server does not answer.
         """
         self._retry(lambda: self._fs.put_file(str(source), self._name(path)))
+
+    def write_bytes(self, data: bytes, path: str) -> None:
+        """Upload a small file, atomically.
+
+        Raises:
+            BadInput: access is denied.
+            Unavailable: the server does not answer.
+        """
+        self._retry(lambda: self._fs.pipe_file(self._name(path), data))
 
     def remove(self, path: str) -> None:
         """Remove a file, if it exists."""
@@ -277,6 +297,12 @@ class ObjectStore:
         if isinstance(error, ImportError):
             return BadInput(Reason.STORAGE_UNSUPPORTED, f"{where}: {error}")
         return Unavailable(f"{where}: {_brief(error)}")
+
+
+def _without_digest(uri: str) -> tuple[str, str]:
+    """Split #sha256=HEX from the end of an https URI."""
+    match = re.fullmatch(r"(https://[^#]*)#sha256=([0-9a-fA-F]{64})", uri)
+    return (match[1], match[2].lower()) if match else (uri, "")
 
 
 def _size_and_tag(info: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections import deque
@@ -21,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob_trainer.data import archive
 from yolojob_trainer.data.object_store import ObjectStore, RemoteFile, Unavailable
@@ -30,8 +32,10 @@ from yolojob_trainer.system.retry import Backoff
 BLOCK_BYTES = 8 << 20
 """Size of one request: large enough for full speed, small enough to lose little when the connection breaks."""
 MAX_CONNECTIONS = 16
-RESERVED_BYTES = 64 << 20
-"""Disk space that must stay free in addition to the staged data."""
+RESERVED_BYTES, RESERVED_FILES = 64 << 20, 10_000
+"""Disk space and files that must stay free in addition to the staged data."""
+CHECK_BYTES = 64 << 20
+"""Written between two looks at the free space, where the size is not known beforehand."""
 
 ProgressCallback = Callable[[int, int | None], None]
 """Called with (bytes staged so far, bytes in total or None if the server does not report it)."""
@@ -54,6 +58,8 @@ class Stage:
         self._stopped = threading.Event()
         self._received = 0
         self._total: int | None = None
+        self._unchecked = 0
+        """Bytes written since the last look at the free space."""
 
     def make(self, key: str, write: Callable[[Path], None]) -> Path:
         """Return the folder of this key; `write` fills an empty folder if it does not exist yet."""
@@ -87,6 +93,7 @@ class Stage:
                 self._download(store, files, content)
                 return content
             self._download(store, [single], partial, "download")
+            self._check_digest(partial / "download", store)
             name = Path(store.uri.partition("?")[0]).name
             if name.endswith((".pt", ".yaml", ".yml")):
                 content.mkdir(exist_ok=True)
@@ -131,13 +138,44 @@ class Stage:
             raise BadInput(Reason.CACHE_FAILED, f"{self._field}: cannot be staged in {self.folder}: {error}") from error
         return folder
 
-    def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if free < needed + RESERVED_BYTES:
+    def _check_digest(self, path: Path, store: ObjectStore) -> None:
+        """Compare a downloaded file with the checksum in its URI, and remove it if it differs.
+
+        Raises:
+            BadInput: it differs.
+        """
+        if not store.sha256:
+            return
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != store.sha256:
+            path.unlink()
+            raise BadInput(
+                Reason.INVALID_DATASET, f"{self._field}: {store.shown}: has the SHA-256 {found}, not {store.sha256}"
+            )
+
+    def _check_space(self, needed: int, files: int = 0) -> None:
+        """Check that so many bytes in so many files can still be written.
+
+        Raises:
+            BadInput: they would fill the disk.
+        """
+        usage, inodes = shutil.disk_usage(self.folder), os.statvfs(self.folder)
+        share = float(os.environ.get(constants.ENV_RESERVED_DISK_SHARE) or 0)
+        free = usage.free - max(RESERVED_BYTES, int(share * usage.total))
+        advice = "free some space, or use another volume for the cache"
+        if free < needed:
             raise BadInput(
                 Reason.NO_SPACE,
                 f"{self._field}: {needed / 2**20:.0f} MiB are to be staged in {self.folder}, but only "
-                f"{free / 2**20:.0f} MiB are free: free some space, or use another volume for the cache",
+                f"{max(free, 0) / 2**20:.0f} MiB may be used ({usage.free / 2**20:.0f} MiB are free): {advice}",
+            )
+        # File systems without a fixed number of files report 0.
+        if inodes.f_files and inodes.f_favail < files + RESERVED_FILES:
+            raise BadInput(
+                Reason.NO_SPACE,
+                f"{self._field}: {files} files are to be staged in {self.folder}, but its file system has room for "
+                f"only {inodes.f_favail}: {advice}",
             )
 
     def _download(self, store: ObjectStore, files: list[RemoteFile], folder: Path, name: str = "") -> None:
@@ -146,7 +184,7 @@ class Stage:
         sizes = [file.size for file in files]
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
         self._received = sum(max(_size(target), _size(_part(target))) for _, target in targets)
-        self._check_space((self._total or 0) - self._received)
+        self._check_space((self._total or 0) - self._received, len(files))
         self._progress(self._received, self._total)
         ahead = max(MAX_CONNECTIONS // len(files), 1)
         with ThreadPoolExecutor(MAX_CONNECTIONS) as pool, ThreadPoolExecutor(MAX_CONNECTIONS) as block_pool:
@@ -210,6 +248,10 @@ class Stage:
 
     def _write(self, out: IO[bytes], block: bytes) -> None:
         out.write(block)
+        self._unchecked += len(block)
+        if self._total is None and self._unchecked >= CHECK_BYTES:
+            self._unchecked = 0
+            self._check_space(0)
         self._add(len(block))
 
     def _add(self, count: int) -> None:

@@ -1,0 +1,88 @@
+"""Two jobs with one folder of an object store: the second waits or is refused, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.stores import Bucket
+from yolojob_trainer.checkpoint.run_ownership import CLAIM_SECONDS, BucketClaim
+from yolojob_trainer.data.object_store import ObjectStore
+from yolojob_trainer.errors import BadInput
+
+pytestmark = pytest.mark.processes
+
+
+class Clock:
+    """A clock that moves only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def claim(bucket: Bucket, owner: str, clock: Clock) -> BucketClaim:
+    return BucketClaim(ObjectStore(f"s3://{bucket.name}/run", "spec.storage.uri", retry_timeout=0.5), owner, clock)
+
+
+def acquire(one: BucketClaim, clock: Clock) -> list[str]:
+    waits: list[str] = []
+    one.acquire(waits.append, clock.sleep)
+    return waits
+
+
+def test_second_job_is_refused_while_the_first_renews_its_claim(bucket: Bucket) -> None:
+    clock = Clock()
+    first, second = claim(bucket, "team/a", clock), claim(bucket, "team/b", clock)
+    assert acquire(first, clock) == []
+    first.renew()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(20 * seconds)
+        first.renew()
+
+    with pytest.raises(BadInput, match=r"is in use by team/a: choose another spec\.storage\.uri") as refused:
+        second.acquire(lambda _: None, sleep)
+    assert refused.value.reason == "StorageInUse"
+    assert json.loads(bucket.get("run/.yolojob"))["owner"] == "team/a"
+
+
+def test_claim_of_a_killed_job_expires(bucket: Bucket) -> None:
+    clock = Clock()
+    acquire(claim(bucket, "team/a", clock), clock)
+    began = clock.now
+    waits = acquire(claim(bucket, "team/b", clock), clock)
+    assert len(waits) == 1
+    assert "team/a" in waits[0]
+    assert CLAIM_SECONDS <= clock.now - began <= 2 * CLAIM_SECONDS
+
+
+def test_next_attempt_and_released_claim_do_not_wait(bucket: Bucket) -> None:
+    clock = Clock()
+    first = claim(bucket, "team/a", clock)
+    acquire(first, clock)
+    assert acquire(claim(bucket, "team/a", clock), clock) == [], "the next attempt of the same job"
+    first.release()
+    assert acquire(claim(bucket, "team/b", clock), clock) == []
+
+
+def test_of_two_jobs_that_start_together_the_earlier_one_ends(bucket: Bucket) -> None:
+    clock = Clock()
+    first, second = claim(bucket, "team/a", clock), claim(bucket, "team/b", clock)
+    acquire(first, clock)
+    bucket.remove("run/.yolojob")  # as if the second had looked before the first wrote
+    acquire(second, clock)
+    second.renew()
+    with pytest.raises(BadInput, match="is in use by team/b"):
+        first.renew()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"owner": "x"}', b'{"owner": "x", "time": "y"}', b"\xff"])
+def test_unreadable_claim_is_no_claim(bucket: Bucket, content: bytes) -> None:
+    bucket.put("run/.yolojob", content)
+    assert acquire(claim(bucket, "team/a", Clock()), Clock()) == []
