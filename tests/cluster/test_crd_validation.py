@@ -56,6 +56,10 @@ VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "uneven batch": ({"train": {"batch": 15}, **REPLICAS}, "spec.train.batch"),
     "uneven batch of gpus": ({"train": {"batch": 12}, "workers": {"gpu": {"count": 8}}}, "spec.train.batch"),
     "uneven batch of processes": ({"train": {"batch": 9}, "workers": {"processesPerWorker": 2}}, "spec.train.batch"),
+    "slices of a GPU": (
+        {"workers": {"gpu": {"count": 2, "resource": "nvidia.com/mig-1g.10gb"}}},
+        "spec.workers.gpu.count",
+    ),
     "processes": ({"workers": {"processesPerWorker": "many"}}, "spec.workers.processesPerWorker"),
     "missing dataset": ({"dataset": {}}, "spec.dataset.uri"),
     "unknown dataset": ({"dataset": {"uri": "builtin://mnist"}}, "spec.dataset.uri"),

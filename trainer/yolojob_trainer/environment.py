@@ -78,6 +78,8 @@ def prepare() -> None:
         config.mkdir(parents=True, exist_ok=True)
     except OSError:
         config = Path(tempfile.mkdtemp(prefix="yolojob-"))
+    # Batches differ in the sizes of the loss's tensors, which fragment the memory of a GPU.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     os.environ.update(
         YOLO_OFFLINE="1",
         YOLO_AUTOINSTALL="0",

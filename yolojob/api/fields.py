@@ -73,6 +73,25 @@ _COMPILE = (True, False, "default", "reduce-overhead", "max-autotune-no-cudagrap
 Compile = Annotated[bool | str, _member(*_COMPILE), one_of(*_COMPILE)]
 
 
+def _list_of_one(value: Any) -> Any:
+    """Ultralytics takes a single class id for a list of one."""
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+MAX_CLASSES = 1000
+Classes = Annotated[
+    list[Count],
+    Field(max_length=MAX_CLASSES),
+    BeforeValidator(_list_of_one),
+    WithJsonSchema(
+        {
+            **{**_ANY, "minimum": 0, "maximum": MAX_COUNT, "multipleOf": 1, "maxItems": MAX_CLASSES},
+            **{**_NO_STRING, **_NO_OBJECT, **_NO_BOOLEAN},
+            "items": {"type": "integer", "minimum": 0, "maximum": MAX_COUNT},
+        }
+    ),
+]
+
 MAX_LAYERS = 1000
 _LAYER = Annotated[int, Field(ge=0, le=MAX_COUNT)] | Annotated[str, Field(min_length=1, max_length=253)]
 _LAYER_SCHEMA = {**_INT_OR_STRING, "minimum": 0, "maximum": MAX_COUNT, "minLength": 1, "maxLength": 253}

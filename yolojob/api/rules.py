@@ -65,6 +65,13 @@ RULES = (
         value=lambda s: s.model.name,
     ),
     Rule(
+        field="workers.gpu.count",
+        message="must be 1 with a slice of a GPU (MIG): CUDA shows one slice to a process; use more workers",
+        cel="!has(self.workers.gpu) || !self.workers.gpu.resource.contains('/mig-') || self.workers.gpu.count == 1",
+        holds=lambda s: s.workers.gpu is None or "/mig-" not in s.workers.gpu.resource or s.workers.gpu.count == 1,
+        value=lambda s: s.workers.gpu and s.workers.gpu.count,
+    ),
+    Rule(
         field="elastic.maxReplicas",
         message="must not be less than spec.elastic.minReplicas",
         cel="!has(self.elastic) || self.elastic.minReplicas <= self.elastic.maxReplicas",

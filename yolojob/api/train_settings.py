@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from yolojob.api.base import ApiModel
-from yolojob.api.fields import MAX_COUNT, MAX_INT32, Amp, Cache, Compile, Count, Freeze, NonNegative, Scale
+from yolojob.api.fields import MAX_COUNT, MAX_INT32, Amp, Cache, Classes, Compile, Count, Freeze, NonNegative, Scale
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -102,8 +102,8 @@ class TrainSettings(ApiModel):
     """Detections per image in validation. Default: 300."""
     agnostic_nms: bool | None = None
     """Non-maximum suppression across classes. Default: false."""
-    classes: Annotated[list[Count], Field(max_length=1000)] | None = None
-    """Train and validate on these class ids only. Default: all."""
+    classes: Classes | None = None
+    """Train and validate on these class ids only: a list, or a single one. Default: all."""
     augment: bool | None = None
     """Test-time augmentation in validation. Default: false."""
 

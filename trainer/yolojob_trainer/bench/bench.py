@@ -99,7 +99,7 @@ class Bench:
         trainer.clock.start()
         self._train(trainer.batches(0, 0), 0, 2)
         early_validation, _ = self._measure_epoch_end()
-        meter = PowerMeter(trainer.device)
+        meter = PowerMeter(trainer.device, trainer.world.local_world_size)
         steps = [self._measure_steps(segment) for segment in self._segments()]
         energy = meter.stop()
         late_validation, epoch_rest = self._measure_epoch_end()

@@ -18,12 +18,17 @@ RAPL = Path("/sys/class/powercap")
 class PowerMeter:
     """Measures from its construction until `stop`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, gpus: int) -> None:
+        """
+        Args:
+            device: of this process.
+            gpus: number of the worker's GPUs, one for each of its processes.
+        """
+        self._device, self._gpus = device, gpus
         self._began, self._start = time.monotonic(), self._read_joules()
 
     def stop(self) -> Energy | None:
-        """Return the mean power of this worker's GPU, or of the CPU packages of its machine; None without counters."""
+        """Return the mean power of this worker's GPUs, or of the CPU packages of its machine; None without counters."""
         end, seconds = self._read_joules(), time.monotonic() - self._began
         if self._start is None or end is None or seconds <= 0:
             return None
@@ -38,8 +43,7 @@ class PowerMeter:
         if self._device.type == "cuda":
             try:
                 pynvml.nvmlInit()
-                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self._device).uuid}")
-                return "nvml", {"gpu": pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3}
+                return "nvml", {f"gpu{index}": _gpu_joules(index) for index in range(self._gpus)}
             except pynvml.NVMLError:  # a GPU older than Volta, or a slice of a GPU
                 return None
         packages: dict[str, float] = {}
@@ -50,3 +54,13 @@ class PowerMeter:
                 except (OSError, ValueError):
                     continue
         return ("rapl", packages) if packages else None
+
+
+def _gpu_joules(index: int) -> float:
+    """Return the energy that a GPU has used since its driver was loaded.
+
+    Raises:
+        NVMLError: it has no counter.
+    """
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3

@@ -198,10 +198,12 @@ class World:
             # ends. By default it ends the process with SIGABRT.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         forbid_object_collectives()
+        connection = _connect_store(self.rank, self.world_size)
+        self._check_same_device(connection)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
             timeout=COLLECTIVE_TIMEOUT,
-            store=_connect_store(self.rank, self.world_size),
+            store=connection,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -223,6 +225,22 @@ class World:
         heartbeat.stop()
         # Only after success: after a failure this may wait for the failed peer.
         dist.destroy_process_group()
+
+    def _check_same_device(self, store: TCPStore) -> None:
+        """Check that all ranks use GPUs, or none: different process groups would wait for each other.
+
+        Raises:
+            TrainerError: some ranks have no GPU, although their workers requested one.
+        """
+        store.set(f"yolojob/device/{self.rank}", self.device.type)
+        kinds = [store.get(f"yolojob/device/{rank}").decode() for rank in range(self.world_size)]
+        if len(set(kinds)) > 1:
+            without = ", ".join(str(rank) for rank, kind in enumerate(kinds) if kind == "cpu")
+            raise TrainerError(
+                Reason.NO_WORKING_GPU,
+                f"spec.workers.gpu: rank(s) {without} have no GPU that works, the others have: a node is broken, or "
+                "the nodes differ",
+            )
 
     def barrier(self, key: str) -> None:
         """Wait for all ranks without a timeout; the heartbeat detects ranks that die meanwhile.

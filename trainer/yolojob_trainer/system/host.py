@@ -37,6 +37,7 @@ def describe(device: torch.device) -> Host:
 def free_memory(device: torch.device) -> int:
     """Return the bytes that are free for training on this device: of the GPU, or of the container or machine."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # blocks that torch keeps for later are free
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
     limit, used = _read_first_number(_MEMORY_LIMITS), _read_first_number(_MEMORY_USAGES)

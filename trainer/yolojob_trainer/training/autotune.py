@@ -22,6 +22,7 @@ import torch
 
 from yolojob.api.trainer_report import Trial, TuningReport
 from yolojob_trainer.model import precision
+from yolojob_trainer.system.compiler import has_c_compiler
 from yolojob_trainer.system.process import available_cpus
 from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.setup import TrainerSetup
@@ -123,7 +124,7 @@ class Tuner:
                 if workers != first.workers and workers <= cores:
                     yield f"workers={workers}", {"workers": workers}
             yield "prefetch=8", {"prefetch": 8}
-        if settings.compile is None:
+        if settings.compile is None and has_c_compiler():
             yield "compile=true", {"compile": True}
 
     def _reason_to_skip(self, fastest: Measured, best: ExecutionSettings, candidate: dict[str, Any]) -> str | None:

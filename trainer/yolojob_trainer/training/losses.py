@@ -9,6 +9,8 @@ import torch
 
 from yolojob_trainer.distributed.world import World
 
+MAX_OVERFLOWS = 25
+"""torch's GradScaler starts with 2^16 and halves its scale at each overflow: after so many it is far below 1."""
 READ_INTERVAL_SECONDS = 1.0
 """Minimum time between two reads from the device while steps run."""
 
@@ -16,32 +18,50 @@ READ_INTERVAL_SECONDS = 1.0
 class EpochLosses:
     """Sums of this rank's loss items over the epoch so far, weighted by images."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tolerates_overflow: bool = False) -> None:
+        """
+        Args:
+            tolerates_overflow: leave out microbatches with a loss that is not finite, as the loss scaling of fp16 does
+                with their gradients; only MAX_OVERFLOWS of them in a row are a divergence.
+        """
+        self._tolerates_overflow = tolerates_overflow
         self._sums: dict[str, torch.Tensor] = {}
         self._images = 0
+        self._left_out: torch.Tensor | int = 0
+        """Images of the microbatches that were left out."""
+        self._in_a_row: torch.Tensor | int = 0
+        """Microbatches that were left out since the last one that was not."""
         self._read_at = 0.0
         self._value: float | None = None
 
     def reset(self) -> None:
-        self._sums, self._images = {}, 0
+        self._sums, self._images, self._left_out = {}, 0, 0
 
     def add(self, items: dict[str, torch.Tensor], images: int) -> None:
         """Add the mean loss items of a microbatch with this number of images."""
-        for name, value in items.items():
-            weighted = value.detach() * images
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+        weighted = {name: value.detach() * images for name, value in items.items()}
+        if self._tolerates_overflow and weighted:
+            # All on the device: reading the values would wait for it.
+            finite = torch.isfinite(torch.stack([value.float() for value in weighted.values()])).all()
+            weighted = {name: torch.where(finite, value, 0.0) for name, value in weighted.items()}
+            self._left_out = self._left_out + torch.where(finite, 0, images)
+            self._in_a_row = torch.where(finite, 0, self._in_a_row + 1)
+        for name, value in weighted.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._images += images
 
     def mean(self, world: World) -> dict[str, float]:
         """Return the mean of each item over the images of all ranks. All ranks must call it."""
-        sums = world.sum([*(float(v) for v in self._sums.values()), float(self._images)])
+        sums = world.sum([*(float(v) for v in self._sums.values()), float(self._images - int(self._left_out))])
         return {name: total / max(sums[-1], 1) for name, total in zip(self._sums, sums, strict=False)}
 
     def read(self) -> None:
         """Read the sum of this rank's mean loss items from the device."""
         self._read_at = time.monotonic()
-        if self._images:
-            self._value = float(sum(self._sums.values(), torch.zeros(()))) / self._images
+        if int(self._in_a_row) > MAX_OVERFLOWS:
+            self._value = math.nan
+        elif images := self._images - int(self._left_out):
+            self._value = float(sum(self._sums.values(), torch.zeros(()))) / images
 
     @property
     def value(self) -> float | None:

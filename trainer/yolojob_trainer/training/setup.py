@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy, deepcopy
@@ -28,6 +29,7 @@ from yolojob_trainer.data.scan import one_line, summarize
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
+from yolojob_trainer.system.compiler import has_c_compiler
 from yolojob_trainer.system.process import available_cpus
 from yolojob_trainer.system.torch_patches import without_annotations
 from yolojob_trainer.system.upstream_patches import raise_detection_limit
@@ -36,6 +38,8 @@ from yolojob_trainer.training.phase_clock import Mark, PhaseClock
 from yolojob_trainer.training.train_state import TrainedObjects, TrainState
 from yolojob_trainer.training.validator import ArrayValidator
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - torch's own
+SHARED_MEMORY_SHARE = 0.8
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
 """Network description and starting weights, as `yolojob_trainer.model.resolve.resolve` returns them."""
 
@@ -58,6 +62,19 @@ class TrainerInputs:
     """Cache folder of this node."""
     warn: Callable[[str], None]
     """Called with every warning for the user."""
+
+
+def loader_limit(free: int, batch: int) -> int:
+    """Return the number of loader processes whose batches fit in shared memory; a batch beyond it ends a loader with
+    SIGBUS.
+
+    Args:
+        free: bytes of shared memory for this rank.
+        batch: bytes of the images of one microbatch.
+    """
+    # Training prefetches some batches in each process; validation has twice the processes and the batch, and
+    # torch's two batches.
+    return int(SHARED_MEMORY_SHARE * free) // ((ExecutionSettings.prefetch + 2 * 2 * 2) * batch)
 
 
 class TrainerSetup(DetectionTrainer):
@@ -210,13 +227,27 @@ class TrainerSetup(DetectionTrainer):
             images = len(dataset.left_out)
             self.warn(f"{mode}: {images} image(s) cannot be used and are left out: {summarize(dataset.left_out)}")
 
+    @property
+    def _cpus(self) -> int:
+        """CPUs of this rank."""
+        return max(available_cpus() // self.world.local_world_size, 1)
+
     def _loader_processes(self, requested: int | None) -> int:
         """Return the number of loader processes of this rank.
 
         The default on a CPU is 0, because loader processes would take cores from the model.
         """
         default = 0 if self.world.device.type == "cpu" else 8
-        return min(default if requested is None else requested, max(available_cpus() // self.world.local_world_size, 1))
+        wanted = min(default if requested is None else requested, self._cpus)
+        images = -(-self.args.batch // self.world.world_size)
+        free = shutil.disk_usage(SHARED_MEMORY).free // self.world.local_world_size
+        limit = loader_limit(free, images * 3 * self.args.imgsz**2)
+        if wanted > limit:
+            self.warn(
+                f"{limit} loader process(es) instead of {wanted}: {SHARED_MEMORY} is too small for their batches; "
+                "raise spec.workers.sharedMemory, or the memory limit of which it is half by default"
+            )
+        return min(wanted, limit)
 
     def _build_train_pipeline(self) -> None:
         """Build data, optimizer and DDP. Upstream's `_setup_train` calls it when the model is on its device."""
@@ -234,7 +265,7 @@ class TrainerSetup(DetectionTrainer):
         self.test_loader = build_dataloader(
             validation,
             batch=self._validation_batch(),
-            workers=self.args.workers,
+            workers=min(2 * self.args.workers, self._cpus),
             shuffle=False,
             rank=self.world.rank if self.world.world_size > 1 else -1,
             device=self.device,
@@ -288,6 +319,12 @@ class TrainerSetup(DetectionTrainer):
         memory_format = torch.channels_last if execution.channels_last else torch.contiguous_format
         self.model = network.to(memory_format=memory_format)
         if execution.compile:
+            if not has_c_compiler():
+                raise BadInput(
+                    Reason.INVALID_SPEC,
+                    "spec.train.compile: torch.compile needs a C compiler, and this image has none: leave it out, or "
+                    "use an image with gcc and libc6-dev",
+                )
             requested = self.run.spec.train.compile
             mode = requested if isinstance(requested, str) else None
             self.model = torch.compile(network, mode=mode)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.time_parts import TimePart
+from yolojob_trainer.model import precision
 from yolojob_trainer.training.callbacks import Callback
 from yolojob_trainer.training.losses import EpochLosses
 from yolojob_trainer.training.setup import TrainerInputs, TrainerSetup
@@ -29,10 +30,13 @@ class StepTrainer(TrainerSetup):
     def __init__(self, inputs: TrainerInputs, callbacks: list[Callback]) -> None:
         super().__init__(inputs)
         self.listeners = callbacks
-        self.losses = EpochLosses()
+        self.losses = self.new_losses()
         self.step_images = 0
         self.trained_epoch = 0
         """Epoch to which spans between steps belong."""
+
+    def new_losses(self) -> EpochLosses:
+        return EpochLosses(tolerates_overflow=precision.by_name(self.execution.amp) == torch.float16)
 
     @property
     def steps(self) -> int:

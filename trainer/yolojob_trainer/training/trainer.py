@@ -31,7 +31,6 @@ from yolojob_trainer.training import export
 from yolojob_trainer.training.autotune import Tuner
 from yolojob_trainer.training.callbacks import Callback, TrainEvent, emit
 from yolojob_trainer.training.execution import ExecutionSettings
-from yolojob_trainer.training.losses import EpochLosses
 from yolojob_trainer.training.setup import TrainerInputs
 from yolojob_trainer.training.step import Diverged, StepTrainer
 from yolojob_trainer.training.time_account import StartupTimes
@@ -65,6 +64,7 @@ class Trainer(StepTrainer):
         self.startup_times, self.startup_seconds = startup_times, 0.0
         self.carried_seconds = 0.0
         self.consensus = Consensus(self.world)
+        self._utilization = gpu.UtilizationReader(self.device)
         self.resumed_from: str | None = None
         self.epochs_done = 0
         self.metrics: dict[str, Any] | None = None
@@ -75,6 +75,8 @@ class Trainer(StepTrainer):
         self._stop_requested = False
         self._checkpoint: CheckpointContent | None = None
         """The checkpoint to resume from, until it is restored."""
+        self._initial_checkpoint: bytes | None = None
+        """The state before the first step; only on rank 0."""
         self._saved_at = time.monotonic()
 
     # --- the loop: see callbacks.TrainEvent for its pseudocode ------------------------------------------------------
@@ -115,6 +117,8 @@ class Trainer(StepTrainer):
         self.carried_seconds = self.state.clocks.timing().trained_seconds
         self.startup_seconds = self.state.clocks.add_startup(self.startup_times, time.time())
         self.trained_epoch = min(self.epoch, self.epochs - 1)
+        gpu.reset_memory_peak(self.device)  # trials and the set-up do not count
+        self.losses = self.new_losses()  # the trials may have chosen another number format
         emit(TrainEvent.TRAIN_START, self.listeners, self)
         self.clock.start()
         if finished and self.run_folder:
@@ -314,7 +318,7 @@ class Trainer(StepTrainer):
 
     def gpu_usage(self) -> tuple[int, float]:
         """Return (peak of the allocated bytes, current utilization from 0 to 1)."""
-        return gpu.memory_peak(self.device), gpu.utilization(self.device)
+        return gpu.memory_peak(self.device), self._utilization.read()
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -411,9 +415,10 @@ class Trainer(StepTrainer):
 
     def _restore(self) -> bool:
         """Continue from the checkpoint that was read, if any; return whether it is of a finished run."""
-        initial = io.BytesIO()
-        torch.save({"format": FORMAT, **self._capture(0, False)}, initial)
-        self._initial_checkpoint = initial.getvalue()
+        if self.world.is_main:  # it broadcasts it if a rollback needs it
+            initial = io.BytesIO()
+            torch.save({"format": FORMAT, **self._capture(0, False)}, initial)
+            self._initial_checkpoint = initial.getvalue()
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return False
@@ -440,9 +445,11 @@ class Trainer(StepTrainer):
                 Reason.NON_FINITE_LOSS, f"{problem}; {MAX_ROLLBACKS} rollbacks with a lower one did not help"
             )
         clocks = self.state.clocks
-        self.losses = EpochLosses()
+        self.losses = self.new_losses()
         data, _ = self.run_folder.newest() if self.run_folder else (None, [])
-        self._apply(decode(self.world.broadcast_bytes(data) or self._initial_checkpoint))
+        data = self.world.broadcast_bytes(data or self._initial_checkpoint)
+        assert data is not None
+        self._apply(decode(data))
         self.state.clocks, self.state.rollbacks = clocks, rollbacks
         self.trained.scale_rates(self.state.rate_scale)
         self.warn(
