@@ -20,7 +20,7 @@ export VIRTUAL_ENV := $(ENV)
 export YOLO_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-operator any-env demo test quick lint format unit cluster e2e bench coverage generate check-generated lock \
+.PHONY: help env env-operator any-env demo test quick lint format unit cluster e2e chaos bench coverage generate check-generated lock \
   images chart wheel sbom clean
 
 help:  ## show this list
@@ -84,6 +84,9 @@ cluster: any-env  ## the operator against a real API server; kwok simulates the 
 
 e2e: env  ## images, pods and training on a real cluster: KUBECONFIG, or the test cluster
 	$(PYTEST) tests/e2e $(PYTEST_OPTIONS)
+
+chaos: env  ## random faults over many small jobs on the test cluster; an hour, not part of CI
+	$(PYTEST) tests/e2e/chaos.py -s $(PYTEST_OPTIONS)
 
 bench: env  ## speed, accuracy and overhead against stock Ultralytics; ratios within one run
 	$(PYTEST) tests/bench -s

@@ -8,10 +8,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import urllib3
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kubernetes import client, config
@@ -19,7 +21,7 @@ from support import minimal
 from support.kube import Kube
 
 from yolojob.api.crd import manifest_schema
-from yolojob.api.manifest import InvalidManifest, parse
+from yolojob.api.manifest import InvalidManifest, load, parse
 from yolojob.api.rules import RULES
 from yolojob.api.structural import Schema, normalise_numbers
 
@@ -293,3 +295,40 @@ def test_envelopes_have_the_same_verdict(kube: Kube, number: int) -> None:
     document = {**minimal(), **ENVELOPES[number]}
     refused, _, answer = Server(kube).refusal(document)
     assert refused == bool(faults(document)), (faults(document), answer)
+
+
+TEXTS = (
+    *("1e2", "0x10", "010", "0o10", "1_0", "+5", "3.0", "60:10"),
+    *("yes", "on", "y", "N", "~", "'1'", "4\n    epochs: 5"),
+)
+    "1e2",
+    "0x10",
+    "010",
+    "0o10",
+    "1_0",
+    "+5",
+    "3.0",
+    "60:10",
+    "yes",
+    "on",
+    "y",
+    "N",
+    "~",
+    "'1'",
+    "4\n    epochs: 5",
+)
+
+
+@pytest.mark.parametrize("number", range(len(TEXTS)))
+def test_yaml_is_read_as_kubectl_reads_it(kube: Kube, tmp_path: Path, number: int) -> None:
+    path = tmp_path / "job.yaml"
+    document = {**minimal(), "spec": {**minimal()["spec"], "train": {"epochs": "PLACE"}}}
+    path.write_text(yaml.safe_dump(document).replace("PLACE", TEXTS[number]))
+    done = kube.run("create", "--dry-run=server", "--output", "json", "--filename", str(path), check=False)
+    try:
+        ours = parse(load(path)).spec.train.epochs
+    except InvalidManifest as invalid:
+        assert done.returncode != 0, invalid
+    else:
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["spec"]["train"]["epochs"] == ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_parse_reports_all_faults_together() -> None:
         ("", "nothing"),
         ("kind: Pod", "Pod"),
         ("kind: [", "expected"),
-        ("kind: YoloTrainingJob\nkind: YoloTrainingJob", "duplicate key"),
+        ("%YAML 1.2\n---\nkind: YoloTrainingJob", "kubectl reads only YAML 1.1"),
         ("kind: YoloTrainingJob\n---\nkind: YoloTrainingJob", "contains 2"),
         ("a: &a [*a]", "nested too deeply"),
         ("\x00", "control characters"),
@@ -121,6 +122,41 @@ def test_load_reads_scalars_as_kubectl_does(tmp_path: Path) -> None:
     assert document["lr0"] == 0.001
     assert document["date"] == "2026-01-01"
     assert document["amp"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("1e2", 100.0), ("0x10", 16), ("010", 8), ("0o10", 8), ("1_0", 10), ("+5", 5), ("3.0", 3.0), (".5", 0.5)),
+        *(("60:10", "60:10"), ("yes", True), ("on", True), ("y", True), ("N", False), ("~", None), ("'1'", "1")),
+        *(("9007199254740993", 9007199254740993), ("-1", -1), ("1e400", float("inf"))),
+    ],
+)
+def test_load_reads_this_value(tmp_path: Path, text: str, value: object) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"kind: YoloTrainingJob\nvalue:\t{text}\n")
+    found = load(path)["value"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_load_of_a_duplicate_key_takes_the_last_one_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("kind: YoloTrainingJob\na: 1\na: 2\n")
+    assert load(path)["a"] == 2
+    assert f"{path}:3:1: duplicate key 'a': the last one counts" in caplog.text
+
+
+def test_load_finds_the_job_in_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("kind: List\nitems: [{kind: Pod}, {kind: YoloTrainingJob, a: 1}]\n")
+    assert load(path)["a"] == 1
+
+
+def test_job_with_generate_name_gets_a_name() -> None:
+    document = {**minimal(), "metadata": {"generateName": "a-"}}
+    names = {parse(document).metadata.name for _ in range(5)}
+    assert len(names) == 5
+    assert all(re.fullmatch("a-[a-z0-9]{5}", name) for name in names)
 
 
 def test_load_of_missing_file_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from yolojob.api.crd import manifest_schema
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.rules import violations
 from yolojob.api.train_settings import REPLACED
+from yolojob.format import printable
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 3 << 20
 """Size limit of a manifest: that of a request to the API server."""
@@ -52,34 +56,46 @@ class InvalidManifest(ValueError):
 
 
 class _Loader(yaml.CSafeLoader):
-    """Reads YAML as kubectl does: with libyaml's scanner, YAML 1.2's numbers, and dates as text. Rejects duplicate
-    keys, of which kubectl silently takes the last one."""
+    """Reads YAML as kubectl does: with libyaml's scanner, YAML 1.1's numbers and booleans, and dates as text."""
+
+    where = ""
+    """Name of the file, for warnings."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+                    mark = key.start_mark
+                    place = f"{self.where}:{mark.line + 1}:{mark.column + 1}"
+                    # kubectl takes it without a word.
+                    log.warning(printable(f"warning: {place}: duplicate key {key.value!r}: the last one counts"))
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+
+_INTEGER = r"[-+]?(0b[0-1_]+|0o?[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)"
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+_BOOLEANS = {"y": True, "Y": True, "n": False, "N": False}
+"""Those of YAML 1.1 that PyYAML leaves out."""
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":timestamp", ":float", ":int"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-# Without numbers of base 60: 60:10 is text.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(0b[0-1_]+|0o?[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
-    list("-+0123456789"),
-)
+# The first one that matches counts. Numbers of base 60 (60:10) are text.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"^({_INTEGER})$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({_FLOAT})$"), list("-+0123456789."))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), list("yYnN"))
+
+
+def _boolean(loader: _Loader, node: yaml.ScalarNode) -> bool:
+    if node.value in _BOOLEANS:
+        return _BOOLEANS[node.value]
+    return bool(loader.construct_yaml_bool(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:bool", _boolean)
 
 
 def _check_size(value: Any, depth: int = 0, budget: list[int] | None = None) -> None:
@@ -144,7 +160,10 @@ def _documents(path: Path) -> list[Any]:
         if path.stat().st_size > MAX_BYTES:
             raise _fault(path, f"{path.stat().st_size} bytes are too large for a manifest (limit: {MAX_BYTES})")
         text = path.read_text(encoding="utf-8")
-        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+        if version := re.search(r"^%YAML +(?!1\.1\s)(\S+)", text, re.MULTILINE):
+            raise _fault(path, f"%YAML {version[1]}: kubectl reads only YAML 1.1; leave the line out")
+        loader = type("Loader", (_Loader,), {"where": str(path)})
+        documents = [d for d in yaml.load_all(text, Loader=loader) if d is not None]
         for document in documents:
             _check_size(document)
     except OSError as error:

@@ -1,0 +1,439 @@
+"""Random faults over many small training jobs on the test cluster; not part of CI: `make chaos`.
+
+Some faults strike one job (a process killed, a pod deleted, a checkpoint damaged), the others everybody (the operator
+or the API server killed, etcd paused, a node without power). The seconds to the next step come from the trainers'
+traces, the counts from the status. The table is printed, and written as JSON to YOLOJOB_CHAOS_OUT.
+
+    YOLOJOB_CHAOS_JOBS=50 YOLOJOB_CHAOS_FAULTS=200 YOLOJOB_CHAOS_SEED=1 make chaos
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from devcluster import control_plane, processes, settings
+from support import eventually, minimal
+from support.jobs import let_pass
+from support.kube import Kube, devcluster
+from support.release import HOME
+
+JOBS = int(os.environ.get("YOLOJOB_CHAOS_JOBS", "50"))
+FAULTS = int(os.environ.get("YOLOJOB_CHAOS_FAULTS", "200"))
+SEED = int(os.environ.get("YOLOJOB_CHAOS_SEED", "1"))
+PARALLEL = int(os.environ.get("YOLOJOB_CHAOS_PARALLEL", "4"))
+"""Jobs that train at the same time."""
+GLOBAL_SHARE = 0.2
+"""Share of the faults that strike everybody."""
+EPOCHS, STEPS, BATCH = 40, 10, 16
+VOLUME_MEGABYTES = 48
+RECOVERY_SECONDS = 600
+
+pytestmark = pytest.mark.timeout(4 * 3600)
+
+
+@dataclass
+class Job:
+    """One job of the run."""
+
+    name: str
+    faults: list[Fault] = field(default_factory=list)
+    status: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return settings.STATE / "volumes" / self.name
+
+
+@dataclass
+class Fault:
+    """A fault that struck a job."""
+
+    kind: str
+    at: float
+    """Seconds since 1970."""
+    before: dict[str, Any]
+    """The job's status before it."""
+    after: dict[str, Any] = field(default_factory=dict)
+    """The job's status once it trained again."""
+
+    def change(self, name: str) -> int:
+        return int(self.after.get(name, 0) - self.before.get(name, 0))
+
+    @property
+    def lost_seconds(self) -> float:
+        def lost(status: dict[str, Any]) -> float:
+            return float((status.get("timing") or {}).get("lostSeconds") or 0.0)
+
+        return lost(self.after) - lost(self.before)
+
+
+def document(name: str) -> dict[str, Any]:
+    container = {
+        "name": "trainer",
+        "env": [{"name": "YOLOJOB_CPUS", "value": "1"}, {"name": "OMP_NUM_THREADS", "value": "1"}],
+    }
+    workers = {
+        "replicas": 2,
+        "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
+        "template": {"spec": {"containers": [container], "terminationGracePeriodSeconds": 10}},
+    }
+    return minimal(
+        name,
+        model={"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]},
+        train={"epochs": EPOCHS, "batch": BATCH, "nbs": BATCH, "imgsz": 64, "fraction": STEPS * BATCH, "patience": 0},
+        workers=workers,
+        storage={"uri": f"pvc://{name}"},
+        checkpoint={"everySeconds": 3},
+        runPolicy={"backoffLimit": 1000, "disruptionLimit": 1000},
+    )
+
+
+def claim(kube: Kube, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""}
+    folder = settings.STATE / "volumes" / name
+    volume = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "claimRef": {"namespace": kube.namespace, "name": name},
+        "hostPath": {"path": str(folder)},
+        "storageClassName": "",
+    }
+    return (
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec},
+    )
+
+
+def patiently(call: Callable[[], Any]) -> Any:
+    """The result of a request that is repeated while the API server is away."""
+
+    def attempt() -> list[Any] | None:
+        try:
+            return [call()]
+        except (subprocess.CalledProcessError, AssertionError, json.JSONDecodeError, KeyError):
+            return None
+
+    return eventually(attempt, "the API server answers", seconds=RECOVERY_SECONDS, every=0.5)[0]
+
+
+class Chaos:
+    """The jobs and the faults of one run."""
+
+    def __init__(self, kube: Kube) -> None:
+        self.kube = kube
+        self.random = random.Random(SEED)
+        self.running: dict[str, Job] = {}
+        self.lock = threading.Lock()
+        self.quiet = threading.Lock()
+        """Held while everybody is struck: one fault at a time can then be told from another."""
+        self.left = FAULTS - round(FAULTS * GLOBAL_SHARE)
+        self.local: list[Callable[[Job], str]] = [
+            self.kill_trainer,
+            self.kill_launcher,
+            self.delete_pod,
+            self.evict_pod,
+            self.damage_checkpoint,
+            self.fill_disk,
+            self.cut_network,
+            self.exhaust_quota,
+        ]
+        self.everywhere: list[Callable[[], str]] = [
+            self.kill_operator,
+            self.kill_api_server,
+            self.pause_etcd,
+            self.cut_power,
+            self.drain_node,
+        ]
+
+    # --- the course of a job ----------------------------------------------------------------------------------------
+
+    def train(self, number: int) -> Job:
+        """Run one job to its end, with its share of the faults."""
+        job = Job(f"chaos-{number}")
+        job.folder.mkdir(parents=True, exist_ok=True)
+        # A disk of its own, so that it can be filled.
+        options = f"size={VOLUME_MEGABYTES}m,mode=0777"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(job.folder)], check=True)
+        patiently(lambda: self.kube.apply(*claim(self.kube, job.name), document(job.name)))
+        faults = self._take(-(-(FAULTS - round(FAULTS * GLOBAL_SHARE)) // JOBS))
+        with self.lock:
+            self.running[job.name] = job
+        for _ in range(faults):
+            status = self.wait_for_training(job, 0.0)
+            if status["phase"] in ("Succeeded", "Failed"):
+                break
+            with self.quiet:
+                strike = self.random.choice(self.local)
+                fault = Fault("", time.time(), status)
+                job.faults.append(fault)
+                fault.kind = strike(job)
+            fault.after = self.wait_for_training(job, fault.at)
+            print(f"{job.name}: {fault.kind}: attempt {fault.after['attempt']}", flush=True)
+        job.status = eventually(lambda: self.ended(job), f"{job.name} ends", seconds=3 * RECOVERY_SECONDS, every=1)
+        with self.lock:
+            del self.running[job.name]
+        return job
+
+    def _take(self, count: int) -> int:
+        with self.lock:
+            taken = min(count, self.left)
+            self.left -= taken
+            return taken
+
+    def status(self, job: Job) -> dict[str, Any]:
+        return dict(patiently(lambda: self.kube.status(job.name)))
+
+    def ended(self, job: Job) -> dict[str, Any] | None:
+        status = self.status(job)
+        return status if status.get("phase") in ("Succeeded", "Failed") else None
+
+    def wait_for_training(self, job: Job, since: float) -> dict[str, Any]:
+        """Wait until a step has begun after a moment, in a running attempt; returns the status then."""
+
+        def look() -> dict[str, Any] | None:
+            status = self.status(job)
+            if status.get("phase") in ("Succeeded", "Failed"):
+                return status
+            steps = [start for start, _ in trained(job.folder) if start > since]
+            return status if status.get("phase") == "Running" and len(steps) > STEPS else None
+
+        return dict(eventually(look, f"{job.name} trains", seconds=RECOVERY_SECONDS, every=1))
+
+    # --- faults of one job ------------------------------------------------------------------------------------------
+
+    def pod(self, job: Job) -> str:
+        return f"{job.name}-worker-{self.random.randrange(2)}"
+
+    def kill_trainer(self, job: Job) -> str:
+        kill(self.pod(job), "yolojob_trainer\0")
+        return "kill -9 of a trainer"
+
+    def kill_launcher(self, job: Job) -> str:
+        kill(self.pod(job), "yolojob_trainer.launch\0")
+        return "kill -9 of a launcher"
+
+    def delete_pod(self, job: Job) -> str:
+        patiently(lambda: self.kube.run("delete", "pod", self.pod(job), "--wait=false", "--ignore-not-found"))
+        return "pod deleted"
+
+    def evict_pod(self, job: Job) -> str:
+        name = self.pod(job)
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+        path = f"/api/v1/namespaces/{self.kube.namespace}/pods/{name}/eviction"
+        body = json.dumps({**eviction, "metadata": {"name": name, "namespace": self.kube.namespace}})
+        patiently(lambda: self.kube.run("create", "--raw", path, "--filename", "-", input=body))
+        return "pod evicted"
+
+    def damage_checkpoint(self, job: Job) -> str:
+        newest = max((job.folder / "checkpoints").glob("*.pt"), default=None)
+        if newest is not None:
+            with newest.open("r+b") as file:
+                file.seek(newest.stat().st_size // 2)
+                file.write(os.urandom(4096))
+        kill(f"{job.name}-worker-0", "yolojob_trainer\0")
+        return "newest checkpoint damaged, kill -9 of rank 0"
+
+    def fill_disk(self, job: Job) -> str:
+        ballast = job.folder / "ballast"
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=1M"], check=False, capture_output=True)
+        let_pass(8)
+        ballast.unlink()
+        return "disk full for 8 s"
+
+    def cut_network(self, job: Job) -> str:
+        pods = [p for p in patiently(lambda: self.kube.pods(job.name)) if p["status"].get("podIP")]
+        routes = [
+            (int(here["spec"]["nodeName"].rpartition("-")[2]), f"{there['status']['podIP']}/32")
+            for here in pods
+            for there in pods
+            if here is not there and here["spec"]["nodeName"] != there["spec"]["nodeName"]
+        ]
+        for verb in ("add", "del"):
+            for node, address in routes:
+                route = ["ip", "route", verb, "blackhole", address]
+                subprocess.run(processes.inside(settings.node_netns(node), *route), check=False, capture_output=True)
+            if verb == "add":
+                let_pass(25)
+        return "network between the workers cut for 25 s"
+
+    def exhaust_quota(self, job: Job) -> str:
+        quota = {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "none"},
+            "spec": {"hard": {"pods": "0"}},
+        }
+        patiently(lambda: self.kube.apply(quota))
+        patiently(lambda: self.kube.run("delete", "pod", self.pod(job), "--wait=false", "--ignore-not-found"))
+        let_pass(8)
+        patiently(lambda: self.kube.run("delete", "resourcequota", "none", "--ignore-not-found"))
+        return "pod deleted, no quota for 8 s"
+
+    # --- faults of everybody ----------------------------------------------------------------------------------------
+
+    def strike_everybody(self) -> None:
+        """One fault; notes it for each job that trains."""
+        with self.quiet:
+            with self.lock:
+                jobs = [job for job in self.running.values() if any(True for _ in trained(job.folder))]
+            faults = []
+            for job in jobs:
+                status = self.status(job)
+                if status.get("phase") == "Running":
+                    faults.append((job, Fault("", time.time(), status)))
+            moment = time.time()
+            kind = self.random.choice(self.everywhere)()
+            for job, fault in faults:
+                fault.kind, fault.at = kind, moment
+                fault.after = self.wait_for_training(job, moment)
+                job.faults.append(fault)
+            print(f"everybody ({len(faults)} jobs): {kind}", flush=True)
+
+    def kill_operator(self) -> str:
+        kill("yolojob-operator", "yolojob_operator\0")
+        return "kill -9 of the operator"
+
+    def kill_api_server(self) -> str:
+        processes.end("apiserver", signal.SIGKILL)
+        let_pass(5)
+        control_plane.start_api_server()
+        return "kill -9 of the API server, 5 s away"
+
+    def pause_etcd(self) -> str:
+        pid = processes.running("etcd")
+        assert pid is not None
+        os.killpg(pid, signal.SIGSTOP)
+        let_pass(10)
+        os.killpg(pid, signal.SIGCONT)
+        return "etcd paused for 10 s"
+
+    def cut_power(self) -> str:
+        node = self.random.randrange(2)
+        devcluster("kill-node", str(node))
+        let_pass(10)
+        devcluster("start-node", str(node))
+        return "power of a node cut for 10 s"
+
+    def drain_node(self) -> str:
+        node = f"node-{self.random.randrange(2)}"
+        options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s")
+        patiently(lambda: self.kube.run("drain", node, *options, check=False))
+        patiently(lambda: self.kube.run("uncordon", node))
+        return "node drained"
+
+
+def kill(pod: str, program: str) -> None:
+    """Kills a program of the pods whose names begin so, from outside of the containers."""
+    for entry in Path("/proc").iterdir():
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        host = next((v.partition(b"=")[2].decode() for v in variables if v.startswith(b"HOSTNAME=")), "")
+        if (host == pod or host.startswith(f"{pod}-")) and program.encode() in command:
+            os.kill(int(entry.name), signal.SIGKILL)
+            return
+
+
+def trained(folder: Path) -> list[tuple[float, tuple[int, int]]]:
+    """(start, (epoch, step)) of every step in rank 0's trace."""
+    steps = []
+    for file in (folder / "trace" / "rank-0").glob("*.jsonl"):
+        try:
+            lines = file.read_text().splitlines()
+        except OSError:
+            continue
+        for text in lines:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the disk was full
+            if line.get("images"):
+                steps.append((float(line["start"]), (int(line["epoch"]), int(line["step"]))))
+    return sorted(steps)
+
+
+def table(jobs: list[Job]) -> list[dict[str, Any]]:
+    """One row for each kind of fault."""
+    kinds: dict[str, list[tuple[Job, Fault]]] = {}
+    for job in jobs:
+        for fault in job.faults:
+            kinds.setdefault(fault.kind, []).append((job, fault))
+    rows = []
+    for kind, struck in sorted(kinds.items()):
+        waits, lost = [], []
+        for job, fault in struck:
+            after = [start for start, _ in trained(job.folder) if start > fault.at]
+            if after:
+                waits.append(after[0] - fault.at)
+            lost.append(max(fault.lost_seconds, 0.0))
+        rows.append(
+            {
+                "fault": kind,
+                "struck": len(struck),
+                "lost jobs": sum(job.status.get("phase") != "Succeeded" for job, _ in struck),
+                "next step, median s": round(statistics.median(waits), 1) if waits else None,
+                "next step, longest s": round(max(waits), 1) if waits else None,
+                "repeated, mean s": round(statistics.fmean(lost), 1),
+                "restarts": sum(fault.change("restarts") for _, fault in struck),
+                "disruptions": sum(fault.change("disruptions") for _, fault in struck),
+            }
+        )
+    return rows
+
+
+@pytest.mark.usefixtures("operator")
+def test_jobs_survive_random_faults(kube: Kube) -> None:
+    if not kube.is_devcluster:
+        pytest.skip("cuts power and kills the control plane, which only the test cluster allows")
+    chaos = Chaos(kube)
+    finished = threading.Event()
+
+    def strike() -> None:
+        for _ in range(round(FAULTS * GLOBAL_SHARE)):
+            eventually(lambda: finished.is_set() or len(chaos.running) > 1, "jobs run", seconds=RECOVERY_SECONDS)
+            let_pass(15)
+            if finished.is_set():
+                return
+            chaos.strike_everybody()
+
+    with ThreadPoolExecutor(PARALLEL + 1) as pool:
+        strikes = pool.submit(strike)
+        jobs = list(pool.map(chaos.train, range(JOBS)))
+        finished.set()
+        strikes.result()
+    rows = table(jobs)
+    for row in rows:
+        print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+    summary = {
+        "jobs": len(jobs),
+        "faults": sum(len(job.faults) for job in jobs),
+        "lost": [job.name for job in jobs if job.status.get("phase") != "Succeeded"],
+        "incomplete": [job.name for job in jobs if {s for _, s in trained(job.folder)} < every_step()],
+    }
+    print(json.dumps(summary), flush=True)
+    if out := os.environ.get("YOLOJOB_CHAOS_OUT"):
+        Path(out).write_text(json.dumps({"rows": rows, **summary}, indent=1))
+    for job in jobs:
+        subprocess.run(["umount", "-l", str(job.folder)], check=False)
+    kube.run("delete", "pods", "--all", "--namespace", HOME, "--wait=false", check=False)
+    assert summary["lost"] == []
+
+
+def every_step() -> set[tuple[int, int]]:
+    return {(epoch, step) for epoch in range(EPOCHS) for step in range(STEPS)}
