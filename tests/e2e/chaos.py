@@ -305,6 +305,9 @@ class Chaos:
 
     def kill_operator(self) -> str:
         kill("yolojob-operator", "yolojob_operator\0")
+        let_pass(5)
+        # A new pod, or the kubelet's back-off of five minutes would be measured after some kills.
+        patiently(lambda: Kube(self.kube.kubeconfig, HOME).run("delete", "pods", "--all", "--wait=false"))
         return "kill -9 of the operator"
 
     def kill_api_server(self) -> str:
@@ -431,7 +434,6 @@ def test_jobs_survive_random_faults(kube: Kube) -> None:
         Path(out).write_text(json.dumps({"rows": rows, **summary}, indent=1))
     for job in jobs:
         subprocess.run(["umount", "-l", str(job.folder)], check=False)
-    kube.run("delete", "pods", "--all", "--namespace", HOME, "--wait=false", check=False)
     assert summary["lost"] == []
 
 
