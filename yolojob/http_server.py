@@ -79,6 +79,18 @@ def serve(app: App, host: str, port: int) -> WSGIServer:
     """
     dual = not host and socket.has_dualstack_ipv6()
     server = _Server((host, port), socket.AF_INET6 if dual or ":" in host else socket.AF_INET)
-    server.set_app(app)
+    places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def bounded(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        # A closed connection does not end the thread that answers it.
+        if not places.acquire(blocking=False):
+            start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
+            return [b"too many requests at a time\n"]
+        try:
+            return app(environ, start_response)
+        finally:
+            places.release()
+
+    server.set_app(bounded)
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     return server

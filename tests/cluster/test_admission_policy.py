@@ -19,6 +19,7 @@ from yolojob.api.job import YoloTrainingJob
 
 ACCOUNT = "yolojob-operator"
 Path = tuple[str | int, ...]
+TOKEN = {"serviceAccountToken": {"path": "token"}}
 
 
 def install(kube: Kube, *values: str) -> list[dict[str, Any]]:
@@ -86,12 +87,14 @@ def changed(document: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
 @pytest.mark.usefixtures("policy")
 def test_objects_of_a_job_are_accepted_and_everything_else_is_refused(kube: Kube) -> None:
     owner = training_job(kube)
+    kube.run("create", "serviceaccount", "admin")
     pod = pods.worker(owner, 0, 1, DEFAULTS)
     secret = {**isolation.secret(owner), "data": {**isolation.random_data(), "username": ""}}
     service = pods.service(owner)
     for document in (pod, service, secret, isolation.network_policy(owner, DEFAULTS)):
         assert refusal(kube, document) == "", document["kind"]
     spec: Path = ("spec",)
+    context: Path = ("spec", "containers", 0, "securityContext")
     hostile: list[tuple[dict[str, Any], str]] = [
         (bare_pod(), "a YoloTrainingJob controls"),
         (changed(pod, ("metadata", "ownerReferences"), []), "a YoloTrainingJob controls"),
@@ -105,6 +108,18 @@ def test_objects_of_a_job_are_accepted_and_everything_else_is_refused(kube: Kube
         (changed(pod, (*spec, "volumes", 1), {"name": "tmp", "hostPath": {"path": "/"}}), "hostPath"),
         (changed(pod, (*spec, "containers", 0, "securityContext"), {"privileged": True}), "privileged"),
         (changed(pod, (*spec, "automountServiceAccountToken"), True), "serviceAccount"),
+        (changed(pod, (*spec, "serviceAccountName"), "admin"), "serviceAccount"),
+        (changed(pod, (*spec, "volumes", 1), {"name": "tmp", "projected": {"sources": [TOKEN]}}), "serviceAccount"),
+        (changed(pod, (*spec, "volumes", 1), {"name": "tmp", "nfs": {"server": "x", "path": "/"}}), "otherVolumes"),
+        (changed(pod, (*spec, "priorityClassName"), "system-node-critical"), "scheduling"),
+        (changed(pod, (*context, "capabilities"), {"drop": ["ALL"], "add": ["SYS_ADMIN"]}), "privileged"),
+        (changed(pod, (*context, "capabilities"), {}), "privileged"),
+        (changed(pod, (*context, "allowPrivilegeEscalation"), True), "privileged"),
+        (changed(pod, (*context, "runAsUser"), 0), "privileged"),
+        (changed(pod, (*spec, "securityContext", "runAsUser"), 0), "privileged"),
+        (changed(pod, (*spec, "securityContext", "seccompProfile"), {"type": "Unconfined"}), "privileged"),
+        (changed(pod, (*spec, "containers", 0, "ports", 0), {"containerPort": 1, "hostPort": 1}), "hostNamespaces"),
+        (changed(isolation.network_policy(owner, DEFAULTS), (*spec, "podSelector"), {}), "select the pods of a job"),
         (changed(secret, ("type",), "kubernetes.io/basic-auth"), "no tokens"),
         (changed(service, (*spec, "clusterIP"), ""), "headless"),
     ]

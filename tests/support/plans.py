@@ -40,6 +40,7 @@ def pod(index: int, phase: str = "Running", attempt: int = 1, **facts: Any) -> P
         "attempt": attempt,
         "phase": phase,
         "node": "node-0",
+        "image": DEFAULTS.image,
         "ready": phase == "Running",
         "created": NOW - timedelta(seconds=8),
         "scheduled": NOW - timedelta(seconds=6),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from support import eventually
 from support.stores import Bucket
+from yolojob_trainer.checkpoint import bucket_mirror, run_ownership
+from yolojob_trainer.checkpoint.bucket_mirror import Mirror
 from yolojob_trainer.checkpoint.run_ownership import CLAIM_SECONDS, BucketClaim
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
@@ -40,7 +44,6 @@ def test_second_job_is_refused_while_the_first_renews_its_claim(bucket: Bucket) 
     clock = Clock()
     first, second = claim(bucket, "team/a", clock), claim(bucket, "team/b", clock)
     assert acquire(first, clock) == []
-    first.renew()
 
     def sleep(seconds: float) -> None:
         clock.sleep(20 * seconds)
@@ -66,20 +69,50 @@ def test_next_attempt_and_released_claim_do_not_wait(bucket: Bucket) -> None:
     clock = Clock()
     first = claim(bucket, "team/a", clock)
     acquire(first, clock)
-    assert acquire(claim(bucket, "team/a", clock), clock) == [], "the next attempt of the same job"
+    second = claim(bucket, "team/a", clock)
+    assert acquire(second, clock) == [], "the next attempt of the same job"
     first.release()
+    assert json.loads(bucket.get("run/.yolojob"))["time"] == clock.now, "an old attempt releases only its own claim"
+    second.release()
     assert acquire(claim(bucket, "team/b", clock), clock) == []
 
 
-def test_of_two_jobs_that_start_together_the_earlier_one_ends(bucket: Bucket) -> None:
+@pytest.mark.parametrize("owner", ["team/b", "team/a"])
+def test_run_whose_claim_was_overwritten_ends(bucket: Bucket, owner: str) -> None:
+    """By another job that started at the same moment, or by the next attempt of this one."""
     clock = Clock()
-    first, second = claim(bucket, "team/a", clock), claim(bucket, "team/b", clock)
+    first, second = claim(bucket, "team/a", clock), claim(bucket, owner, clock)
     acquire(first, clock)
     bucket.remove("run/.yolojob")  # as if the second had looked before the first wrote
     acquire(second, clock)
+    clock.sleep(CLAIM_SECONDS / 2)
     second.renew()
-    with pytest.raises(BadInput, match="is in use by team/b"):
+    with pytest.raises(BadInput, match=f"is in use by {owner}"):
         first.renew()
+
+
+@pytest.mark.parametrize("moment", [0.0, 1e9 - 2 * CLAIM_SECONDS])
+def test_run_survives_an_old_claim_of_another(bucket: Bucket, moment: float) -> None:
+    clock = Clock()
+    first = claim(bucket, "team/a", clock)
+    acquire(first, clock)
+    bucket.put("run/.yolojob", json.dumps({"owner": "team/b", "run": "x", "time": moment}).encode())
+    clock.sleep(CLAIM_SECONDS / 2)
+    first.renew()
+    assert json.loads(bucket.get("run/.yolojob"))["owner"] == "team/a"
+
+
+def test_mirror_renews_its_claim_without_uploads(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_mirror, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(run_ownership, "CLAIM_SECONDS", 0.3)
+    mirror = Mirror(tmp_path, ObjectStore(f"s3://{bucket.name}/run", "f", 5), "team/a", lambda _: None)
+    mirror.start()
+    first = json.loads(bucket.get("run/.yolojob"))["time"]
+    eventually(lambda: json.loads(bucket.get("run/.yolojob"))["time"] > first, "the claim is renewed")
+    mirror.close(30)
+    assert json.loads(bucket.get("run/.yolojob"))["time"] == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"owner": "x"}', b'{"owner": "x", "time": "y"}', b"\xff"])

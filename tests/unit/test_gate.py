@@ -39,7 +39,8 @@ async def gate_port(key: bytes = KEY, store: bool = True) -> AsyncIterator[int]:
         server.close()
     opened = await Gate(key, store_port).open(0)
     try:
-        yield opened.sockets[0].getsockname()[1]
+        # Port 0 is another one for each address family.
+        yield next(s for s in opened.sockets if s.family == socket.AF_INET).getsockname()[1]
     finally:
         opened.close()
         server.close()

@@ -43,7 +43,6 @@ def test_silent_connections_neither_block_nor_pile_up(port: int) -> None:
     before = threading.active_count()
     silent = [connect(port) for _ in range(10 * MAX_CONNECTIONS)]
     assert get(port) == b"ok"
-    assert threading.active_count() - before <= 2 * MAX_CONNECTIONS
     assert silent[0].recv(1) == b"", "the oldest is closed"
     eventually(lambda: threading.active_count() - before <= MAX_CONNECTIONS, "the threads of closed connections end")
     for connection in silent:

@@ -52,8 +52,14 @@ def test_network_policy_admits_workers_and_readers_of_metrics() -> None:
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     assert policy["spec"]["ingress"] == [
         {"from": [{"podSelector": {"matchLabels": {"yolojob.dev/job-name": "digits"}}}]},
-        {"ports": [{"port": 9400, "protocol": "TCP"}], "from": list(peers)},
+        {"ports": [{"port": 9400, "endPort": 9400, "protocol": "TCP"}], "from": list(peers)},
     ]
+
+
+def test_network_policy_covers_the_metrics_of_every_process() -> None:
+    policy = isolation.network_policy(job(workers={"replicas": 2, "gpu": {"count": 8}}), DEFAULTS)
+    (port,) = policy["spec"]["ingress"][1]["ports"]
+    assert (port["port"], port["endPort"]) == (9400, 9407)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -24,8 +24,8 @@ def test_plan_of_a_new_job_creates_a_service_and_all_pods() -> None:
     planned = make_plan(job())
     assert [(o["kind"], o["metadata"]["name"]) for o in planned.create] == [
         ("Service", "digits"),
-        ("Secret", "digits-7d3e5561"),
         ("NetworkPolicy", "digits-7d3e5561"),
+        ("Secret", "digits-7d3e5561"),
         ("Pod", "digits-worker-0"),
         ("Pod", "digits-worker-1"),
     ]
@@ -40,7 +40,7 @@ def test_plan_creates_only_the_missing_pods() -> None:
     assert planned.create == ()
     assert planned.status.phase == JobPhase.QUEUED
     only_one_exists = make_plan(job(first.status), pod(1, "Pending"))
-    assert [o["metadata"]["name"] for o in only_one_exists.create] == ["digits-worker-0"]
+    assert [o["metadata"]["name"] for o in created(only_one_exists)] == ["digits-worker-0"]
 
 
 def test_job_runs_when_all_its_pods_run() -> None:
@@ -134,8 +134,8 @@ def test_suspended_job_deletes_its_pods_and_resumes_with_a_new_attempt() -> None
     assert resumed.create == (), "the old pod still uses the name"
     assert [o["kind"] for o in make_plan(job(resumed.status)).create] == [
         "Service",
-        "Secret",
         "NetworkPolicy",
+        "Secret",
         "Pod",
         "Pod",
     ]
@@ -461,3 +461,31 @@ def test_attempt_keeps_its_image_when_the_operator_is_upgraded() -> None:
     restarted = plan(job(rest.status), Observed(pods=(failed(0, 1), failed(1, 1))), NOW, upgraded)
     following = plan(job(restarted.status), Observed(), NOW, upgraded)
     assert {p["spec"]["containers"][0]["image"] for p in created(following)} == {"trainer:next"}
+
+
+def test_attempt_whose_status_was_not_written_keeps_its_image() -> None:
+    """The first pods are created before any status is written."""
+    upgraded = Defaults(image="trainer:next")
+    found = (pod(0, generation=1, image="trainer:test"),)
+    planned = plan(job(), Observed(pods=found), NOW, upgraded)
+    assert [p["spec"]["containers"][0]["image"] for p in created(planned)] == ["trainer:test"]
+    assert planned.status.history[-1].image == "trainer:test"
+    edit = make_plan(edited(planned.status, train={"epochs": 7}), pod(0, generation=1), pod(1, generation=1))
+    assert conditions(edit)["Accepted"] == ("True", "EditPending")
+
+
+def test_edit_of_an_attempt_without_pods_applies_at_once() -> None:
+    """An admission policy refuses the image; the user corrects it."""
+    first = make_plan(job(workers={"replicas": 2, "image": "bad:1"}))
+    corrected = edited(first.status, workers={"replicas": 2, "image": "good:1"})
+    planned = make_plan(corrected, obstacle=Obstacle(reason="PodForbidden", message="refused"))
+    assert {p["spec"]["containers"][0]["image"] for p in created(planned)} == {"good:1"}
+    later = make_plan(edited(planned.status, workers={"replicas": 2, "image": "good:1"}), pod(0, generation=2))
+    assert conditions(later)["Accepted"] == ("True", "Accepted")
+
+
+def test_rest_of_an_attempt_gets_its_secret() -> None:
+    """An operator that creates no secrets has created the first pod."""
+    planned = make_plan(job(make_plan(job()).status), pod(0, "Pending", node=""))
+    assert len(created(planned, "Secret")) == 1
+    assert len(created(planned)) == 1

@@ -271,7 +271,7 @@ class TestGangs:
     def test_pod_group_is_created_before_its_pods(self) -> None:
         planned = make_plan(job(scheduling={"gang": "volcano", "queue": "team"}))
         kinds = [o["kind"] for o in planned.create]
-        assert kinds == ["Service", "Secret", "NetworkPolicy", "PodGroup", "Pod", "Pod"]
+        assert kinds == ["Service", "NetworkPolicy", "PodGroup", "Secret", "Pod", "Pod"]
         assert created(planned, "PodGroup")[0]["spec"]["queue"] == "team"
 
     def test_pod_group_of_an_elastic_job_requires_only_min_replicas(self) -> None:

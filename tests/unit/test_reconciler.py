@@ -470,3 +470,33 @@ def test_job_deleted_while_its_pods_cannot_be_created_is_forgotten() -> None:
     assert server.requests == 1
     assert not remembers(running, UID)
     assert not remembers(running, KEY[1])
+
+
+def test_new_leader_posts_the_events_that_its_predecessor_did_not() -> None:
+    """Once for each time that it begins to lead."""
+    server = Server()
+
+    async def live() -> None:
+        running = reconciler(server)
+        ended = FakeDatetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        history = [
+            {"attempt": 1, "workers": 1, "endTime": ended, "reason": "OOMKilled", "message": "too much"},
+            {"attempt": 2, "workers": 1, "image": "x"},
+        ]
+        job = new_body()
+        job["status"] = {"phase": "Restarting", "attempt": 2, "restarts": 1, "history": history}
+        running.start()
+        running.job_seen(job)
+        await asyncio.sleep(1)
+        running.wake(KEY)
+        await asyncio.sleep(1)
+        posted = [message for _, message in server.events if "OOMKilled" in message]
+        assert posted == ["attempt 1 ended: OOMKilled: too much"]
+        running.leadership.hold_until(0)
+        running.leadership.hold_until(float("inf"))
+        running.wake(KEY)
+        await asyncio.sleep(1)
+        assert sum("OOMKilled" in message for _, message in server.events) == 2
+        await running.stop()
+
+    fake_time.run(live())

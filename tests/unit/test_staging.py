@@ -330,7 +330,7 @@ def disk(inodes: int) -> os.statvfs_result:
 def test_stage_without_enough_inodes_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yolojob_trainer.data.staging.os.statvfs", lambda _: disk(inodes=20_000))
     stage(tmp_path)._check_space(0, 10_000)  # noqa: SLF001
-    with pytest.raises(BadInput, match=r"10001 files are to be staged in .* has room for only 20000"):
+    with pytest.raises(BadInput, match=r"10001 files are to be staged in .* has room for only 10000"):
         stage(tmp_path)._check_space(0, 10_001)  # noqa: SLF001
 
 

@@ -125,14 +125,26 @@ def main() -> int:
 
 
 async def _run(gang: Gang) -> int:
+    children: list[asyncio.subprocess.Process] = []
+    received: list[signal.Signals] = []
+
+    def forward(number: signal.Signals) -> None:
+        received.append(number)
+        _send_to_all(children, number)
+
+    # First of all: the kernel drops signals to the first process of a container that have no handler.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, forward, number)
     async with _store(gang) as (port, listening):
-        children = [await _start(gang, rank, port, listening) for rank in range(gang.processes)]
+        for rank in range(gang.processes):
+            if received:
+                break
+            children.append(await _start(gang, rank, port, listening))
+        if received:
+            _send_to_all(children, received[0])
         if listening:
             listening.close()  # or it would outlive the store
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _send_to_all, children, number)
-        return root_cause_exit_code(await _wait(children))
+        return root_cause_exit_code(await _wait(children)) if children else ExitCode.INTERRUPTED
 
 
 @asynccontextmanager

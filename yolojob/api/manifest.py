@@ -98,6 +98,26 @@ def _boolean(loader: _Loader, node: yaml.ScalarNode) -> bool:
 _Loader.add_constructor("tag:yaml.org,2002:bool", _boolean)
 
 
+MAX_DEPTH = 64
+"""Levels of a document. Deeper ones overflow the stack of libyaml's composer."""
+
+
+def _check_depth(text: str) -> None:
+    """Reject documents that are nested too deeply, before they are composed.
+
+    Raises:
+        YAMLError: it is, or it is no YAML.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError("the document is nested too deeply")
+
+
 def _check_size(value: Any, depth: int = 0, budget: list[int] | None = None) -> None:
     """Reject documents that contain themselves, or whose aliases expand to too many values.
 
@@ -106,7 +126,7 @@ def _check_size(value: Any, depth: int = 0, budget: list[int] | None = None) -> 
     """
     budget = budget if budget is not None else [MAX_NODES]
     budget[0] -= 1
-    if depth > 64 or budget[0] < 0:
+    if depth > MAX_DEPTH or budget[0] < 0:
         raise yaml.YAMLError("the document is nested too deeply, or is too large with its aliases expanded")
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_size(child, depth + 1, budget)
@@ -162,6 +182,7 @@ def _documents(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8")
         if version := re.search(r"^%YAML +(?!1\.1\s)(\S+)", text, re.MULTILINE):
             raise _fault(path, f"%YAML {version[1]}: kubectl reads only YAML 1.1; leave the line out")
+        _check_depth(text)
         loader = type("Loader", (_Loader,), {"where": str(path)})
         documents = [d for d in yaml.load_all(text, Loader=loader) if d is not None]
         for document in documents:

@@ -16,6 +16,7 @@ BUILTIN_DATASETS = ("digits",)
 # No path segment is "..", so that paths stay inside their claim. RE2 has no look-around, hence the alternatives.
 _SEGMENT = r"([^./][^/]*|\.|\.[^./][^/]*|\.\.[^/]+)?"
 _BUCKET = rf"[a-z0-9]([-._a-z0-9]{{1,220}}[a-z0-9])(/{_SEGMENT})*"
+_HOST = r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?"
 _FORMS = {
     "builtin": (f"({'|'.join(BUILTIN_DATASETS)})", "builtin://digits"),
     "pvc": (rf"[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?(/{_SEGMENT})*", "pvc://CLAIM/PATH, without '..'"),
@@ -23,7 +24,10 @@ _FORMS = {
     "s3": (_BUCKET, "s3://BUCKET/PATH, without '..'"),
     "gs": (_BUCKET, "gs://BUCKET/PATH, without '..'"),
     # No user and password: the URI appears in the status and in logs.
-    "https": (r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^\x00-\x20\x7f]+", "https://HOST/PATH"),
+    "https": (
+        r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^\x00-\x20\x7f#]+(#sha256=[0-9a-f]{64})?",
+        "https://HOST/PATH, perhaps with #sha256=HEX",
+    ),
 }
 
 

@@ -94,8 +94,8 @@ class Reconciler:
         """Versions that this operator wrote and the watch has not shown yet, and since when (monotonic clock)."""
         self._rejected: dict[Key, int] = {}
         """Generations of invalid jobs whose status the API server rejects, so that only an event was posted."""
-        self._reviewed: set[Key] = set()
-        """Jobs whose past events this operator has posted again."""
+        self._reviewed: dict[Key, float] = {}
+        """Jobs whose past events this operator has posted again, and since when it led then."""
         self._settled: set[Key] = set()
         """Finished jobs for which nothing is left to do."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -186,7 +186,7 @@ class Reconciler:
         for component in (self._queue, self._executor, self._debounce, self._poller):
             component.forget(key)
         self._settled.discard(key)
-        self._reviewed.discard(key)
+        self._reviewed.pop(key, None)
 
     def wake(self, key: Key) -> None:
         """Reconcile this job soon."""
@@ -367,10 +367,10 @@ class Reconciler:
                 await self._announce(body, event)
 
     async def _review(self, key: Key, body: Object, status: YoloTrainingJobStatus | None, now: datetime) -> None:
-        """Post the events that another operator may have left out, when this one sees the job for the first time."""
-        if key in self._reviewed:
+        """Post the events that another operator may have left out, when this one has begun to lead."""
+        if self._reviewed.get(key) == self.leadership.since:
             return
-        self._reviewed.add(key)
+        self._reviewed[key] = self.leadership.since
         for event in past_events(status, now) if status else ():
             await self._announce(body, event)
 

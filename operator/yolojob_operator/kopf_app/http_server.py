@@ -50,6 +50,7 @@ def serve(address: str, registry: CollectorRegistry, unhealthy_reason: Callable[
             try:
                 status, content_type, body = future.result(ANSWER_TIMEOUT_SECONDS)
             except TimeoutError:
+                future.cancel()
                 status, content_type, body = "503 Service Unavailable", "text/plain", b"the event loop hangs\n"
         start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
         return [body]

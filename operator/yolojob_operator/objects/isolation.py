@@ -54,7 +54,9 @@ def network_policy(job: YoloTrainingJob, defaults: Defaults) -> Object:
 
     What workers connect to is not limited: datasets, buckets and registries have no common address.
     """
-    metrics: Object = {"ports": [{"port": constants.METRICS_PORT, "protocol": "TCP"}]}
+    # Local rank r serves its metrics on the port METRICS_PORT + r.
+    last = constants.METRICS_PORT + job.spec.workers.processes - 1
+    metrics: Object = {"ports": [{"port": constants.METRICS_PORT, "endPort": last, "protocol": "TCP"}]}
     if defaults.metrics_peers:
         metrics["from"] = list(defaults.metrics_peers)
     workers = {"podSelector": {"matchLabels": {constants.LABEL_JOB: job.metadata.name}}}

@@ -243,7 +243,6 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, de
         # Namespaces that share a volume do not share its content.
         constants.ENV_CACHE_DIR: f"{CACHE}/{job.metadata.namespace}" if defaults.cache_volume else CACHE,
         constants.ENV_VOLUMES_DIR: VOLUMES,
-        constants.ENV_RESERVED_DISK_SHARE: str(defaults.reserved_disk_share),
         "PET_NNODES": str(workers.replicas),
         "PET_NODE_RANK": str(index),
         "PET_NPROC_PER_NODE": str(processes),
@@ -261,6 +260,8 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, de
         # After a lost peer: abort the communicators, keep the process, which then says why it ends.
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
     }
+    if (defaults.cache_volume or {"emptyDir": {}}).keys() & {"emptyDir", "hostPath"}:
+        values[constants.ENV_RESERVED_DISK_SHARE] = str(defaults.reserved_disk_share)
     if isolation.needs_secret(job):
         values[constants.ENV_SECRET_FILE] = f"{isolation.SECRET_FOLDER}/{isolation.SECRET_KEY}"
     cpu = workers.resources.limits.get("cpu") or workers.resources.requests.get("cpu")

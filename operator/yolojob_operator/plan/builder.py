@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
+from yolojob.api.fingerprint import worker_digest
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import Attempt, ConditionType, YoloTrainingJobStatus
@@ -198,6 +199,15 @@ class PlanBuilder:
         self.account.open_attempt(workers, "GPU" if on_gpus else "CPU")
         if gpu is not None and not on_gpus:
             self.event("Warning", Reason.NO_GPU, f"attempt {self.status.attempt} runs on CPUs: no node has such GPUs")
+
+    def fix_specification(self, image: str | None) -> None:
+        """Record what the current attempt keeps from its first pod on, whatever is edited or upgraded.
+
+        Args:
+            image: of its pods.
+        """
+        if self.record is not None:
+            self.record.image, self.record.spec_digest = image, worker_digest(self.job.spec)
 
     def end_attempt(self, reason: str, message: str) -> None:
         """End the current attempt."""

@@ -84,6 +84,7 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: Defa
         return Plan(status=job.status or YoloTrainingJobStatus())
     builder = PlanBuilder(job, observed, now, defaults)
     _adopt_first_attempt(builder)
+    _adopt_image(builder)
     builder.account.book()
     _decide(builder)
     settlement = builder.account.settle()
@@ -130,6 +131,18 @@ def _adopt_first_attempt(builder: PlanBuilder) -> None:
         assert builder.record is not None
         builder.record.start_time = min((p.created for p in pods if p.created), default=builder.now)
         builder.status.start_time = builder.record.start_time
+
+
+def _adopt_image(builder: PlanBuilder) -> None:
+    """Record image and specification of an attempt whose pods were created before they were written, or by an operator
+    that does not record them.
+    """
+    record, current = builder.record, builder.current
+    if record is None or record.image is not None or not current:
+        return
+    builder.fix_specification(next((p.image for p in current if p.image), None))
+    if any(p.generation not in (0, builder.job.metadata.generation) for p in current):
+        record.spec_digest = None
 
 
 # --- the decision, from the top ---------------------------------------------------------------------------------------

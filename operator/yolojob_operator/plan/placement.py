@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from yolojob.api.fingerprint import worker_digest
 from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType
 from yolojob_operator.objects import gang_scheduling, isolation, pods
@@ -30,7 +29,7 @@ SCALE_UP_INTERVAL = timedelta(minutes=5)
 
 def create_missing_pods(builder: PlanBuilder) -> None:
     """Create the missing pods of the current attempt."""
-    status, record = builder.status, builder.record
+    record = builder.record
     if builder.refused or _is_backing_off(builder):
         return
     if record is not None and record.start_time is None and not builder.current:
@@ -50,22 +49,27 @@ def create_missing_pods(builder: PlanBuilder) -> None:
         builder.wake(builder.now + CREATE_RETRY_INTERVAL)
     if record.start_time is None:
         record.start_time = builder.now
-        # From now on the attempt keeps its image and its specification, whatever is edited or upgraded.
-        record.image = builder.job.spec.workers.image or builder.defaults.image
-        record.spec_digest = worker_digest(builder.job.spec)
         seconds = builder.job.spec.run_policy.pre_running_deadline_seconds
         if seconds is not None:
             builder.wake(builder.now + timedelta(seconds=seconds))
-    job = builder.as_attempted()
+    if not builder.current and not builder.completed:
+        builder.fix_specification(builder.job.spec.workers.image or builder.defaults.image)
+    _create_objects(builder, missing)
+
+
+def _create_objects(builder: PlanBuilder, missing: list[int]) -> None:
+    """Create the workers of these indices, and what they need."""
+    status, job = builder.status, builder.as_attempted()
     workers_to_create = [pods.worker(job, i, status.attempt, builder.defaults) for i in missing]
     if not builder.current:
         builder.create.append(pods.service(job))
-        if isolation.needs_secret(job):
-            builder.create.append(isolation.secret(job))
         if builder.defaults.network_policies:
             builder.create.append(isolation.network_policy(job, builder.defaults))
         if group := gang_scheduling.pod_group(job, workers_to_create[0], owner_reference(job)):
             builder.create.append(group)
+    if isolation.needs_secret(job):
+        # Also for the rest of an attempt: an operator without such secrets may have begun it.
+        builder.create.append(isolation.secret(job))
     builder.create.extend(workers_to_create)
 
 

@@ -76,6 +76,8 @@ class PodFacts:
     waiting: str = ""
     """Why it does not start: "Unschedulable: 0/3 nodes are available…", "ImagePullBackOff: …"."""
 
+    image: str = ""
+    """Image of its trainer container."""
     generation: int = 0
     """metadata.generation of the job when the pod was created; 0 if the annotation is missing."""
     lingers: bool = False
@@ -160,6 +162,7 @@ def pod_facts(body: Body) -> PodFacts:
         workers=max(_number(labels.get(constants.LABEL_WORKERS)), 0),
         generation=max(_number((metadata.get("annotations") or {}).get(constants.ANNOTATION_GENERATION)), 0),
         phase=phase,
+        image=str(container.get("image") or ""),
         lingers=lingers,
         node=spec.get("nodeName") or "",
         ip=status.get("podIP") or "",

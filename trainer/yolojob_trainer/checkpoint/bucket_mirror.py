@@ -19,6 +19,8 @@ from yolojob_trainer.errors import BadInput, TrainerError
 
 REQUEST_TIMEOUT_SECONDS = 10.0
 """Time for the object store to retry one request; the mirror itself retries for minutes."""
+RENEW_SECONDS = 30.0
+"""Longest time between two looks at the claim."""
 RETRY_SECONDS = 5.0
 """Pause after a failed upload."""
 CLOSING_RETRY_SECONDS = 0.2
@@ -139,15 +141,20 @@ class Mirror:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._pending)
-                name, request = next(iter(self._pending.items()))
+                # Also without uploads, for hours perhaps, the claim has to be renewed.
+                self._changed.wait_for(lambda: self._pending, RENEW_SECONDS)
+                name, request = next(iter(self._pending.items()), ("", 0))
             try:
                 self._claim.renew()
+                if not name:
+                    continue
                 self._upload(name)
             except (TrainerError, OSError) as error:
                 if isinstance(error, BadInput) and error.reason == Reason.STORAGE_IN_USE:
                     self._give_up(error)
                     return
+                if not name:
+                    continue  # the next round tries again
                 self._on_failure(f"{name} could not be uploaded and will be retried: {error}")
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)

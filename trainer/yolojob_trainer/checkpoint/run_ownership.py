@@ -64,10 +64,11 @@ def check_no_foreign_results(names: Iterable[str], location: str) -> None:
 
 
 class BucketClaim:
-    """The right to write a folder of an object store, as far as one can have it: object stores have no locks.
+    """The right to write a folder of an object store.
 
-    A run writes its owner and the time into a marker and renews it while it uploads. Of two runs that start at the same
-    moment, the one that wrote first sees the other's marker before its first upload, and ends.
+    A run writes its owner and the time into a marker, and renews it as long as it runs. Two runs that start within
+    seconds of each other may both find the folder free: then the one whose marker is overwritten ends when it looks
+    next, at most CLAIM_SECONDS / 3 later.
     """
 
     def __init__(self, store: ObjectStore, owner: str, clock: Callable[[], float] = time.time) -> None:
@@ -79,9 +80,7 @@ class BucketClaim:
         """
         self._store, self._owner, self._clock = store, owner, clock
         self._run = secrets.token_hex(8)
-        self._written = 0.0
-        self._checked = False
-        """Whether the claim was read again since it was made."""
+        self._renewed = 0.0
 
     def acquire(self, on_wait: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
         """Claim the folder. While another job's claim is young, wait until it expires: that job may have been killed.
@@ -94,40 +93,39 @@ class BucketClaim:
             BadInput: another job renews its claim, or the folder cannot be written.
             Unavailable: the object store does not answer.
         """
-        first = self._read()
-        waited = 0.0
-        current = first
-        while self._is_foreign(current) and self._clock() - current.get("time", 0.0) < CLAIM_SECONDS:
-            if current.get("time") != first.get("time") or waited > 2 * CLAIM_SECONDS:
+        first = current = self._read()
+        waits = 0
+        while current.get("owner") != self._owner and self._is_young(current):
+            if current["time"] != first["time"]:
                 raise self._in_use(current)
-            if not waited:
+            if not waits:
                 on_wait(f"{self._store.shown} was in use by {current.get('owner')} until just now; waiting")
+            waits += 1
             sleep(CLAIM_POLL_SECONDS)
-            waited += CLAIM_POLL_SECONDS
             current = self._read()
-        self._write()
+        self._write(self._clock())
 
     def renew(self) -> None:
-        """Check that the folder is still this run's, and renew the claim if it is old; called before uploads.
+        """Renew the claim if it is old; called often.
 
         Raises:
-            BadInput: another job has claimed it.
+            BadInput: another job, or another attempt of this one, has claimed the folder since.
             Unavailable: the object store does not answer.
         """
-        if self._clock() - self._written < CLAIM_SECONDS / 3 and self._checked:
+        if self._clock() - self._renewed < CLAIM_SECONDS / 3:
             return
         current = self._read()
-        if self._is_foreign(current) and current.get("run") != self._run:
+        if current.get("run") != self._run and self._is_young(current):
             raise self._in_use(current)
-        self._checked = True
-        self._write()
+        self._write(self._clock())
 
     def release(self) -> None:
         """Give the folder up, so that another job need not wait."""
-        self._write(moment=0.0)
+        if self._read().get("run") == self._run:
+            self._write(0.0)
 
-    def _is_foreign(self, claim: dict[str, Any]) -> bool:
-        return bool(claim) and claim.get("owner") != self._owner
+    def _is_young(self, claim: dict[str, Any]) -> bool:
+        return bool(claim) and self._clock() - claim["time"] < CLAIM_SECONDS
 
     def _read(self) -> dict[str, Any]:
         """The current claim; empty if there is none, or one of an older version."""
@@ -142,9 +140,9 @@ class BucketClaim:
         valid = isinstance(claim, dict) and isinstance(claim.get("time"), int | float)
         return claim if valid else {}
 
-    def _write(self, moment: float | None = None) -> None:
-        self._written = self._clock()
-        claim = {"owner": self._owner, "run": self._run, "time": self._written if moment is None else moment}
+    def _write(self, moment: float) -> None:
+        self._renewed = self._clock()
+        claim = {"owner": self._owner, "run": self._run, "time": moment}
         self._store.write_bytes(json.dumps(claim).encode(), MARKER)
 
     def _in_use(self, claim: dict[str, Any]) -> BadInput:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import re
 import ssl
 import urllib.request
@@ -18,7 +17,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
-from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput, TrainerError
 from yolojob_trainer.system.retry import Backoff
@@ -181,10 +179,7 @@ class ObjectStore:
         if self.sha256:
             return self.sha256
         address = f"{self.scheme}://{self._root}"
-        if all(file.tag for file in files):
-            return address.partition("?")[0]
-        # Nothing tells whether the content has changed, so it is staged again by each start of the worker.
-        return f"{address} {os.environ.get(constants.ENV_STARTED, '')}" if self.scheme == "https" else address
+        return address.partition("?")[0] if all(file.tag for file in files) else address
 
     def read(self, path: str, start: int, end: int | None) -> bytes:
         """Return bytes `start` to `end` of a file; None reads to its end.
@@ -301,8 +296,8 @@ class ObjectStore:
 
 def _without_digest(uri: str) -> tuple[str, str]:
     """Split #sha256=HEX from the end of an https URI."""
-    match = re.fullmatch(r"(https://[^#]*)#sha256=([0-9a-fA-F]{64})", uri)
-    return (match[1], match[2].lower()) if match else (uri, "")
+    match = re.fullmatch(r"(https://[^#]*)#sha256=([0-9a-f]{64})", uri)
+    return (match[1], match[2]) if match else (uri, "")
 
 
 def _size_and_tag(info: dict[str, Any]) -> dict[str, Any]:

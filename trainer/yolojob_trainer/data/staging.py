@@ -175,7 +175,7 @@ class Stage:
             raise BadInput(
                 Reason.NO_SPACE,
                 f"{self._field}: {files} files are to be staged in {self.folder}, but its file system has room for "
-                f"only {inodes.f_favail}: {advice}",
+                f"only {max(inodes.f_favail - RESERVED_FILES, 0)}: {advice}",
             )
 
     def _download(self, store: ObjectStore, files: list[RemoteFile], folder: Path, name: str = "") -> None:

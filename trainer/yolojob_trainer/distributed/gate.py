@@ -7,9 +7,9 @@ launcher of every other worker opens a door: a port on its own loopback address 
 through the gate.
 
 Both sides prove that they know the key, each by an HMAC of two random numbers (a challenge-response protocol, as in
-RFC 2195, but mutual). What follows is neither encrypted nor signed: the network between the workers must be one that
-strangers cannot listen to. Both run in the launcher, without torch: code of torch that holds the interpreter's lock
-while it waits for the store would otherwise wait for itself.
+RFC 2195, but mutual). What follows is neither encrypted nor signed: the network between the workers must be one in
+which strangers can neither listen nor pass messages on in the name of worker 0. Both run in the launcher, without
+torch: code of torch that holds the interpreter's lock while it waits for the store would otherwise wait for itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import secrets
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,8 @@ LOOPBACK = "127.0.0.1"
 HANDSHAKE_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 """Pause between two attempts to reach the gate."""
+SHOW_SECONDS = 30.0
+"""Time after which the log shows why the gate is not reachable, again and again."""
 MAX_STRANGERS = 256
 """Connections that have not proved anything yet; workers do so immediately."""
 MIN_SECRET_BYTES = 16
@@ -60,8 +63,8 @@ class Gate:
             store_port: port of the store on the loopback address.
         """
         self._key, self._store_port = key, store_port
-        self._strangers: dict[asyncio.Task[None], None] = {}
-        """Connections without a proof, oldest first."""
+        self._strangers: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+        """Connections without a proof, oldest first, and what serves them."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self, port: int) -> asyncio.Server:
@@ -76,10 +79,11 @@ class Gate:
         task = asyncio.ensure_future(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._strangers[task] = None
-        task.add_done_callback(lambda done: self._strangers.pop(done, None))
+        self._strangers[writer] = task
         if len(self._strangers) > MAX_STRANGERS:
-            next(iter(self._strangers)).cancel()
+            oldest = next(iter(self._strangers))
+            self._strangers.pop(oldest).cancel()
+            oldest.transport.abort()  # here: a task that is cancelled before it begins closes nothing
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -94,13 +98,12 @@ class Gate:
                 store = await asyncio.open_connection(LOOPBACK, self._store_port)
                 writer.write(_proof(self._key, b"gate", nonces))
                 await writer.drain()
-            task = asyncio.current_task()
-            assert task is not None
-            self._strangers.pop(task, None)
+            self._strangers.pop(writer, None)
             await _splice((reader, writer), store)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.CancelledError):
             return
         finally:
+            self._strangers.pop(writer, None)
             writer.close()
 
 
@@ -124,10 +127,16 @@ class Door:
 
     async def open(self) -> asyncio.Server:
         """Wait until the store is reachable through the gate, then listen."""
+        loop = asyncio.get_running_loop()
+        shown = loop.time()
         while True:
             try:
                 _, writer = await self._pass_gate()
-            except OSError:
+            except OSError as error:
+                if loop.time() - shown >= SHOW_SECONDS:
+                    shown = loop.time()
+                    why = error or "no answer"
+                    print(f"yolojob: worker 0 is not reachable: {why}", file=sys.stderr, flush=True)  # noqa: T201
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 writer.close()

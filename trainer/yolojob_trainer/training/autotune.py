@@ -150,6 +150,9 @@ class Tuner:
                 "there are no loader processes",
             ),
         ]
+        changed = dataclasses.replace(best, **{k: v for k, v in candidate.items() if k in ("workers", "prefetch")})
+        room = self._trainer.loader_limit(changed.prefetch)
+        reasons.append((changed.workers > room, "shared memory has no room for the batches of so many loaders"))
         index = next((i for i, (holds, _) in enumerate(reasons) if holds), -1)
         index = round(self._trainer.world.from_main(index))
         return None if index < 0 else reasons[index][1]

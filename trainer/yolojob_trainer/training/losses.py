@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
 from yolojob_trainer.distributed.world import World
 
-MAX_OVERFLOWS = 25
-"""torch's GradScaler starts with 2^16 and halves its scale at each overflow: after so many it is far below 1."""
+MIN_SCALE = 1.0
+"""torch's GradScaler starts with 2^16. Without scaling, fp16 has no better range for gradients than for losses."""
 READ_INTERVAL_SECONDS = 1.0
 """Minimum time between two reads from the device while steps run."""
 
@@ -18,19 +19,18 @@ READ_INTERVAL_SECONDS = 1.0
 class EpochLosses:
     """Sums of this rank's loss items over the epoch so far, weighted by images."""
 
-    def __init__(self, *, tolerates_overflow: bool = False) -> None:
+    def __init__(self, scale: Callable[[], float] | None = None) -> None:
         """
         Args:
-            tolerates_overflow: leave out microbatches with a loss that is not finite, as the loss scaling of fp16 does
-                with their gradients; only MAX_OVERFLOWS of them in a row are a divergence.
+            scale: returns the factor of the loss scaling of fp16. Microbatches with a loss that is not finite are then
+                left out, as their gradients are; it is a divergence when the factor, which each of them halves, has
+                fallen below MIN_SCALE. None without loss scaling.
         """
-        self._tolerates_overflow = tolerates_overflow
+        self._scale = scale
         self._sums: dict[str, torch.Tensor] = {}
         self._images = 0
         self._left_out: torch.Tensor | int = 0
         """Images of the microbatches that were left out."""
-        self._in_a_row: torch.Tensor | int = 0
-        """Microbatches that were left out since the last one that was not."""
         self._read_at = 0.0
         self._value: float | None = None
 
@@ -40,12 +40,11 @@ class EpochLosses:
     def add(self, items: dict[str, torch.Tensor], images: int) -> None:
         """Add the mean loss items of a microbatch with this number of images."""
         weighted = {name: value.detach() * images for name, value in items.items()}
-        if self._tolerates_overflow and weighted:
+        if self._scale and weighted:
             # All on the device: reading the values would wait for it.
             finite = torch.isfinite(torch.stack([value.float() for value in weighted.values()])).all()
             weighted = {name: torch.where(finite, value, 0.0) for name, value in weighted.items()}
             self._left_out = self._left_out + torch.where(finite, 0, images)
-            self._in_a_row = torch.where(finite, 0, self._in_a_row + 1)
         for name, value in weighted.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._images += images
@@ -53,12 +52,12 @@ class EpochLosses:
     def mean(self, world: World) -> dict[str, float]:
         """Return the mean of each item over the images of all ranks. All ranks must call it."""
         sums = world.sum([*(float(v) for v in self._sums.values()), float(self._images - int(self._left_out))])
-        return {name: total / max(sums[-1], 1) for name, total in zip(self._sums, sums, strict=False)}
+        return {name: total / (sums[-1] or math.nan) for name, total in zip(self._sums, sums, strict=False)}
 
     def read(self) -> None:
         """Read the sum of this rank's mean loss items from the device."""
         self._read_at = time.monotonic()
-        if int(self._in_a_row) > MAX_OVERFLOWS:
+        if self._scale and self._scale() < MIN_SCALE:
             self._value = math.nan
         elif images := self._images - int(self._left_out):
             self._value = float(sum(self._sums.values(), torch.zeros(()))) / images

@@ -40,6 +40,7 @@ from yolojob_trainer.training.validator import ArrayValidator
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - torch's own
 SHARED_MEMORY_SHARE = 0.8
+"""Of the free shared memory; the rest is for NCCL and for labels."""
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
 """Network description and starting weights, as `yolojob_trainer.model.resolve.resolve` returns them."""
 
@@ -64,17 +65,17 @@ class TrainerInputs:
     """Called with every warning for the user."""
 
 
-def loader_limit(free: int, batch: int) -> int:
+def loader_limit(free: int, batch: int, prefetch: int) -> int:
     """Return the number of loader processes whose batches fit in shared memory; a batch beyond it ends a loader with
     SIGBUS.
 
     Args:
         free: bytes of shared memory for this rank.
         batch: bytes of the images of one microbatch.
+        prefetch: microbatches that each process loads ahead.
     """
-    # Training prefetches some batches in each process; validation has twice the processes and the batch, and
-    # torch's two batches.
-    return int(SHARED_MEMORY_SHARE * free) // ((ExecutionSettings.prefetch + 2 * 2 * 2) * batch)
+    # Validation has twice the processes, twice the batch, and torch's default of two batches ahead.
+    return int(SHARED_MEMORY_SHARE * free) // ((prefetch + 2 * 2 * 2) * batch)
 
 
 class TrainerSetup(DetectionTrainer):
@@ -232,6 +233,12 @@ class TrainerSetup(DetectionTrainer):
         """CPUs of this rank."""
         return max(available_cpus() // self.world.local_world_size, 1)
 
+    def loader_limit(self, prefetch: int) -> int:
+        """Return the number of loader processes of this rank for which there is room in shared memory."""
+        images = -(-self.args.batch // self.world.world_size)
+        free = shutil.disk_usage(SHARED_MEMORY).free // self.world.local_world_size
+        return loader_limit(free, images * 3 * self.args.imgsz**2, prefetch)
+
     def _loader_processes(self, requested: int | None) -> int:
         """Return the number of loader processes of this rank.
 
@@ -239,9 +246,7 @@ class TrainerSetup(DetectionTrainer):
         """
         default = 0 if self.world.device.type == "cpu" else 8
         wanted = min(default if requested is None else requested, self._cpus)
-        images = -(-self.args.batch // self.world.world_size)
-        free = shutil.disk_usage(SHARED_MEMORY).free // self.world.local_world_size
-        limit = loader_limit(free, images * 3 * self.args.imgsz**2)
+        limit = self.loader_limit(ExecutionSettings.prefetch)
         if wanted > limit:
             self.warn(
                 f"{limit} loader process(es) instead of {wanted}: {SHARED_MEMORY} is too small for their batches; "

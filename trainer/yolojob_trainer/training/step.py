@@ -36,7 +36,8 @@ class StepTrainer(TrainerSetup):
         """Epoch to which spans between steps belong."""
 
     def new_losses(self) -> EpochLosses:
-        return EpochLosses(tolerates_overflow=precision.by_name(self.execution.amp) == torch.float16)
+        scales = precision.by_name(self.execution.amp) == torch.float16
+        return EpochLosses(lambda: float(self.scaler.get_scale())) if scales else EpochLosses()
 
     @property
     def steps(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from yolojob_trainer.system import compiler, gpu
-from yolojob_trainer.training.losses import MAX_OVERFLOWS, EpochLosses
+from yolojob_trainer.training.losses import EpochLosses
 from yolojob_trainer.training.setup import loader_limit
 
 pytestmark = pytest.mark.torch
@@ -17,9 +17,9 @@ ALONE: Any = SimpleNamespace(sum=lambda values: values)
 """A world with one rank."""
 
 
-def losses(*values: float, tolerates_overflow: bool = True) -> EpochLosses:
+def losses(*values: float, scale: float | None = 65536.0) -> EpochLosses:
     """Returns the losses of an epoch with one microbatch of two images for each value."""
-    result = EpochLosses(tolerates_overflow=tolerates_overflow)
+    result = EpochLosses(None if scale is None else lambda: scale)
     for value in values:
         result.add({"box": torch.tensor(value), "cls": torch.tensor(1.0)}, 2)
     result.read()
@@ -34,26 +34,30 @@ def test_single_overflow_of_fp16_is_left_out(bad: float) -> None:
     assert epoch.mean(ALONE) == {"box": pytest.approx(3.0), "cls": pytest.approx(1.0)}
 
 
-def test_many_overflows_in_a_row_are_a_divergence() -> None:
-    assert not losses(1.0, *[math.inf] * MAX_OVERFLOWS).diverged
-    assert losses(1.0, *[math.inf] * (MAX_OVERFLOWS + 1)).diverged
-    assert not losses(*[math.inf] * MAX_OVERFLOWS, 1.0, *[math.inf] * MAX_OVERFLOWS).diverged
+def test_overflows_that_use_up_the_scale_are_a_divergence() -> None:
+    assert not losses(1.0, *[math.inf] * 40, scale=1.0).diverged
+    assert losses(1.0, *[math.inf] * 40, scale=0.5).diverged
+
+
+def test_epoch_of_overflows_only_has_no_loss() -> None:
+    assert all(math.isnan(value) for value in losses(math.inf).mean(ALONE).values())
 
 
 def test_other_formats_tolerate_no_overflow() -> None:
-    assert losses(1.0, math.inf, tolerates_overflow=False).diverged
+    assert losses(1.0, math.inf, scale=None).diverged
 
 
-def test_losses_are_the_same_with_and_without_tolerance() -> None:
+def test_losses_are_the_same_with_and_without_scaling() -> None:
     values = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
-    assert losses(*values).mean(ALONE) == losses(*values, tolerates_overflow=False).mean(ALONE)
+    assert losses(*values).mean(ALONE) == losses(*values, scale=None).mean(ALONE)
 
 
 def test_loader_processes_fit_in_shared_memory() -> None:
     batch = 128 * 3 * 640**2
-    assert loader_limit(64 << 20, batch) == 0, "the default of a container runtime"
-    assert 1 <= loader_limit(8 << 30, batch) < 8
-    assert loader_limit(64 << 30, batch) >= 8
+    assert loader_limit(64 << 20, batch, 4) == 0, "the default of a container runtime"
+    assert 1 <= loader_limit(8 << 30, batch, 4) < 8
+    assert loader_limit(64 << 30, batch, 4) >= 8
+    assert loader_limit(8 << 30, batch, 8) < loader_limit(8 << 30, batch, 4)
 
 
 def test_utilization_is_read_at_most_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
