@@ -35,6 +35,9 @@ FIRST = ExecutionSettings(amp="fp32", channels_last=True)
 class Scripted(Tuner):
     """Takes its measurements from a table: setting -> (seconds per step, loss), or the error message."""
 
+    room = 1000
+    """Batches for which shared memory has room."""
+
     def __init__(self, table: dict[str, tuple[float, float] | str], seconds: float = 1e6, **spec: Any) -> None:
         run = tiny(replicas=1, **spec)
         pipeline: Any = SimpleNamespace(
@@ -44,6 +47,7 @@ class Scripted(Tuner):
             order=SampleOrder(samples=100, batch=10, shards=1, seed=0),
             world=ALONE,
             args=SimpleNamespace(epochs=run.spec.train.epochs),
+            loader_limit=lambda prefetch: self.room // prefetch,
         )
         super().__init__(pipeline, seconds, whole_job=True)
         self.table = table
@@ -188,3 +192,13 @@ def test_bench_command_with_tune_prints_the_table_and_leaves_no_files(tmp_path: 
     table = json.loads(done.stdout)
     assert {"default", "micro_batches=2", "cache=ram"} <= {t["settings"] for t in table["trials"]}
     assert [p.name for p in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_tuner_does_not_try_loaders_for_which_shared_memory_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolojob_trainer.training.autotune.available_cpus", lambda: 4)
+    tuner = Scripted({"workers=2": (0.9, 100.0), "workers=4": (0.1, 100.0)}, train=LONG)
+    tuner.room = 2 * ExecutionSettings.prefetch
+    choice, report = tuner.run(FIRST)
+    assert choice.workers == 2
+    skipped = next(trial for trial in report.trials if trial.settings == "workers=4")
+    assert "shared memory has no room" in str(skipped)

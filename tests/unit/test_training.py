@@ -165,7 +165,9 @@ def test_launcher_after_sigterm_while_waiting_for_a_peer_exits_as_interrupted(tm
         "PET_NODE_RANK": "1",
         "PET_MASTER_ADDR": "127.0.0.1",
         "PET_MASTER_PORT": "1",
+        "YOLOJOB_SECRET_FILE": str(tmp_path / "secret"),
     }
+    (tmp_path / "secret").write_bytes(bytes(32))
     # Process 1 of a namespace; without root the test runs in the machine's namespace.
     isolated = ["unshare", "--pid", "--fork", "--kill-child"] if os.geteuid() == 0 else []
     command = [*isolated, sys.executable, "-m", "yolojob_trainer.launch"]
