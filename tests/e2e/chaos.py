@@ -188,6 +188,12 @@ class Chaos:
             del self.running[job.name]
         return job
 
+    def training(self) -> list[Job]:
+        """The jobs that have trained a step and have not ended."""
+        with self.lock:
+            jobs = [job for job in self.running.values() if trained(job.folder)]
+        return [job for job in jobs if self.status(job).get("phase") == "Running"]
+
     def _take(self, count: int) -> int:
         with self.lock:
             taken = min(count, self.left)
@@ -288,13 +294,7 @@ class Chaos:
     def strike_everybody(self) -> None:
         """One fault; notes it for each job that trains."""
         with self.quiet:
-            with self.lock:
-                jobs = [job for job in self.running.values() if any(True for _ in trained(job.folder))]
-            faults = []
-            for job in jobs:
-                status = self.status(job)
-                if status.get("phase") == "Running":
-                    faults.append((job, Fault("", time.time(), status)))
+            faults = [(job, Fault("", time.time(), self.status(job))) for job in self.training()]
             moment = time.time()
             kind = self.random.choice(self.everywhere)()
             for job, fault in faults:
@@ -409,7 +409,7 @@ def test_jobs_survive_random_faults(kube: Kube) -> None:
 
     def strike() -> None:
         for _ in range(round(FAULTS * GLOBAL_SHARE)):
-            eventually(lambda: finished.is_set() or len(chaos.running) > 1, "jobs run", seconds=RECOVERY_SECONDS)
+            eventually(lambda: finished.is_set() or len(chaos.training()) > 1, "jobs train", seconds=RECOVERY_SECONDS)
             let_pass(15)
             if finished.is_set():
                 return
