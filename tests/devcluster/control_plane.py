@@ -79,14 +79,7 @@ def start() -> None:
         "--kube-api-qps=500",
         "--kube-api-burst=1000",
     )
-    _start(
-        "scheduler",
-        "kube-scheduler",
-        f"--kubeconfig={STATE}/scheduler.kubeconfig",
-        "--leader-elect=false",
-        "--kube-api-qps=500",
-        "--kube-api-burst=1000",
-    )
+    start_scheduler()
     (STATE / "Corefile").write_text(
         f".:53 {{\n bind {CONTROL_IP}\n errors\n cache 1\n"
         " kubernetes cluster.local in-addr.arpa {\n"
@@ -101,6 +94,18 @@ def start() -> None:
     _start("registry", "registry", "serve", f"{STATE}/registry.yml", OTEL_TRACES_EXPORTER="none")
     _relay("relay-api", API_PORT, "127.0.0.1:6443")
     _relay("relay-registry", REGISTRY_PORT, f"{CONTROL_IP}:5000")
+
+
+def start_scheduler() -> None:
+    """Starts the scheduler, which ends itself when its cache contradicts the API server."""
+    _start(
+        "scheduler",
+        "kube-scheduler",
+        f"--kubeconfig={STATE}/scheduler.kubeconfig",
+        "--leader-elect=false",
+        "--kube-api-qps=500",
+        "--kube-api-burst=1000",
+    )
 
 
 def start_api_server() -> None:

@@ -415,7 +415,13 @@ def test_jobs_survive_random_faults(kube: Kube) -> None:
                 return
             chaos.strike_everybody()
 
-    with ThreadPoolExecutor(PARALLEL + 1) as pool:
+    def keep_scheduler() -> None:
+        while not finished.wait(2):
+            if processes.running("scheduler") is None:  # elsewhere a kubelet starts it again
+                control_plane.start_scheduler()
+
+    with ThreadPoolExecutor(PARALLEL + 2) as pool:
+        pool.submit(keep_scheduler)
         strikes = pool.submit(strike)
         jobs = list(pool.map(chaos.train, range(JOBS)))
         finished.set()
