@@ -423,8 +423,10 @@ def test_jobs_survive_random_faults(kube: Kube) -> None:
     with ThreadPoolExecutor(PARALLEL + 2) as pool:
         pool.submit(keep_scheduler)
         strikes = pool.submit(strike)
-        jobs = list(pool.map(chaos.train, range(JOBS)))
-        finished.set()
+        try:
+            jobs = list(pool.map(chaos.train, range(JOBS)))
+        finally:
+            finished.set()
         strikes.result()
     rows = table(jobs)
     for row in rows:
