@@ -151,29 +151,25 @@ def main(
 
 
 def _volume_source(text: str | None) -> dict[str, Any] | None:
-    if not text:
-        return None
-    try:
-        source = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--cache-volume: {text!r} is not valid JSON: {error}") from None
-    if not isinstance(source, dict) or len(source) != 1:
+    source = _parse_json("--cache-volume", text)
+    if source is not None and (not isinstance(source, dict) or len(source) != 1):
         raise typer.BadParameter(f'--cache-volume: {text!r} must be one volume source, such as {{"emptyDir": {{}}}}')
     return source
 
 
 def _peers(text: str | None) -> tuple[dict[str, Any], ...]:
-    if not text:
-        return ()
-    try:
-        peers = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--metrics-peers: {text!r} is not valid JSON: {error}") from None
+    peers = _parse_json("--metrics-peers", text) or []
     if not isinstance(peers, list) or not all(isinstance(peer, dict) for peer in peers):
-        raise typer.BadParameter(
-            f'--metrics-peers: {text!r} must be a list of peers, such as [{{"podSelector": {{}}}}]'
-        )
+        raise typer.BadParameter(f'--metrics-peers: {text!r} must be a list, such as [{{"podSelector": {{}}}}]')
     return tuple(peers)
+
+
+def _parse_json(option: str, text: str | None) -> Any:
+    """The value of an option that is JSON; None if it is not set."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {text!r} is not valid JSON: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Random faults over many small training jobs on the test cluster; not part of CI: `make chaos`.
 
-Some faults strike one job (a process killed, a pod deleted, a checkpoint damaged), the others everybody (the operator
-or the API server killed, etcd paused, a node without power). The seconds to the next step come from the trainers'
-traces, the counts from the status. The table is printed, and written as JSON to YOLOJOB_CHAOS_OUT.
+Some faults affect one job (a killed process, a deleted pod, a damaged checkpoint). The others affect the whole cluster
+(a killed operator or API server, a paused etcd, a node without power). The seconds to the next step come from the
+traces of the trainers, the counts from the status. The table is printed, and written as JSON to YOLOJOB_CHAOS_OUT.
 
     YOLOJOB_CHAOS_JOBS=50 YOLOJOB_CHAOS_FAULTS=200 YOLOJOB_CHAOS_SEED=1 make chaos
 """
@@ -36,7 +36,7 @@ SEED = int(os.environ.get("YOLOJOB_CHAOS_SEED", "1"))
 PARALLEL = int(os.environ.get("YOLOJOB_CHAOS_PARALLEL", "4"))
 """Jobs that train at the same time."""
 GLOBAL_SHARE = 0.2
-"""Share of the faults that strike everybody."""
+"""Share of the faults that affect the whole cluster."""
 EPOCHS, STEPS, BATCH = 40, 10, 16
 VOLUME_MEGABYTES = 48
 RECOVERY_SECONDS = 600
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass
 class Fault:
-    """A fault that struck a job."""
+    """A fault that affected a job."""
 
     kind: str
     at: float
@@ -119,7 +119,7 @@ def claim(kube: Kube, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def patiently(call: Callable[[], Any]) -> Any:
-    """The result of a request that is repeated while the API server is away."""
+    """Repeat a request until the API server answers; return its result."""
 
     def attempt() -> list[Any] | None:
         try:
@@ -138,10 +138,10 @@ class Chaos:
         self.random = random.Random(SEED)
         self.running: dict[str, Job] = {}
         self.lock = threading.Lock()
-        self.quiet = threading.Lock()
-        """Held while everybody is struck: one fault at a time can then be told from another."""
+        self.injecting = threading.Lock()
+        """Held while a fault is injected, and until the jobs have recovered from one of the whole cluster."""
         self.left = FAULTS - round(FAULTS * GLOBAL_SHARE)
-        self.local: list[Callable[[Job], str]] = [
+        self.job_faults: list[Callable[[Job], str]] = [
             self.kill_trainer,
             self.kill_launcher,
             self.delete_pod,
@@ -151,7 +151,7 @@ class Chaos:
             self.cut_network,
             self.exhaust_quota,
         ]
-        self.everywhere: list[Callable[[], str]] = [
+        self.cluster_faults: list[Callable[[], str]] = [
             self.kill_operator,
             self.kill_api_server,
             self.pause_etcd,
@@ -162,7 +162,7 @@ class Chaos:
     # --- the course of a job ----------------------------------------------------------------------------------------
 
     def train(self, number: int) -> Job:
-        """Run one job to its end, with its share of the faults."""
+        """Run one job to its end, and inject its share of the faults."""
         job = Job(f"chaos-{number}")
         job.folder.mkdir(parents=True, exist_ok=True)
         # A disk of its own, so that it can be filled.
@@ -176,11 +176,11 @@ class Chaos:
             status = self.wait_for_training(job, 0.0)
             if status["phase"] in ("Succeeded", "Failed"):
                 break
-            with self.quiet:
-                strike = self.random.choice(self.local)
+            with self.injecting:
+                inject = self.random.choice(self.job_faults)
                 fault = Fault("", time.time(), status)
                 job.faults.append(fault)
-                fault.kind = strike(job)
+                fault.kind = inject(job)
             fault.after = self.wait_for_training(job, fault.at)
             print(f"{job.name}: {fault.kind}: attempt {fault.after['attempt']}", flush=True)
         job.status = eventually(lambda: self.ended(job), f"{job.name} ends", seconds=3 * RECOVERY_SECONDS, every=1)
@@ -208,7 +208,7 @@ class Chaos:
         return status if status.get("phase") in ("Succeeded", "Failed") else None
 
     def wait_for_training(self, job: Job, since: float) -> dict[str, Any]:
-        """Wait until a step has begun after a moment, in a running attempt; returns the status then."""
+        """Wait until the job runs and has started more than STEPS steps after `since`; return its status."""
 
         def look() -> dict[str, Any] | None:
             status = self.status(job)
@@ -289,19 +289,19 @@ class Chaos:
         patiently(lambda: self.kube.run("delete", "resourcequota", "none", "--ignore-not-found"))
         return "pod deleted, no quota for 8 s"
 
-    # --- faults of everybody ----------------------------------------------------------------------------------------
+    # --- faults of the whole cluster ----------------------------------------------------------------------------------
 
-    def strike_everybody(self) -> None:
-        """One fault; notes it for each job that trains."""
-        with self.quiet:
+    def inject_cluster_fault(self) -> None:
+        """Inject one fault, and record it for each job that trains."""
+        with self.injecting:
             faults = [(job, Fault("", time.time(), self.status(job))) for job in self.training()]
             moment = time.time()
-            kind = self.random.choice(self.everywhere)()
+            kind = self.random.choice(self.cluster_faults)()
             for job, fault in faults:
                 fault.kind, fault.at = kind, moment
                 fault.after = self.wait_for_training(job, moment)
                 job.faults.append(fault)
-            print(f"everybody ({len(faults)} jobs): {kind}", flush=True)
+            print(f"cluster ({len(faults)} jobs): {kind}", flush=True)
 
     def kill_operator(self) -> str:
         kill("yolojob-operator", "yolojob_operator\0")
@@ -378,9 +378,9 @@ def table(jobs: list[Job]) -> list[dict[str, Any]]:
         for fault in job.faults:
             kinds.setdefault(fault.kind, []).append((job, fault))
     rows = []
-    for kind, struck in sorted(kinds.items()):
+    for kind, affected in sorted(kinds.items()):
         waits, lost = [], []
-        for job, fault in struck:
+        for job, fault in affected:
             after = [start for start, _ in trained(job.folder) if start > fault.at]
             if after:
                 waits.append(after[0] - fault.at)
@@ -388,13 +388,13 @@ def table(jobs: list[Job]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "fault": kind,
-                "struck": len(struck),
-                "lost jobs": sum(job.status.get("phase") != "Succeeded" for job, _ in struck),
+                "affected jobs": len(affected),
+                "lost jobs": sum(job.status.get("phase") != "Succeeded" for job, _ in affected),
                 "next step, median s": round(statistics.median(waits), 1) if waits else None,
                 "next step, longest s": round(max(waits), 1) if waits else None,
                 "repeated, mean s": round(statistics.fmean(lost), 1),
-                "restarts": sum(fault.change("restarts") for _, fault in struck),
-                "disruptions": sum(fault.change("disruptions") for _, fault in struck),
+                "restarts": sum(fault.change("restarts") for _, fault in affected),
+                "disruptions": sum(fault.change("disruptions") for _, fault in affected),
             }
         )
     return rows
@@ -407,13 +407,13 @@ def test_jobs_survive_random_faults(kube: Kube) -> None:
     chaos = Chaos(kube)
     finished = threading.Event()
 
-    def strike() -> None:
+    def inject_cluster_faults() -> None:
         for _ in range(round(FAULTS * GLOBAL_SHARE)):
             eventually(lambda: finished.is_set() or len(chaos.training()) > 1, "jobs train", seconds=RECOVERY_SECONDS)
             let_pass(15)
             if finished.is_set():
                 return
-            chaos.strike_everybody()
+            chaos.inject_cluster_fault()
 
     def keep_scheduler() -> None:
         while not finished.wait(2):
@@ -422,12 +422,12 @@ def test_jobs_survive_random_faults(kube: Kube) -> None:
 
     with ThreadPoolExecutor(PARALLEL + 2) as pool:
         pool.submit(keep_scheduler)
-        strikes = pool.submit(strike)
+        injection = pool.submit(inject_cluster_faults)
         try:
             jobs = list(pool.map(chaos.train, range(JOBS)))
         finally:
             finished.set()
-        strikes.result()
+        injection.result()
     rows = table(jobs)
     for row in rows:
         print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)

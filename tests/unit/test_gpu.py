@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from yolojob_trainer.system import compiler, gpu
+from yolojob_trainer.system.shared_memory import loader_limit
 from yolojob_trainer.training.losses import EpochLosses
-from yolojob_trainer.training.setup import loader_limit
 
 pytestmark = pytest.mark.torch
 ALONE: Any = SimpleNamespace(sum=lambda values: values)
@@ -54,10 +54,10 @@ def test_losses_are_the_same_with_and_without_scaling() -> None:
 
 def test_loader_processes_fit_in_shared_memory() -> None:
     batch = 128 * 3 * 640**2
-    assert loader_limit(64 << 20, batch, 4) == 0, "the default of a container runtime"
-    assert 1 <= loader_limit(8 << 30, batch, 4) < 8
-    assert loader_limit(64 << 30, batch, 4) >= 8
-    assert loader_limit(8 << 30, batch, 8) < loader_limit(8 << 30, batch, 4)
+    assert loader_limit(batch, 4, 64 << 20) == 0, "the default of a container runtime"
+    assert 1 <= loader_limit(batch, 4, 8 << 30) < 8
+    assert loader_limit(batch, 4, 64 << 30) >= 8
+    assert loader_limit(batch, 8, 8 << 30) < loader_limit(batch, 4, 8 << 30)
 
 
 def test_utilization_is_read_at_most_every_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

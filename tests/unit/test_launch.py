@@ -1,4 +1,4 @@
-"""The launcher: two workers that find each other through the gate, and how it ends with its processes."""
+"""The launcher: two workers that connect through the proxies of the store, and the exit code of its processes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ from yolojob.api.trainer_report import Report, TrainerState
 pytestmark = pytest.mark.processes
 
 SECRET = bytes(range(32))
+CHILD = """import os, signal, sys
+rank = int(os.environ["LOCAL_RANK"])
+def hang():
+    while True:
+        signal.pause()
+"""
+"""First lines of the scripts that stand for the trainer."""
 
 
 class Workers:
@@ -88,7 +95,7 @@ def test_several_workers_without_a_secret_are_bad_input(workers: Workers, secret
 def run(script: str, processes: int, monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
     """Launches processes that run this script, with their rank in the variable `rank`."""
     module = folder / "child.py"
-    module.write_text(f"import os, signal, sys, time\nrank = int(os.environ['LOCAL_RANK'])\n{script}\n")
+    module.write_text(f"{CHILD}\n{script}\n")
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setattr(launch, "MODULE", "child")
     monkeypatch.setattr(launch, "PEER_EXIT_SECONDS", 1.0)
@@ -103,8 +110,8 @@ def run(script: str, processes: int, monkeypatch: pytest.MonkeyPatch, folder: Pa
         ("sys.exit(0)", 0),
         ("sys.exit(76 if rank else 1)", 1),
         ("sys.exit(2 if rank else 76)", 2),
-        ("rank or sys.exit(1); time.sleep(600)", 1),
-        ("rank or sys.exit(1); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)", 1),
+        ("rank or sys.exit(1); hang()", 1),
+        ("rank or sys.exit(1); signal.signal(signal.SIGTERM, signal.SIG_IGN); hang()", 1),
         ("rank or os.kill(os.getpid(), 9); sys.exit(76)", 137),
     ],
 )

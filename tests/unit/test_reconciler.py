@@ -19,8 +19,8 @@ from yolojob_operator.control.metrics import OperatorMetrics
 from yolojob_operator.control.reconciler import WATCH_STALL_SECONDS, Reconciler, WatchCache
 from yolojob_operator.control.status_debounce import QUIET_SECONDS
 from yolojob_operator.kube.api_client import ApiError, Conflict
+from yolojob_operator.kube.types import EventDraft
 from yolojob_operator.objects.defaults import Defaults
-from yolojob_operator.plan.builder import EventDraft
 
 KEY = ("default", "digits")
 UID = "job-uid"
@@ -250,7 +250,7 @@ def test_broken_job_keeps_its_stored_status() -> None:
     assert [c["type"] for c in status["conditions"]] == ["Later", "Accepted"]
 
 
-def test_loop_that_raises_an_unexpected_error_is_restarted() -> None:
+def test_loop_that_raises_an_unexpected_error_is_restarted(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(Server):
         lists = 0
 
@@ -267,6 +267,8 @@ def test_loop_that_raises_an_unexpected_error_is_restarted() -> None:
         await running.stop()
 
     fake_time.run(live())
+    assert server.lists >= 3
+    assert "watch-audit: restarted after an error" in caplog.text
 
 
 def test_deadline_of_a_job_whose_pods_cannot_be_created_is_kept() -> None:

@@ -1,9 +1,9 @@
 """Launches a worker: `python -m yolojob_trainer.launch`.
 
-It starts the worker's trainer processes, connects them with those of the other workers (`distributed.gate`), and exits
-with the code of the root cause, because the operator decides by it. It reads torchrun's variables: PET_NNODES,
-PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR, PET_MASTER_PORT. torchrun itself is not used: its agent imports
-torch once more, opens a store to which everybody may connect, and maps every failure to exit code 1.
+It starts the worker's trainer processes, connects them with those of the other workers (`distributed.store_proxy`), and
+exits with the code of the root cause, because the operator decides by it. It reads torchrun's variables: PET_NNODES,
+PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR, PET_MASTER_PORT. It does not use torchrun: the agent of torchrun
+imports torch once more, opens a store that accepts every connection, and maps every failure to exit code 1.
 
 The launcher is the first process of a container, to which the kernel delivers only signals that have a handler. The
 trainers are its children, so that SIGTERM ends them even while they import modules or wait for a peer inside torch.
@@ -31,7 +31,7 @@ from yolojob.api.constants import (
     RENDEZVOUS_PORT,
     ExitCode,
 )
-from yolojob_trainer.distributed.gate import LOOPBACK, Door, Gate, attempt_key
+from yolojob_trainer.distributed.store_proxy import LOOPBACK, ClientProxy, ServerProxy, attempt_key
 from yolojob_trainer.system.process import available_cpus, process_start
 
 MODULE = "yolojob_trainer"
@@ -60,7 +60,7 @@ class Gang:
     host: str
     """Address of worker 0."""
     port: int
-    """Port of worker 0's gate; of the store itself if there is only one worker."""
+    """Port of worker 0's server proxy; not used if there is only one worker."""
 
     @classmethod
     def from_env(cls, env: dict[str, str]) -> Self:
@@ -158,28 +158,28 @@ async def _store(gang: Gang) -> AsyncIterator[tuple[int, socket.socket | None]]:
         SetupError: there are several workers, and no secret.
     """
     if gang.node_rank > 0:
-        door = Door(_key(), gang.host, gang.port)
-        opening = asyncio.ensure_future(door.open())
+        proxy = ClientProxy(_key(), gang.host, gang.port)
+        opening = asyncio.ensure_future(proxy.open())
         try:
-            yield door.port, None
+            yield proxy.port, None
         finally:
             opening.cancel()
         return
     with socket.socket() as listening:
         listening.bind((LOOPBACK, 0))
         port = listening.getsockname()[1]
-        gate = await _open_gate(gang, port) if gang.nodes > 1 else None
+        server = await _open_server_proxy(gang, port) if gang.nodes > 1 else None
         try:
             yield port, listening
         finally:
-            if gate:
-                gate.close()
+            if server:
+                server.close()
 
 
-async def _open_gate(gang: Gang, store_port: int) -> asyncio.Server:
+async def _open_server_proxy(gang: Gang, store_port: int) -> asyncio.Server:
     key = _key()
     try:
-        return await Gate(key, store_port).open(gang.port)
+        return await ServerProxy(key, store_port).open(gang.port)
     except OSError as error:
         raise SetupError(f"PET_MASTER_PORT: {gang.port}: {error.strerror}") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
@@ -68,7 +67,7 @@ class _Loader(yaml.CSafeLoader):
                 if key.value in seen:
                     mark = key.start_mark
                     place = f"{self.where}:{mark.line + 1}:{mark.column + 1}"
-                    # kubectl takes it without a word.
+                    # kubectl accepts it silently.
                     log.warning(printable(f"warning: {place}: duplicate key {key.value!r}: the last one counts"))
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -301,8 +300,7 @@ def _message(detail: ErrorDetails, path: str) -> str:
         parent, _, name = path.rpartition(".")
         if parent == "spec.train" and name in REPLACED:
             return f"unknown field: {REPLACED[name]}"
-        matches = difflib.get_close_matches(name, _fields(parent), n=1)
-        return "unknown field" + (f"; did you mean {matches[0]}?" if matches else "")
+        return structural.unknown_field(name, _fields(parent))
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     message = detail["msg"].replace("Input should", "must")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, ConfigDict, Field
 
 from yolojob.api.base import ApiModel
 from yolojob.api.fields import MAX_INT32, AutoOrCount, AutoOrQuantity, DatasetUri, Quantity, StorageUri, WeightsUri
+from yolojob.api.pod_template import PodTemplateSchema
 from yolojob.api.train_settings import TrainSettings
 
 WholeSeconds = Annotated[int, Field(ge=0, le=MAX_INT32)]
@@ -83,45 +82,7 @@ def _template(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-MAX_TEMPLATE_ITEMS, MAX_TEMPLATE_TEXT = 256, 16 << 10
-"""Limits of each list, map and text of a pod template."""
-
-
-def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema with limits for all lists, maps and texts."""
-    limited = dict(schema)
-    match schema.get("type"):
-        case "string":
-            limited["maxLength"] = MAX_TEMPLATE_TEXT
-        case "array":
-            limited |= {"maxItems": MAX_TEMPLATE_ITEMS, "items": _bounded(schema["items"])}
-        case "object" if "additionalProperties" in schema:
-            values = _bounded(schema["additionalProperties"])
-            limited |= {"maxProperties": MAX_TEMPLATE_ITEMS, "additionalProperties": values}
-    if "properties" in schema:
-        limited["properties"] = {name: _bounded(child) for name, child in schema["properties"].items()}
-    return limited
-
-
-def _template_schema() -> dict[str, Any]:
-    """The schema of a pod template: `pod_spec.json` has the fields of a pod in Kubernetes (see tools/pod_schema.py)."""
-    pod_spec = json.loads((files("yolojob.api") / "pod_spec.json").read_text())
-    texts = {"type": "object", "additionalProperties": {"type": "string"}}
-    metadata = {
-        "type": "object",
-        "description": "Labels and annotations of the pods.",
-        # kubectl writes `creationTimestamp: null` into the templates that it prints.
-        "properties": {
-            "labels": texts,
-            "annotations": texts,
-            "creationTimestamp": {"type": "string"},
-        },
-    }
-    pod_spec["description"] = "The fields of a pod's spec: `kubectl explain pod.spec`."
-    return _bounded({"type": "object", "properties": {"metadata": metadata, "spec": pod_spec}})
-
-
-PodTemplate = Annotated[dict[str, Any], AfterValidator(_template), WithJsonSchema(_template_schema())]
+PodTemplate = Annotated[dict[str, Any], AfterValidator(_template), PodTemplateSchema]
 
 
 class Workers(ApiModel):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -58,9 +58,13 @@ def unknown_fields(value: Any, schema: Schema, path: str = "") -> Iterator[Viola
         elif isinstance(others, dict):
             yield from unknown_fields(child, others, where)
         elif not schema.get("x-kubernetes-preserve-unknown-fields"):
-            matches = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {matches[0]}?" if matches else ""
-            yield Violation(where, None, f"unknown field{hint}")
+            yield Violation(where, None, unknown_field(str(name), known))
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """The message about an unknown field, with the known field that looks like it."""
+    matches = difflib.get_close_matches(name, known, n=1)
+    return "unknown field" + (f"; did you mean {matches[0]}?" if matches else "")
 
 
 def without_nulls(value: Any, schema: Schema) -> Any:

@@ -27,14 +27,14 @@ from yolojob_operator.control.watch_audit import JobVersions, WatchAudit
 from yolojob_operator.control.work_queue import MIN_INTERVAL_SECONDS, WorkQueue
 from yolojob_operator.kube.api_client import ApiClient, ApiError, Conflict
 from yolojob_operator.kube.json_reader import PRUNED, is_pruned
-from yolojob_operator.kube.types import Key, Object, lean, without_large_template
+from yolojob_operator.kube.types import EventDraft, Key, Object, lean, without_large_template
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.plan import plan
-from yolojob_operator.plan.builder import EventDraft, Observed, generation_occasion
+from yolojob_operator.plan.builder import Observed
 from yolojob_operator.plan.conditions import is_finished
+from yolojob_operator.plan.events import generation_occasion, past_events
 from yolojob_operator.plan.lifecycle import is_managed, rejected
 from yolojob_operator.plan.node_facts import NodeFacts
-from yolojob_operator.plan.past_events import past_events
 from yolojob_operator.plan.pod_facts import PodFacts
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,8 @@ class Reconciler:
         """Versions that this operator wrote and the watch has not shown yet, and since when (monotonic clock)."""
         self._rejected: dict[Key, int] = {}
         """Generations of invalid jobs whose status the API server rejects, so that only an event was posted."""
-        self._reviewed: dict[Key, float] = {}
-        """Jobs whose past events this operator has posted again, and since when it led then."""
+        self._past_events_posted: dict[Key, float] = {}
+        """By job: the start of the leadership (monotonic clock) for which its past events were posted."""
         self._settled: set[Key] = set()
         """Finished jobs for which nothing is left to do."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -186,7 +186,7 @@ class Reconciler:
         for component in (self._queue, self._executor, self._debounce, self._poller):
             component.forget(key)
         self._settled.discard(key)
-        self._reviewed.pop(key, None)
+        self._past_events_posted.pop(key, None)
 
     def wake(self, key: Key) -> None:
         """Reconcile this job soon."""
@@ -297,7 +297,7 @@ class Reconciler:
             await self._reject(body, invalid, now)
             return
         owned = self._owned(key, body)
-        await self._review(key, body, job.status, now)
+        await self._post_past_events(key, body, job.status, now)
         observed = Observed(
             pods=tuple(owned),
             nodes=self.watch_audit.living_nodes(),
@@ -366,11 +366,13 @@ class Reconciler:
                 self._rejected[key] = body["metadata"]["generation"]
                 await self._announce(body, event)
 
-    async def _review(self, key: Key, body: Object, status: YoloTrainingJobStatus | None, now: datetime) -> None:
-        """Post the events that another operator may have left out, when this one has begun to lead."""
-        if self._reviewed.get(key) == self.leadership.since:
+    async def _post_past_events(
+        self, key: Key, body: Object, status: YoloTrainingJobStatus | None, now: datetime
+    ) -> None:
+        """Post the events that the previous leader may not have posted, once after this operator became the leader."""
+        if self._past_events_posted.get(key) == self.leadership.since:
             return
-        self._reviewed[key] = self.leadership.since
+        self._past_events_posted[key] = self.leadership.since
         for event in past_events(status, now) if status else ():
             await self._announce(body, event)
 

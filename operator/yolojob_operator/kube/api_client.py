@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -27,7 +27,7 @@ from yolojob.api import constants
 from yolojob.api.trainer_report import Report
 from yolojob_operator.kube import json_reader
 from yolojob_operator.kube.fair_slots import FairSlots
-from yolojob_operator.kube.types import Object, merge_patch
+from yolojob_operator.kube.types import EventDraft, Object, merge_patch
 
 COMPONENT = "yolojob-operator"
 MAX_CONCURRENT_REQUESTS = 48
@@ -60,25 +60,6 @@ class ApiError(Exception):
 
 class Conflict(ApiError):
     """409: the object exists already, or it was changed in the meantime."""
-
-
-class Event(Protocol):
-    """What an event says."""
-
-    @property
-    def type(self) -> str:
-        """Normal or Warning."""
-
-    @property
-    def reason(self) -> str:
-        """A CamelCase word."""
-
-    @property
-    def message(self) -> str: ...
-
-    @property
-    def occasion(self) -> str:
-        """Distinguishes events of a job with the same reason."""
 
 
 Observe = Callable[[str, str, int, float], None]
@@ -341,14 +322,14 @@ class ApiClient:
         except Conflict:
             return  # the object is gone, and a new one has its name
 
-    async def post_event(self, body: Object, event: Event) -> None:
+    async def post_event(self, body: Object, event: EventDraft) -> None:
         """Post a Kubernetes event about a job, unless it was posted before.
 
         Raises:
             ApiError: it is refused.
         """
         metadata = body["metadata"]
-        # The name of an event says what it tells, so that the same event cannot exist twice.
+        # Reason and occasion determine the name, so that the same event cannot exist twice.
         digest = hashlib.sha256(f"{metadata['uid']} {event.reason} {event.occasion}".encode()).hexdigest()[:16]
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         document = {

@@ -1,11 +1,12 @@
-"""Plain types of Kubernetes API objects, how they are kept in memory, and JSON merge patches. Pure."""
+"""Types of Kubernetes API objects, how they are kept in memory, and JSON merge patches. Pure."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 Object = dict[str, Any]
 """An API object as JSON."""
@@ -18,6 +19,18 @@ MAX_KEPT_TEMPLATE_BYTES = 128 << 10
 a template once reached the trainer. `objects.template_policy` accepts less."""
 SHARED_LEVELS = 32
 """Levels of nesting whose keys are shared between objects. No real job is nested deeper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventDraft:
+    """A Kubernetes event to post: one line in `kubectl describe`."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    """One CamelCase word."""
+    message: str
+    occasion: str
+    """Distinguishes events of a job with the same reason: an event is posted once for each occasion."""
 
 
 def lean(body: Body) -> Object:

@@ -1,12 +1,15 @@
-"""Decides why a cluster refuses a job although its specification is well-formed. Pure."""
+"""Decides whether a cluster runs a job whose specification is well-formed, and why not. Pure."""
 
 from __future__ import annotations
 
+from yolojob.api.fingerprint import worker_digest
 from yolojob.api.reasons import Reason
+from yolojob.api.status import ConditionType
 from yolojob_operator.kube.types import Object
 from yolojob_operator.objects import gang_scheduling, pods, template_policy
 from yolojob_operator.objects.template_policy import Privilege
 from yolojob_operator.plan.builder import PlanBuilder
+from yolojob_operator.plan.events import generation_occasion
 
 Refusal = tuple[str, str]
 """(reason, message) of a condition."""
@@ -114,3 +117,19 @@ def _malformed_template(builder: PlanBuilder) -> Refusal | None:
             "`kubectl explain pod.spec` lists the fields"
         )
     return None
+
+
+def accept(builder: PlanBuilder) -> None:
+    """Accept the specification, and say if the running workers have an earlier one."""
+    record, generation = builder.record, builder.job.metadata.generation
+    edited = any(p.generation not in (0, generation) for p in builder.current)
+    if not edited or record is None or record.spec_digest in (None, worker_digest(builder.job.spec)):
+        builder.condition(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the specification can be run")
+        return
+    message = (
+        f"attempt {record.attempt} keeps the specification with which it started; the edit applies from the next "
+        "attempt (suspend and resume the job to start one)"
+    )
+    builder.condition(ConditionType.ACCEPTED, "True", Reason.EDIT_PENDING, message)
+    if builder.status.observed_generation != generation:
+        builder.event("Normal", Reason.EDIT_PENDING, message, generation_occasion(generation or 0))

@@ -12,13 +12,14 @@ from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import Attempt, ConditionType, YoloTrainingJobStatus
 from yolojob.api.trainer_report import Report
-from yolojob_operator.kube.types import Object
+from yolojob_operator.kube.types import EventDraft, Object
 from yolojob_operator.objects import gang_scheduling
 from yolojob_operator.objects.defaults import Defaults
 from yolojob_operator.objects.template_policy import MAX_GRACE_SECONDS
 from yolojob_operator.plan import completed_indexes
 from yolojob_operator.plan.accounting import Account
 from yolojob_operator.plan.conditions import ConditionUpdate, find, is_finished, set_condition
+from yolojob_operator.plan.events import attempt_occasion
 from yolojob_operator.plan.node_facts import NodeFacts, any_offers
 from yolojob_operator.plan.pod_facts import PodFacts
 
@@ -69,27 +70,6 @@ class Release:
     name: str
     pod_uid: str
     """A pod of this job that must be among the Workload's owners."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EventDraft:
-    """A Kubernetes event to post: one line in `kubectl describe`."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
-    occasion: str
-    """Names the occasion among those of the job with this reason: an event is posted once for each."""
-
-
-def attempt_occasion(attempt: int) -> str:
-    """The occasion of events of an attempt."""
-    return f"attempt {attempt}"
-
-
-def generation_occasion(generation: int) -> str:
-    """The occasion of events about an edited specification."""
-    return f"generation {generation}"
 
 
 @dataclass
@@ -200,7 +180,7 @@ class PlanBuilder:
         if gpu is not None and not on_gpus:
             self.event("Warning", Reason.NO_GPU, f"attempt {self.status.attempt} runs on CPUs: no node has such GPUs")
 
-    def fix_specification(self, image: str | None) -> None:
+    def record_specification(self, image: str | None) -> None:
         """Record what the current attempt keeps from its first pod on, whatever is edited or upgraded.
 
         Args:

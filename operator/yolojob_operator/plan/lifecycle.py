@@ -19,23 +19,15 @@ from datetime import datetime, timedelta
 
 from yolojob.api import constants
 from yolojob.api.constants import ExitCode, worker_name
-from yolojob.api.fingerprint import worker_digest
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
 from yolojob.api.status import ConditionType, Position, Progress, YoloTrainingJobStatus
-from yolojob_operator.kube.types import Object
+from yolojob_operator.kube.types import EventDraft, Object
 from yolojob_operator.objects.defaults import Defaults
-from yolojob_operator.plan import acceptance, deadlines, placement, status_summary, worker_counts
-from yolojob_operator.plan.builder import (
-    Deletion,
-    EventDraft,
-    Observed,
-    PlanBuilder,
-    Release,
-    generation_occasion,
-)
+from yolojob_operator.plan import acceptance, adoption, deadlines, placement, status_summary, worker_counts
+from yolojob_operator.plan.builder import Deletion, Observed, PlanBuilder, Release
 from yolojob_operator.plan.conditions import ConditionUpdate, is_set, set_condition
-from yolojob_operator.plan.past_events import restarting, succeeded
+from yolojob_operator.plan.events import failed, restarting, succeeded
 from yolojob_operator.plan.pod_facts import Cause, PodFacts
 from yolojob_operator.plan.pod_failures import failure_of, first_to_end, report_of
 
@@ -83,8 +75,7 @@ def plan(job: YoloTrainingJob, observed: Observed, now: datetime, defaults: Defa
     if not is_managed(job.metadata.deletion_timestamp, job.spec.run_policy.managed_by):
         return Plan(status=job.status or YoloTrainingJobStatus())
     builder = PlanBuilder(job, observed, now, defaults)
-    _adopt_first_attempt(builder)
-    _adopt_image(builder)
+    adoption.adopt_pods(builder)
     builder.account.book()
     _decide(builder)
     settlement = builder.account.settle()
@@ -123,28 +114,6 @@ def rejected(status: YoloTrainingJobStatus, faults: str, generation: int, now: d
     return status
 
 
-def _adopt_first_attempt(builder: PlanBuilder) -> None:
-    """Record the first attempt if its pods were created before any status was written."""
-    pods = [p for p in builder.observed.pods if p.attempt == 1]
-    if builder.status.attempt == 0 and pods:
-        builder.next_attempt(max(p.workers for p in pods) or builder.job.spec.workers.replicas)
-        assert builder.record is not None
-        builder.record.start_time = min((p.created for p in pods if p.created), default=builder.now)
-        builder.status.start_time = builder.record.start_time
-
-
-def _adopt_image(builder: PlanBuilder) -> None:
-    """Record image and specification of an attempt whose pods were created before they were written, or by an operator
-    that does not record them.
-    """
-    record, current = builder.record, builder.current
-    if record is None or record.image is not None or not current:
-        return
-    builder.fix_specification(next((p.image for p in current if p.image), None))
-    if any(p.generation not in (0, builder.job.metadata.generation) for p in current):
-        record.spec_digest = None
-
-
 # --- the decision, from the top ---------------------------------------------------------------------------------------
 
 
@@ -156,7 +125,7 @@ def _decide(builder: PlanBuilder) -> None:
         refusal = acceptance.refusal(builder)
         builder.refused = refusal is not None
         if refusal is None:
-            _accept(builder)
+            acceptance.accept(builder)
         else:
             builder.condition(ConditionType.ACCEPTED, "False", *refusal)
         suspended = is_set(builder.status, ConditionType.SUSPENDED, "True")
@@ -168,22 +137,6 @@ def _decide(builder: PlanBuilder) -> None:
         else:
             _run(builder)
     status_summary.summarise(builder)
-
-
-def _accept(builder: PlanBuilder) -> None:
-    """Accept the specification, and say if the running workers have an earlier one."""
-    record, generation = builder.record, builder.job.metadata.generation
-    edited = any(p.generation not in (0, generation) for p in builder.current)
-    if not edited or record is None or record.spec_digest in (None, worker_digest(builder.job.spec)):
-        builder.condition(ConditionType.ACCEPTED, "True", Reason.ACCEPTED, "the specification can be run")
-        return
-    message = (
-        f"attempt {record.attempt} keeps the specification with which it started; the edit applies from the next "
-        "attempt (suspend and resume the job to start one)"
-    )
-    builder.condition(ConditionType.ACCEPTED, "True", Reason.EDIT_PENDING, message)
-    if builder.status.observed_generation != generation:
-        builder.event("Normal", Reason.EDIT_PENDING, message, generation_occasion(generation or 0))
 
 
 # --- suspended --------------------------------------------------------------------------------------------------------
@@ -443,7 +396,7 @@ def _fail(builder: PlanBuilder, reason: str, message: str) -> None:
         status_summary.apply_report(builder, report)
     builder.end_attempt(reason, message)
     builder.condition(ConditionType.FAILED, "True", reason, message)
-    builder.event("Warning", Reason.FAILED, f"{reason}: {message}")
+    builder.events.append(failed(builder.status.attempt, reason, message))
     builder.status.completion_time = builder.now
 
 

@@ -53,7 +53,7 @@ def create_missing_pods(builder: PlanBuilder) -> None:
         if seconds is not None:
             builder.wake(builder.now + timedelta(seconds=seconds))
     if not builder.current and not builder.completed:
-        builder.fix_specification(builder.job.spec.workers.image or builder.defaults.image)
+        builder.record_specification(builder.job.spec.workers.image or builder.defaults.image)
     _create_objects(builder, missing)
 
 
@@ -68,7 +68,7 @@ def _create_objects(builder: PlanBuilder, missing: list[int]) -> None:
         if group := gang_scheduling.pod_group(job, workers_to_create[0], owner_reference(job)):
             builder.create.append(group)
     if isolation.needs_secret(job):
-        # Also for the rest of an attempt: an operator without such secrets may have begun it.
+        # With every missing pod: an older operator, which creates no secrets, may have created the other pods.
         builder.create.append(isolation.secret(job))
     builder.create.extend(workers_to_create)
 

@@ -20,7 +20,7 @@ from yolojob_trainer.errors import BadInput, TrainerError
 REQUEST_TIMEOUT_SECONDS = 10.0
 """Time for the object store to retry one request; the mirror itself retries for minutes."""
 RENEW_SECONDS = 30.0
-"""Longest time between two looks at the claim."""
+"""Longest time until the claim is renewed if it is due."""
 RETRY_SECONDS = 5.0
 """Pause after a failed upload."""
 CLOSING_RETRY_SECONDS = 0.2
@@ -141,20 +141,20 @@ class Mirror:
     def _run(self) -> None:
         while True:
             with self._changed:
-                # Also without uploads, for hours perhaps, the claim has to be renewed.
+                # There may be nothing to upload for hours, but the claim must be renewed.
                 self._changed.wait_for(lambda: self._pending, RENEW_SECONDS)
-                name, request = next(iter(self._pending.items()), ("", 0))
+                name, request = next(iter(self._pending.items()), (None, 0))
             try:
                 self._claim.renew()
-                if not name:
+                if name is None:
                     continue
                 self._upload(name)
             except (TrainerError, OSError) as error:
                 if isinstance(error, BadInput) and error.reason == Reason.STORAGE_IN_USE:
                     self._give_up(error)
                     return
-                if not name:
-                    continue  # the next round tries again
+                if name is None:
+                    continue  # the next round renews the claim
                 self._on_failure(f"{name} could not be uploaded and will be retried: {error}")
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
@@ -167,7 +167,7 @@ class Mirror:
                 self._changed.notify_all()
 
     def _give_up(self, error: BadInput) -> None:
-        """Upload nothing any more: the folder is another job's."""
+        """Upload nothing any more, because another job has claimed the folder."""
         with self._changed:
             self.lost = error
             self._pending.clear()

@@ -20,8 +20,8 @@ from torch.distributed.distributed_c10d import _get_default_store
 from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import Gpu
-from yolojob_trainer.distributed.gate import LOOPBACK
 from yolojob_trainer.distributed.heartbeat import Heartbeat
+from yolojob_trainer.distributed.store_proxy import LOOPBACK
 from yolojob_trainer.errors import BadInput, Interrupted, PeerLost, TrainerError
 from yolojob_trainer.system.process import available_cpus
 from yolojob_trainer.system.torch_patches import forbid_object_collectives
@@ -33,7 +33,7 @@ CONNECT_POLL_SECONDS, BARRIER_POLL_SECONDS = 0.1, 0.05
 
 
 def _connect_store(rank: int, world_size: int) -> TCPStore:
-    """Return the key-value store of all ranks. Rank 0 serves it, on the loopback address only: see `gate`.
+    """Return the key-value store of all ranks. Rank 0 serves it, on the loopback address only: see `store_proxy`.
 
     Raises:
         PeerLost: rank 0 does not serve it in time.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy, deepcopy
@@ -29,6 +28,7 @@ from yolojob_trainer.data.scan import one_line, summarize
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
+from yolojob_trainer.system import shared_memory
 from yolojob_trainer.system.compiler import has_c_compiler
 from yolojob_trainer.system.process import available_cpus
 from yolojob_trainer.system.torch_patches import without_annotations
@@ -38,9 +38,6 @@ from yolojob_trainer.training.phase_clock import Mark, PhaseClock
 from yolojob_trainer.training.train_state import TrainedObjects, TrainState
 from yolojob_trainer.training.validator import ArrayValidator
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - torch's own
-SHARED_MEMORY_SHARE = 0.8
-"""Of the free shared memory; the rest is for NCCL and for labels."""
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
 """Network description and starting weights, as `yolojob_trainer.model.resolve.resolve` returns them."""
 
@@ -63,19 +60,6 @@ class TrainerInputs:
     """Cache folder of this node."""
     warn: Callable[[str], None]
     """Called with every warning for the user."""
-
-
-def loader_limit(free: int, batch: int, prefetch: int) -> int:
-    """Return the number of loader processes whose batches fit in shared memory; a batch beyond it ends a loader with
-    SIGBUS.
-
-    Args:
-        free: bytes of shared memory for this rank.
-        batch: bytes of the images of one microbatch.
-        prefetch: microbatches that each process loads ahead.
-    """
-    # Validation has twice the processes, twice the batch, and torch's default of two batches ahead.
-    return int(SHARED_MEMORY_SHARE * free) // ((prefetch + 2 * 2 * 2) * batch)
 
 
 class TrainerSetup(DetectionTrainer):
@@ -236,8 +220,8 @@ class TrainerSetup(DetectionTrainer):
     def loader_limit(self, prefetch: int) -> int:
         """Return the number of loader processes of this rank for which there is room in shared memory."""
         images = -(-self.args.batch // self.world.world_size)
-        free = shutil.disk_usage(SHARED_MEMORY).free // self.world.local_world_size
-        return loader_limit(free, images * 3 * self.args.imgsz**2, prefetch)
+        free = shared_memory.free_bytes() // self.world.local_world_size
+        return shared_memory.loader_limit(images * 3 * self.args.imgsz**2, prefetch, free)
 
     def _loader_processes(self, requested: int | None) -> int:
         """Return the number of loader processes of this rank.
@@ -249,8 +233,8 @@ class TrainerSetup(DetectionTrainer):
         limit = self.loader_limit(ExecutionSettings.prefetch)
         if wanted > limit:
             self.warn(
-                f"{limit} loader process(es) instead of {wanted}: {SHARED_MEMORY} is too small for their batches; "
-                "raise spec.workers.sharedMemory, or the memory limit of which it is half by default"
+                f"{limit} loader process(es) instead of {wanted}: {shared_memory.FOLDER} is too small for their "
+                "batches; raise spec.workers.sharedMemory, or the memory limit of which it is half by default"
             )
         return min(wanted, limit)
 

@@ -1,4 +1,4 @@
-"""The gate in front of rank 0's store: workers of the attempt pass it, nobody else does."""
+"""The proxies in front of rank 0's store forward connections of workers of the attempt, and no others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from yolojob_trainer.distributed import gate as gates
-from yolojob_trainer.distributed.gate import LOOPBACK, Door, Gate, attempt_key
+from yolojob_trainer.distributed import store_proxy
+from yolojob_trainer.distributed.store_proxy import LOOPBACK, ClientProxy, ServerProxy, attempt_key
 
 pytestmark = pytest.mark.processes
 
@@ -27,8 +27,8 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @asynccontextmanager
-async def gate_port(key: bytes = KEY, store: bool = True) -> AsyncIterator[int]:
-    """An open gate in front of an echoing store.
+async def server_proxy_port(key: bytes = KEY, store: bool = True) -> AsyncIterator[int]:
+    """An open server proxy in front of an echoing store.
 
     Yields:
         Its port.
@@ -37,7 +37,7 @@ async def gate_port(key: bytes = KEY, store: bool = True) -> AsyncIterator[int]:
     store_port = server.sockets[0].getsockname()[1]
     if not store:
         server.close()
-    opened = await Gate(key, store_port).open(0)
+    opened = await ServerProxy(key, store_port).open(0)
     try:
         # Port 0 is another one for each address family.
         yield next(s for s in opened.sockets if s.family == socket.AF_INET).getsockname()[1]
@@ -55,31 +55,31 @@ async def answer(port: int, data: bytes) -> bytes:
         writer.close()
 
 
-async def open_door(key: bytes, port: int) -> Door:
-    door = Door(key, LOOPBACK, port)
-    await asyncio.wait_for(door.open(), DEADLINE)
-    return door
+async def open_client_proxy(key: bytes, port: int) -> ClientProxy:
+    proxy = ClientProxy(key, LOOPBACK, port)
+    await asyncio.wait_for(proxy.open(), DEADLINE)
+    return proxy
 
 
-def test_worker_with_the_key_reaches_the_store() -> None:
+def test_client_with_the_key_reaches_the_store() -> None:
     async def run() -> bytes:
-        async with gate_port() as port:
-            return await answer((await open_door(KEY, port)).port, b"hello")
+        async with server_proxy_port() as port:
+            return await answer((await open_client_proxy(KEY, port)).port, b"hello")
 
     assert asyncio.run(run()) == b"hello"
 
 
 @pytest.mark.parametrize("key", [b"x" * 32, b""])
-def test_worker_with_another_key_does_not_pass(key: bytes) -> None:
+def test_client_with_another_key_is_refused(key: bytes) -> None:
     async def run() -> None:
-        async with gate_port() as port:
-            await Door(key, LOOPBACK, port)._pass_gate()  # noqa: SLF001 - one attempt; `open` tries again for ever
+        async with server_proxy_port() as port:
+            await ClientProxy(key, LOOPBACK, port)._connect()  # noqa: SLF001 - one attempt; `open` retries until it succeeds
 
     with pytest.raises(OSError, match="has closed the connection"):
         asyncio.run(run())
 
 
-def test_worker_does_not_trust_a_gate_without_the_key() -> None:
+def test_client_refuses_a_server_without_the_key() -> None:
     """Somebody else has taken the address of worker 0."""
 
     async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,45 +91,45 @@ def test_worker_does_not_trust_a_gate_without_the_key() -> None:
     async def run() -> None:
         server = await asyncio.start_server(impostor, LOOPBACK, 0)
         async with server:
-            await Door(KEY, LOOPBACK, server.sockets[0].getsockname()[1])._pass_gate()  # noqa: SLF001
+            await ClientProxy(KEY, LOOPBACK, server.sockets[0].getsockname()[1])._connect()  # noqa: SLF001
 
     with pytest.raises(OSError, match="does not know the attempt's key"):
         asyncio.run(run())
 
 
-def test_gate_answers_no_proof_while_the_store_is_closed() -> None:
+def test_server_sends_no_proof_while_the_store_is_closed() -> None:
     async def run() -> None:
-        async with gate_port(store=False) as port:
-            await Door(KEY, LOOPBACK, port)._pass_gate()  # noqa: SLF001
+        async with server_proxy_port(store=False) as port:
+            await ClientProxy(KEY, LOOPBACK, port)._connect()  # noqa: SLF001
 
     with pytest.raises(OSError, match="has closed the connection"):
         asyncio.run(run())
 
 
-def test_door_refuses_connections_until_the_gate_is_open() -> None:
+def test_client_proxy_refuses_connections_until_the_store_is_reachable() -> None:
     async def run() -> None:
         with socket.create_server((LOOPBACK, 0)) as taken:
             port = taken.getsockname()[1]
-        door = Door(KEY, LOOPBACK, port)
-        opening = asyncio.ensure_future(door.open())
+        proxy = ClientProxy(KEY, LOOPBACK, port)
+        opening = asyncio.ensure_future(proxy.open())
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(LOOPBACK, door.port)
+            await asyncio.open_connection(LOOPBACK, proxy.port)
         opening.cancel()
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize("nonsense", [b"GET / HTTP/1.0\r\n\r\n", b"\0" * 64, b"\xff" * 100_000])
-def test_stranger_gets_a_challenge_and_nothing_else(nonsense: bytes) -> None:
+def test_unauthenticated_client_gets_a_challenge_and_nothing_else(nonsense: bytes) -> None:
     async def run() -> bytes:
-        async with gate_port() as port:
+        async with server_proxy_port() as port:
             reader, writer = await asyncio.open_connection(LOOPBACK, port)
             writer.write(nonsense)
             if len(nonsense) < 64:
                 writer.write_eof()
             try:
                 return await asyncio.wait_for(reader.read(), DEADLINE)
-            except ConnectionResetError:  # the gate closes without having read everything
+            except ConnectionResetError:  # the proxy closes without having read everything
                 return b""
             finally:
                 writer.close()
@@ -137,17 +137,17 @@ def test_stranger_gets_a_challenge_and_nothing_else(nonsense: bytes) -> None:
     assert len(asyncio.run(run())) in (0, 32)
 
 
-def test_silent_strangers_do_not_keep_workers_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_clients_do_not_keep_workers_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Far more connections than the limit stay open and silent; the oldest are closed."""
-    monkeypatch.setattr(gates, "MAX_STRANGERS", 20)
-    monkeypatch.setattr(gates, "HANDSHAKE_SECONDS", DEADLINE)
+    monkeypatch.setattr(store_proxy, "MAX_UNAUTHENTICATED", 20)
+    monkeypatch.setattr(store_proxy, "HANDSHAKE_SECONDS", DEADLINE)
 
     async def run() -> tuple[bytes, int]:
-        async with gate_port() as port:
-            strangers = [await asyncio.open_connection(LOOPBACK, port) for _ in range(100)]
-            reply = await answer((await open_door(KEY, port)).port, b"hello")
+        async with server_proxy_port() as port:
+            silent = [await asyncio.open_connection(LOOPBACK, port) for _ in range(100)]
+            reply = await answer((await open_client_proxy(KEY, port)).port, b"hello")
             closed = 0
-            for reader, _ in strangers[:70]:
+            for reader, _ in silent[:70]:
                 closed += len(await asyncio.wait_for(reader.read(), DEADLINE)) == 32
             return reply, closed
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 
 from support.plans import after, failed, job, make_plan, pod, running
+from yolojob_operator.plan.events import MAX_AGE, past_events
 from yolojob_operator.plan.lifecycle import Plan
-from yolojob_operator.plan.past_events import MEMORY, past_events
 
 from yolojob.api.status import YoloTrainingJobStatus
 
 
-def told(planned: Plan) -> list[tuple[str, str, str, str]]:
+def posted(planned: Plan) -> list[tuple[str, str, str, str]]:
     return [(e.type, e.reason, e.message, e.occasion) for e in planned.events]
 
 
@@ -21,8 +21,8 @@ def implied(status: YoloTrainingJobStatus, seconds: float = 5) -> list[tuple[str
 
 def test_restart_is_told_again_in_the_same_words_and_once() -> None:
     planned = make_plan(job(running().status), failed(0, 1), failed(1, 1))
-    assert [reason for _, reason, _, _ in told(planned)] == ["Restarting"]
-    assert implied(planned.status) == told(planned)
+    assert [reason for _, reason, _, _ in posted(planned)] == ["Restarting"]
+    assert implied(planned.status) == posted(planned)
 
 
 def test_restarts_of_several_attempts_are_told_apart() -> None:
@@ -34,17 +34,17 @@ def test_restarts_of_several_attempts_are_told_apart() -> None:
 
 def test_success_and_failure_are_told_again_in_the_same_words() -> None:
     done = make_plan(job(running().status), pod(0, "Succeeded"), pod(1, "Succeeded"))
-    assert implied(done.status) == told(done)
+    assert implied(done.status) == posted(done)
     lost = make_plan(job(running().status), failed(0, 2))
-    assert [reason for _, reason, _, _ in told(lost)] == ["Failed"]
-    assert implied(lost.status) == told(lost)
+    assert [reason for _, reason, _, _ in posted(lost)] == ["Failed"]
+    assert implied(lost.status) == posted(lost)
 
 
 def test_old_events_are_not_told_again() -> None:
     planned = make_plan(job(running().status), failed(0, 1), failed(1, 1))
-    assert implied(planned.status, (MEMORY + timedelta(seconds=1)).total_seconds()) == []
+    assert implied(planned.status, (MAX_AGE + timedelta(seconds=1)).total_seconds()) == []
     done = make_plan(job(running().status), pod(0, "Succeeded"), pod(1, "Succeeded"))
-    assert implied(done.status, MEMORY.total_seconds() + 1) == []
+    assert implied(done.status, MAX_AGE.total_seconds() + 1) == []
 
 
 def test_suspension_is_no_restart() -> None:
