@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import pytest
 
 pytestmark = pytest.mark.torch
@@ -55,3 +59,29 @@ def test_required_gpu_that_is_missing_is_the_nodes_fault_only_in_a_pod(
     with pytest.raises(TrainerError, match=r"1 process\(es\) need one GPU each") as missing:
         World.from_env(Gpu(), lambda _: None)
     assert (missing.value.reason, missing.value.exit_code) == (reason, code)
+
+
+def test_wait_for_ranks_names_those_that_do_not_connect() -> None:
+    from torch._C._distributed_c10d import HashStore
+    from yolojob_trainer.distributed.world import wait_for_ranks
+    from yolojob_trainer.errors import PeerLost
+
+    store = HashStore()
+    store.set("1", "here")
+    with pytest.raises(PeerLost, match=r"rank\(s\) 0, 2 have not connected after 0 s"):
+        wait_for_ranks(store, str, 3, 0.0)
+
+
+def test_signal_handlers_run_while_a_rank_is_waited_for() -> None:
+    """A blocking `get` would keep them from running, so that SIGTERM would not end the process."""
+    from torch._C._distributed_c10d import HashStore
+    from yolojob_trainer.distributed.world import wait_for_ranks
+
+    store = HashStore()
+    previous = signal.signal(signal.SIGUSR1, lambda *_: store.set("0", "here"))
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        wait_for_ranks(store, str, 1)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert store.check(["0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -78,6 +79,27 @@ def wait_for_port(port: int, seconds: float) -> None:
                     Reason.PEER_LOST, f"worker 0 ({_rank0_host()}) is not reachable after {seconds:.0f} s: {error}"
                 ) from None
             time.sleep(CONNECT_POLL_SECONDS)
+
+
+def wait_for_ranks(store: Any, key: Callable[[int], str], world_size: int, seconds: float = math.inf) -> None:
+    """Wait until every rank has set its key. It polls: Python's signal handlers do not run inside a blocking `get`.
+
+    Args:
+        store: the key-value store of all ranks.
+        key: returns the key of a rank.
+        world_size: number of ranks.
+        seconds: timeout.
+
+    Raises:
+        PeerLost: some ranks have not set theirs in time.
+    """
+    deadline = time.monotonic() + seconds
+    missing = list(range(world_size))
+    while missing := [rank for rank in missing if not store.check([key(rank)])]:
+        if time.monotonic() > deadline:
+            names = ", ".join(map(str, missing))
+            raise PeerLost(Reason.PEER_LOST, f"rank(s) {names} have not connected after {seconds:.0f} s")
+        time.sleep(BARRIER_POLL_SECONDS)
 
 
 def _missing_gpus(needed: int, found: int) -> TrainerError:
@@ -230,10 +252,13 @@ class World:
         """Check that all ranks use GPUs, or none: different process groups would wait for each other.
 
         Raises:
+            PeerLost: some ranks do not connect in time.
             TrainerError: some ranks have no GPU, although their workers requested one.
         """
-        store.set(f"yolojob/device/{self.rank}", self.device.type)
-        kinds = [store.get(f"yolojob/device/{rank}").decode() for rank in range(self.world_size)]
+        key = "yolojob/device/{}".format
+        store.set(key(self.rank), self.device.type)
+        wait_for_ranks(store, key, self.world_size, COLLECTIVE_TIMEOUT.total_seconds())
+        kinds = [store.get(key(rank)).decode() for rank in range(self.world_size)]
         if len(set(kinds)) > 1:
             without = ", ".join(str(rank) for rank, kind in enumerate(kinds) if kind == "cpu")
             raise TrainerError(
@@ -254,9 +279,7 @@ class World:
             return
         store = _store(f"barrier/{key}")
         store.set(str(self.rank), "here")
-        for rank in range(self.world_size):
-            while not store.check([str(rank)]):
-                time.sleep(BARRIER_POLL_SECONDS)
+        wait_for_ranks(store, str, self.world_size)
 
     def synchronize(self) -> None:
         """Wait for all ranks with a collective: faster than `barrier`, but limited by COLLECTIVE_TIMEOUT."""
