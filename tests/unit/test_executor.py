@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
 from support import fake_time, minimal
 from support.fake_time import FakeClock
-from yolojob_operator.control.executor import UNSEEN_MEMORY_SECONDS, Executor
+from yolojob_operator.control.executor import OBJECT_MEMORY_SECONDS, UNSEEN_MEMORY_SECONDS, Executor
 from yolojob_operator.kube.api_client import ApiError
 from yolojob_operator.plan.lifecycle import Plan
 
@@ -187,3 +188,40 @@ class TestPodGroups:
         carry_out(running, create=(self.GROUP,))
         carry_out(running, disband=(self.GROUP,))
         assert server.requests == 2, "it was created again in between"
+
+
+def test_retry_continues_where_the_last_attempt_has_failed(clock: FakeClock) -> None:
+    """Otherwise a job whose objects are many would get them only if all requests of one attempt succeed."""
+
+    class FailingServer:
+        """An API server that refuses every second request."""
+
+        def __init__(self) -> None:
+            self.created: list[str] = []
+            self.refuses = False
+
+        async def create(self, item: dict[str, Any]) -> dict[str, Any]:
+            self.refuses = not self.refuses
+            if self.refuses:
+                raise ApiError(409, "Conflict", "by a test")
+            self.created.append(item["kind"])
+            return {**item, "metadata": {**item["metadata"], "uid": f"uid-{item['kind']}"}}
+
+    server = FailingServer()
+    running = executor(server)
+    kinds = ("Service", "Secret", "NetworkPolicy")
+    items = tuple(
+        {"apiVersion": "v1", "kind": k, "metadata": {"name": "digits", "namespace": "default"}} for k in kinds
+    )
+    created = []
+    for _ in range(4):
+        with suppress(ApiError):
+            carry_out(running, create=items)
+        created.append(running.created(KEY))
+    assert sorted(server.created) == sorted(kinds), "none is requested again"
+    assert created == sorted(created)
+    clock.advance(OBJECT_MEMORY_SECONDS + 1)
+    for _ in range(2):
+        with suppress(ApiError):
+            carry_out(running, create=items)
+    assert len(server.created) > len(kinds), "somebody may have deleted them in the meantime"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.reasons import Reason
@@ -23,6 +24,7 @@ T = TypeVar("T")
 UNIQUE_KINDS = ("Secret", "NetworkPolicy")
 """Kinds of objects whose names contain the job's uid: one that exists belongs to the job, and the operator may not read
 it."""
+REMEMBERED_KINDS = (*UNIQUE_KINDS, "Service")
 UNSEEN_PRESENT_SECONDS = 30.0
 """A created pod counts as existing for this long before the watch shows it."""
 MAX_SERVER_ERRORS = 3
@@ -30,6 +32,9 @@ MAX_SERVER_ERRORS = 3
 UNSEEN_MEMORY_SECONDS = 90.0
 """A created pod is remembered for this long. While its job needs it, the pod is created again before that and found to
 exist."""
+OBJECT_MEMORY_SECONDS = 60.0
+"""A Service, Secret or NetworkPolicy is not requested again for this long, so that a retry continues where the last
+attempt has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,23 @@ class Executor:
         self._api = api
         self._unseen: dict[Key, dict[str, UnseenPod]] = {}
         self._obstacles: dict[Key, Obstacle] = {}
+        self._confirmed: dict[Key, dict[tuple[str, str], float]] = {}
+        """(kind, name) of a job's objects -> when the API server has confirmed that they exist; monotonic clock."""
+        self._created: dict[Key, int] = {}
+        """Objects that were created for each job."""
         self._server_errors: dict[Key, int] = {}
         self._disbanded: set[Key] = set()
         """Jobs whose PodGroup was deleted."""
 
     def forget(self, key: Key) -> None:
-        for memory in (self._unseen, self._obstacles, self._server_errors):
+        memories: tuple[dict[Key, Any], ...] = (
+            self._unseen,
+            self._obstacles,
+            self._confirmed,
+            self._created,
+            self._server_errors,
+        )
+        for memory in memories:
             memory.pop(key, None)
         self._disbanded.discard(key)
 
@@ -64,6 +80,10 @@ class Executor:
         unseen = self._unseen.get(key, {})
         for name in [name for name, pod in unseen.items() if pod.facts.uid == uid]:
             del unseen[name]
+
+    def created(self, key: Key) -> int:
+        """Return how many objects were created for this job."""
+        return self._created.get(key, 0)
 
     def obstacle(self, key: Key) -> Obstacle | None:
         """What the previous plan could not create, and why."""
@@ -164,6 +184,10 @@ class Executor:
     async def _create(self, key: Key, job: YoloTrainingJob, item: Object) -> Obstacle | None:
         if item["kind"] == "PodGroup":
             self._disbanded.discard(key)
+        name = (item["kind"], item["metadata"]["name"])
+        confirmed = self._confirmed.setdefault(key, {})
+        if time.monotonic() - confirmed.get(name, -math.inf) < OBJECT_MEMORY_SECONDS:
+            return None
         if item["kind"] == "Secret":
             item = {**item, "data": isolation.random_data()}
         try:
@@ -172,6 +196,8 @@ class Executor:
             if obstacle := _obstacle(item, error):
                 return obstacle
             raise
+        if created is not None:
+            self._created[key] = self.created(key) + 1
         if created is None and item["kind"] not in UNIQUE_KINDS:
             existing = await self._api.get(item)
             if existing is not None and not _is_owned(existing, job):
@@ -179,6 +205,8 @@ class Executor:
             if existing is not None and item["kind"] == "PodGroup":
                 await self._api.update_spec(item, existing)
             created = existing
+        if item["kind"] in REMEMBERED_KINDS:
+            confirmed[name] = time.monotonic()
         if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):
             facts, now = pod_facts(created), time.monotonic()
             unseen = self._unseen.setdefault(key, {})

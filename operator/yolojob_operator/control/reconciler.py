@@ -87,7 +87,8 @@ class Reconciler:
         self.watch_audit = WatchAudit(api, namespaces, self._versions, cache.all_pods, cache.nodes)
         self._executor = Executor(api)
         self._poller = ProgressPoller(api, self.wake, self._jobs.__contains__)
-        self._failures: dict[Key, int] = {}
+        self._failures: dict[Key, tuple[int, int]] = {}
+        """Consecutive failures, and how many of the job's objects had been created at the last one."""
         """Consecutive failed reconciles."""
         self._debounce = StatusDebounce()
         self._unseen: dict[Key, tuple[int, float]] = {}
@@ -237,8 +238,10 @@ class Reconciler:
     def _retry(self, key: Key, error: Exception) -> None:
         if key not in self._jobs:
             return
-        count = self._failures.get(key, 0)
-        self._failures[key] = count + 1
+        count, created_before = self._failures.get(key, (0, 0))
+        if (created := self._executor.created(key)) > created_before:
+            count = 0  # progress since the last failure
+        self._failures[key] = count + 1, created
         delay = RETRY_DELAYS_SECONDS[min(count, len(RETRY_DELAYS_SECONDS) - 1)]
         if isinstance(error, ApiError):
             delay = max(delay, min(error.retry_after, RETRY_DELAYS_SECONDS[-1]))
