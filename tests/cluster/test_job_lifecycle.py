@@ -164,7 +164,7 @@ def test_deadline_and_ttl_are_kept_without_any_other_event(kube: Kube) -> None:
 
 
 def test_unschedulable_job_has_the_message_of_the_scheduler(kube: Kube) -> None:
-    document = job("huge", runPolicy={"preRunningDeadlineSeconds": 4})
+    document = job("huge")
     document["spec"]["workers"]["resources"] = {"requests": {"cpu": "1000"}}
     kube.create(document)
     eventually(
@@ -172,6 +172,8 @@ def test_unschedulable_job_has_the_message_of_the_scheduler(kube: Kube) -> None:
     )
     assert "Insufficient cpu" in kube.condition("huge", "Scheduled")["message"]
     assert kube.status("huge")["phase"] == "Queued"
+    deadline = json.dumps({"spec": {"runPolicy": {"preRunningDeadlineSeconds": 1}}})
+    kube.run("patch", "yolotrainingjob", "huge", "--type", "merge", "--patch", deadline)
     phase(kube, "huge", "Failed")
     failed = kube.condition("huge", "Failed")
     assert failed["reason"] == "Unschedulable"

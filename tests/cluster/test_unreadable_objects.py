@@ -61,13 +61,14 @@ def accepted(kube: Kube, name: str) -> dict[str, str]:
 def test_deeply_nested_job_does_not_stop_other_jobs(kube: Kube, operator: Operator, start: str) -> None:
     """Whether the operator meets it in its watch, or in the list with which it starts."""
     deep, other = f"deep-{start}", f"other-{start}"
-    before = operator.value("yolojob_unreadable_objects_total")
-    if start == "list":
-        operator.stop()
+    # A watch that was opened before the CRD was replaced shows objects by the schema of that time.
+    operator.stop()
+    if start == "watch":
+        operator.start()
+        eventually(lambda: operator.leads, "the operator leads")
     create_deep(kube, deep)
     if start == "list":
         operator.start()
-        before = 0
     kube.create(job(other, 0))
     phase(kube, other, "Succeeded")
     eventually(lambda: accepted(kube, deep).get("reason") == "InvalidSpec", "the deep job is refused")
@@ -75,6 +76,6 @@ def test_deeply_nested_job_does_not_stop_other_jobs(kube: Kube, operator: Operat
     assert "spec.workers" in message
     assert "nested deeper than 64 levels" in message
     assert not kube.pods(deep)
-    eventually(lambda: operator.value("yolojob_unreadable_objects_total") > before, "the metric counts it")
+    eventually(lambda: operator.value("yolojob_unreadable_objects_total") > 0, "the metric counts it")
     assert f"{kube.namespace}/{deep} cannot be read" in operator.log.read_text()
     assert "kopf is restarted" not in operator.log.read_text()
