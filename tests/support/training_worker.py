@@ -8,13 +8,15 @@
 order of additions, which twenty steps of training amplify. They do not validate, because the validator uses single
 precision.
 
-YOLOJOB_TEST_HEARTBEAT_TIMEOUT and YOLOJOB_TEST_SHARED_MEMORY replace the trainer's constants.
+YOLOJOB_TEST_HEARTBEAT_TIMEOUT and YOLOJOB_TEST_SHARED_MEMORY replace the trainer's constants. With YOLOJOB_TEST_STOP,
+which is RANK,EPOCH,STEP, that rank gets SIGTERM in that step.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 import yolojob_trainer.__main__ as entry
 
 
-def main() -> int:
+def main() -> int:  # noqa: C901 - one branch for each variable
     import torch
     from ultralytics.utils.torch_utils import unwrap_model
     from yolojob_trainer.data import image_cache
@@ -37,6 +39,7 @@ def main() -> int:
     if memory := os.environ.get("YOLOJOB_TEST_SHARED_MEMORY"):
         image_cache.MEMORY = Path(memory)
 
+    stop = tuple(int(value) for value in os.environ.get("YOLOJOB_TEST_STOP", "-1").split(","))
     divergences = list(range(int(os.environ.get("YOLOJOB_TEST_DIVERGE", "0"))))
 
     class Recorder(module.Trainer):
@@ -54,6 +57,8 @@ def main() -> int:
                 names = [Path(name).name for name in batch["im_file"]]
                 with Path(f"{path}.{self.world.rank}").open("a") as file:
                     file.write(json.dumps([self.epoch, self.step, names, float(batch["img"].sum())]) + "\n")
+            if (self.world.rank, self.epoch, self.step) == stop and self.optimizer is not None:
+                os.kill(os.getpid(), signal.SIGTERM)
             if mode == "diverge" and self.optimizer is not None and (self.epoch, self.step) == (1, 2) and divergences:
                 divergences.pop()
                 next(unwrap_model(self.model).parameters()).data[0] = float("nan")

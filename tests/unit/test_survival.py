@@ -170,8 +170,11 @@ def test_best_weights_are_saved_whatever_the_checkpoint_interval(finished: Gang)
 
 
 def test_epoch_without_validation_is_not_the_best(gangs: Gangs) -> None:
-    gang = gangs(1, replicas=1, train={"epochs": 3, "val": False})
+    gang = gangs(1, replicas=1, train={"epochs": 3, "val_period": 2})
     assert gang.wait() == [0], gang.log()
+    validated = [row["metrics/mAP50(B)"] for row in loss_rows(gang.output)]
+    assert validated[0] == "", "the first epoch is validated"
+    assert "" not in validated[1:], "the second epoch is validated, and so is the last one"
     best = torch.load(gang.output / "weights" / "best.pt", weights_only=False)
     assert best["train_metrics"]["fitness"] is not None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from support.ultralytics_defaults import ultralytics_defaults
 
-from yolojob.api.train_settings import REPLACED, TrainSettings
+from yolojob.api.train_settings import OWN_SETTINGS, REPLACED, TrainSettings
 
 PREDICT = [
     "source",
@@ -33,10 +34,11 @@ def test_train_settings_cover_every_setting_of_ultralytics() -> None:
     known = {*TrainSettings.model_fields, *REPLACED, *PREDICT, *EXPORT, *VALIDATE, "retina_masks"}
     upstream = set(ultralytics_defaults())
     assert upstream - known == set(), "Ultralytics has added a setting"
-    assert known - upstream - {"resume"} == set(), "Ultralytics has removed a setting"
+    assert known - upstream - {"resume", *OWN_SETTINGS} == set(), "Ultralytics has removed a setting"
+    assert upstream.isdisjoint(OWN_SETTINGS), "Ultralytics has added a setting with this name"
 
 
-@pytest.mark.parametrize("name", sorted(set(TrainSettings.model_fields) - CHANGED_BY_YOLOJOB))
+@pytest.mark.parametrize("name", sorted(set(TrainSettings.model_fields) - CHANGED_BY_YOLOJOB - set(OWN_SETTINGS)))
 def test_train_settings_document_the_default_of_ultralytics(name: str) -> None:
     field = TrainSettings.model_fields[name]
     default = ultralytics_defaults()[name]
@@ -68,3 +70,20 @@ def test_train_settings_are_accepted_by_ultralytics() -> None:
     cfg = get_cfg(overrides={**settings.model_dump(exclude_none=True), "amp": False})
     assert cfg.lr0 == 0.004
     assert cfg.classes == [1]
+
+
+@pytest.mark.parametrize(
+    ("train", "validated"),
+    [
+        ({"epochs": 4}, [0, 1, 2, 3]),
+        ({"epochs": 6, "val_period": 2}, [1, 3, 5]),
+        ({"epochs": 7, "val_period": 3}, [2, 5, 6]),
+        ({"epochs": 2, "val_period": 5}, [1]),
+        ({"epochs": 4, "val": False, "val_period": 2}, [3]),
+    ],
+)
+def test_validations_follow_every_period_and_the_last_epoch(train: dict[str, Any], validated: list[int]) -> None:
+    settings = TrainSettings.model_validate(train)
+    assert [epoch for epoch in range(settings.epochs) if settings.validates(epoch)] == validated
+    for start in range(settings.epochs + 1):
+        assert settings.validations(start) == sum(epoch >= start for epoch in validated)

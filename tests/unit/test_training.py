@@ -4,6 +4,7 @@ interruptions.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -105,6 +106,33 @@ def test_training_after_kill_9_and_sigterm_resumes_at_the_exact_sample(gangs: Ga
     undisturbed = gangs(2, replicas=2, train=train)
     assert undisturbed.wait() == [0, 0], undisturbed.log()
     assert resumed_samples == samples_by_step(undisturbed)
+
+
+def test_training_after_sigterm_in_the_last_step_of_an_epoch_resumes_with_its_validation(
+    gangs: Gangs, tmp_path: Path
+) -> None:
+    """A validation may take longer than the time that a pod has to end."""
+    spec: dict[str, Any] = {"replicas": 2, "train": {"epochs": 2}, "checkpoint": {"everyEpochs": 2}}
+    stopped = gangs(2, **spec, environment={"YOLOJOB_TEST_STOP": "1,0,4"})
+    assert stopped.wait() == [ExitCode.INTERRUPTED] * 2, stopped.log()
+    failure = stopped.report().failure
+    assert failure is not None
+    assert "saved at epoch 1, step 5 of 5" in failure.message
+    assert not (stopped.output / "results.csv").exists(), "the epoch is validated"
+
+    ended = gangs(2, **spec)
+    assert ended.wait() == [0, 0], ended.log()
+    undisturbed = Gangs(tmp_path / "undisturbed", gangs.cache, gangs.servers)
+    undisturbed.folder.mkdir()
+    assert undisturbed(2, **spec).wait() == [0, 0]
+    rows, expected = (results(folder) for folder in (ended.output, undisturbed.folder / "out"))
+    assert rows == [pytest.approx(row, rel=1e-4) for row in expected]
+
+
+def results(folder: Path) -> list[dict[str, float]]:
+    """The rows of results.csv without the time."""
+    with (folder / "results.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if k != "time"} for row in csv.DictReader(file)]
 
 
 def test_finished_run_started_again_succeeds_without_training(gangs: Gangs, finished: Gang, tmp_path: Path) -> None:

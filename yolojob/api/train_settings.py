@@ -36,6 +36,8 @@ REPLACED: dict[str, str] = {
     "profile": "use spec.tuning and the job's metrics",
 }
 """Ultralytics' training settings that `spec.train` does not have, each with what to use instead."""
+OWN_SETTINGS = ("val_period",)
+"""Settings of `spec.train` that Ultralytics does not have."""
 
 
 class TrainSettings(ApiModel):
@@ -91,7 +93,9 @@ class TrainSettings(ApiModel):
     """Draw Ultralytics' plots of labels and results. Default: false here."""
 
     val: bool | None = None
-    """Validate after every epoch; the last epoch is always validated. Default: true."""
+    """Validate while training; the last epoch is always validated. Default: true."""
+    val_period: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
+    """Validate after every Nth epoch instead of each one. Default: 1. Not a setting of Ultralytics."""
     split: Literal["val", "test", "train"] | None = None
     """Split to validate on. Default: val."""
     conf: Fraction | None = None
@@ -190,3 +194,16 @@ class TrainSettings(ApiModel):
     """Gain of the depth gradient loss (depth only). Default: 0.5."""
     dlam: Fraction | None = None
     """Variance focus of the depth loss (depth only). Default: 1.0."""
+
+    def validates(self, epoch: int) -> bool:
+        """Return whether a validation follows this epoch, counted from 0."""
+        return self.validations(epoch) > self.validations(epoch + 1)
+
+    def validations(self, start: int) -> int:
+        """Return the number of validations from this epoch on, counted from 0."""
+        if start >= self.epochs:
+            return 0
+        if self.val is False:
+            return 1
+        period = self.val_period or 1
+        return self.epochs // period - start // period + (self.epochs % period > 0)

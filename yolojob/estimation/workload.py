@@ -47,7 +47,7 @@ def count_workload(spec: YoloTrainingJobSpec, images: int) -> Workload:
         images=images,
         mosaic_epochs=max(train.epochs - last, 0) if mixes else 0,
         updates=_updates(spec, steps),
-        validations=train.epochs if train.val is not False else 1,
+        validations=train.validations(0),
         saves=-(-train.epochs // checkpoint.every_epochs),
     )
 

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 import ultralytics
 
+_GROUPS = ("epoch", "time", "train", "metrics", "val", "lr")
+"""First parts of the columns of results.csv, in Ultralytics' order."""
+
 
 def stock_checkpoint(ema: Any, args: Any, best_fitness: float | None, metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the EMA in the form that `ultralytics.YOLO(...)` opens, in half precision like upstream's.
@@ -41,7 +44,9 @@ def stock_checkpoint(ema: Any, args: Any, best_fitness: float | None, metrics: d
 
 
 def results_csv(rows: list[dict[str, float]]) -> str:
-    """Return results.csv in Ultralytics' form: one line for each epoch."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    """Return results.csv in Ultralytics' form: one line for each epoch, with empty fields where it has no value."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    # In upstream's order, also if only later epochs have been validated.
+    columns = sorted(names, key=lambda name: _GROUPS.index(name.partition("/")[0]))
     lines = [",".join(f"{row[c]:.6g}" if c in row else "" for c in columns) for row in rows]
     return "\n".join([",".join(columns), *lines]) + "\n"

@@ -12,6 +12,8 @@ from yolojob_trainer.distributed.world import World
 
 MIN_SCALE = 1.0
 """torch's GradScaler starts with 2^16. Without scaling, fp16 has no better range for gradients than for losses."""
+IMAGES = "images"
+"""Key of the number of images among the totals."""
 READ_INTERVAL_SECONDS = 1.0
 """Minimum time between two reads from the device while steps run."""
 
@@ -49,10 +51,23 @@ class EpochLosses:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._images += images
 
+    def totals(self, world: World) -> dict[str, float]:
+        """Return the sum of each item over the images of all ranks, and as IMAGES their number. Collective."""
+        own = {name: float(value) for name, value in self._sums.items()}
+        sums = world.sum([*own.values(), float(self._images - int(self._left_out))])
+        return dict(zip([*own, IMAGES], sums, strict=True))
+
+    def restore(self, totals: dict[str, float], world: World) -> None:
+        """Continue from the totals of an epoch's first steps. Rank 0 takes them; the others begin at zero."""
+        own = {name: value if world.is_main else 0.0 for name, value in totals.items()}
+        self._images, self._left_out = int(own.pop(IMAGES, 0)), 0
+        self._sums = {name: torch.tensor(value) for name, value in own.items()}
+
     def mean(self, world: World) -> dict[str, float]:
         """Return the mean of each item over the images of all ranks. All ranks must call it."""
-        sums = world.sum([*(float(v) for v in self._sums.values()), float(self._images - int(self._left_out))])
-        return {name: total / (sums[-1] or math.nan) for name, total in zip(self._sums, sums, strict=False)}
+        totals = self.totals(world)
+        images = totals.pop(IMAGES) or math.nan
+        return {name: total / images for name, total in totals.items()}
 
     def read(self) -> None:
         """Read the sum of this rank's mean loss items from the device."""

@@ -21,6 +21,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
+from yolojob.api.train_settings import OWN_SETTINGS
 from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.data.dataset import DetectionDataset, LimitedLoader, MicroBatches, TrainSamples, loader
 from yolojob_trainer.data.sample_order import SampleOrder
@@ -115,7 +116,7 @@ class TrainerSetup(DetectionTrainer):
     def _overrides(self, data: Path, save_dir: Path) -> Mapping[str, Any]:
         """Return the settings for Ultralytics: those of the job, and those that a job must not change."""
         settings = self.run.spec.train
-        requested = settings.model_dump(exclude_none=True)
+        requested = settings.model_dump(exclude_none=True, exclude=set(OWN_SETTINGS))
         if settings.fraction and settings.fraction > 1:
             requested["fraction"] = int(settings.fraction)  # for Ultralytics an int is a count and a float is a share
         return {

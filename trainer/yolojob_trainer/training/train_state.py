@@ -22,7 +22,7 @@ from yolojob_trainer.training.time_account import TimeAccount
 
 FIXED_PARTS = ("model", "dataset", "train")
 """Parts of the spec that must not change between a checkpoint and a resume."""
-CHANGEABLE_SETTINGS = ("cache", "channels_last", "patience", "plots", "save_period", "verbose", "workers")
+CHANGEABLE_SETTINGS = ("cache", "channels_last", "patience", "plots", "save_period", "val_period", "verbose", "workers")
 """Settings of spec.train that may change: they have no effect on the weights, or only on when the training ends."""
 
 
@@ -100,6 +100,8 @@ class TrainState:
     rollbacks: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     """Rows of results.csv, one for each epoch."""
+    loss_totals: dict[str, float] = field(default_factory=dict)
+    """`EpochLosses.totals` of the epoch's steps before `step`."""
 
     @property
     def rate_scale(self) -> float:
@@ -112,8 +114,8 @@ class TrainState:
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
         """Set all fields from a dictionary that holds at least the entries of `state_dict`."""
-        for name in vars(self):
-            value = content[name]
+        for name, default in vars(self).items():
+            value = content.get(name, default)  # checkpoints of older versions lack some
             setattr(self, name, TimeAccount(**value) if name == "clocks" else value)
 
 

@@ -31,11 +31,14 @@ from yolojob_trainer.training import export
 from yolojob_trainer.training.autotune import Tuner
 from yolojob_trainer.training.callbacks import Callback, TrainEvent, emit
 from yolojob_trainer.training.execution import ExecutionSettings
+from yolojob_trainer.training.losses import IMAGES
 from yolojob_trainer.training.setup import TrainerInputs
 from yolojob_trainer.training.step import Diverged, StepTrainer
 from yolojob_trainer.training.time_account import StartupTimes
 from yolojob_trainer.training.train_state import check_same_dataset, check_same_run, run_identity
 
+SHORT_VALIDATION_SECONDS = 10.0
+"""A pod has 30 s to end after SIGTERM, by default. A shorter validation leaves time to end it and to save."""
 MAX_ROLLBACKS = 3
 """Number of times that a run may go back to a checkpoint because its loss was not finite. Each rollback halves the
 learning rate, because the same weights, samples and rate would diverge again."""
@@ -118,7 +121,6 @@ class Trainer(StepTrainer):
         self.startup_seconds = self.state.clocks.add_startup(self.startup_times, time.time())
         self.trained_epoch = min(self.epoch, self.epochs - 1)
         gpu.reset_memory_peak(self.device)  # trials and the set-up do not count
-        self.losses = self.new_losses()  # the trials may have chosen another number format
         emit(TrainEvent.TRAIN_START, self.listeners, self)
         self.clock.start()
         if finished and self.run_folder:
@@ -168,16 +170,15 @@ class Trainer(StepTrainer):
         stop = False
         while not stop and self.epoch < self.epochs:
             self._train_epoch(batches)
+            self._save_before_validation()
             self.end_epoch()
-            stop = self._stopping_early()
+            stop, best = self._judge_epoch()
             done = stop or self.epoch + 1 >= self.epochs
             self.seek(self.epoch + 1, 0)
             self.epochs_done = self.epoch
             self.losses.reset()
+            self.state.loss_totals = {}
             emit(TrainEvent.EPOCH_END, self.listeners, self)
-            # A new best model is saved immediately, because the reported result must exist. Only rank 0 has the
-            # fitness, and only rank 0 writes.
-            best = self.fitness is not None and self.fitness == self.best_fitness
             if done or best or self.epoch % self.run.spec.checkpoint.every_epochs == 0:
                 self.save(finished=done)
         self.consensus.flush()
@@ -233,12 +234,41 @@ class Trainer(StepTrainer):
         if decision.diverged:
             raise Diverged
         if decision.stop or decision.save:
-            self.check_finite()
             # The weights have not changed since the last optimizer step: a resume continues there.
-            self.save(step=boundary)
-            if decision.stop:
-                position = f"epoch {self.epoch + 1}, step {boundary} of {self.steps}"
-                raise Interrupted(Reason.INTERRUPTED, f"stopped by a signal and saved at {position}")
+            self._save_within_epoch(boundary, stop=decision.stop)
+
+    def _save_within_epoch(self, step: int, *, stop: bool) -> None:
+        """Save a checkpoint from which a resume continues with this step of the epoch. All ranks must call it.
+
+        Raises:
+            Diverged: a loss or a weight is not finite; nothing is saved.
+            Interrupted: `stop` is set.
+        """
+        self.check_finite()
+        self.state.loss_totals = self.losses.totals(self.world)
+        self.save(step=step)
+        if stop:
+            position = f"epoch {self.epoch + 1}, step {step} of {self.steps}"
+            raise Interrupted(Reason.INTERRUPTED, f"stopped by a signal and saved at {position}")
+
+    def _save_before_validation(self) -> None:
+        """Save the epoch's training if a stop was requested, or if the validation may take long. Collective.
+
+        The signal is looked at between steps. A validation that outlasts the grace period of the pod would end in
+        SIGKILL, and lose everything since the last checkpoint.
+
+        Raises:
+            Diverged: a loss or a weight is not finite.
+            Interrupted: any rank was asked to stop; the state is saved.
+        """
+        if not self._validates:
+            return
+        unsaved = time.monotonic() - self._saved_at
+        long = self.validation_seconds > SHORT_VALIDATION_SECONDS or not self.state.validations
+        due = self.world.is_main and long and unsaved > SHORT_VALIDATION_SECONDS
+        stop, save = self.world.sum([float(self._stop_requested), float(due)])
+        if stop or save:
+            self._save_within_epoch(self.steps, stop=bool(stop))
 
     # --- the end of an epoch --------------------------------------------------------------------------------------
 
@@ -253,12 +283,11 @@ class Trainer(StepTrainer):
             criterion.update()
         self.lr = {f"lr/pg{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
         self.ema.update_attr(self.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
-        last = self.epoch + 1 >= self.epochs
         self.check_finite()
         losses = self.losses.mean(self.world)
         self.end_span(TimePart.OTHER)
         self.fitness = None  # an epoch without validation is never the best one
-        if self.args.val or last or self.stopper.possible_stop:
+        if self._validates:
             self._validate()
         if self.world.is_main:
             clocks = self.state.clocks
@@ -267,10 +296,15 @@ class Trainer(StepTrainer):
                     "epoch": self.epoch + 1,
                     "time": sum(clocks.training.values()) + clocks.validation,
                     **{f"train/{name}": value for name, value in losses.items()},
-                    **(self.metrics or {}),
+                    **((self.metrics or {}) if self._validates else {}),
                     **self.lr,
                 }
             )
+
+    @property
+    def _validates(self) -> bool:
+        """Whether a validation follows the current epoch; the same on all ranks."""
+        return self.run.spec.train.validates(self.epoch)
 
     def _validate(self) -> None:
         emit(TrainEvent.VALIDATION_START, self.listeners, self)
@@ -293,9 +327,18 @@ class Trainer(StepTrainer):
         self.end_span(TimePart.VALIDATION)
         emit(TrainEvent.VALIDATION_END, self.listeners, self)
 
-    def _stopping_early(self) -> bool:
-        """Return rank 0's decision on early stopping on every rank."""
-        return self.world.any(self.world.is_main and bool(self.stopper(self.epoch + 1, self.fitness)))
+    def _judge_epoch(self) -> tuple[bool, bool]:
+        """Return whether to stop early, and whether the epoch is the best: rank 0's decision, on every rank.
+
+        A new best model is saved immediately, because the reported result must exist. Only rank 0 has the fitness, but
+        saving is collective.
+        """
+        stop = best = False
+        if self.world.is_main:
+            stop = bool(self.stopper(self.epoch + 1, self.fitness))
+            best = self.fitness is not None and self.fitness == self.best_fitness
+        flags = self.world.sum([float(stop), float(best)])
+        return flags[0] > 0, flags[1] > 0
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -306,9 +349,9 @@ class Trainer(StepTrainer):
         state = self.state
         epochs: int = self.epochs - self.epoch
         images = epochs * self.order.samples - min(self.step * self.order.batch, self.order.samples)
-        validates = state.validations and self.args.val
-        validation: float = state.clocks.validation / state.validations if validates else 0.0
-        return float(images) / rate + epochs * (validation + self.checkpoint_seconds)
+        validation: float = state.clocks.validation / state.validations if state.validations else 0.0
+        validations = self.run.spec.train.validations(self.epoch)
+        return float(images) / rate + validations * validation + epochs * self.checkpoint_seconds
 
     def _position(self) -> str:
         return f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
@@ -323,7 +366,7 @@ class Trainer(StepTrainer):
     # --- state ----------------------------------------------------------------------------------------------------
 
     def save(self, step: int | None = None, finished: bool = False) -> None:
-        """Save a checkpoint, and at the end of an epoch weights; only rank 0 writes.
+        """Save a checkpoint, and at the end of an epoch weights. All ranks must call it; only rank 0 writes.
 
         Args:
             step: step of the epoch that a resume continues with; by default the current one.
@@ -362,6 +405,11 @@ class Trainer(StepTrainer):
         self.state.load_state_dict(checkpoint)
         self.trained.scale_rates(self.state.rate_scale)
         self.trained.restart_schedule(self.epoch)
+        self.losses = self.new_losses()
+        self.losses.restore(self.state.loss_totals, self.world)
+        # Upstream's validation reads them from the last step, which may be one of another process.
+        self.loss = torch.zeros((), device=self.device)
+        self.loss_items = {name: self.loss for name in self.state.loss_totals if name != IMAGES}
         self.epochs_done = self.epoch
         self.resumed_from = f"epoch {self.epoch + 1}, image {checkpoint['samples_seen']} of {self.order.samples}"
 
@@ -387,6 +435,7 @@ class Trainer(StepTrainer):
             emit(TrainEvent.TUNING_START, self.listeners, self)
             tuner = Tuner(self, tuning.max_seconds, whole_job=not self.tuning_only)
             self.execution, self.tuning = tuner.run(self.execution)
+            self.losses = self.new_losses()  # the trials may have chosen another number format
         elif tuning.mode == "Auto" and self._checkpoint is not None:
             self.execution = ExecutionSettings(**self._checkpoint["choice"])
 
@@ -428,6 +477,7 @@ class Trainer(StepTrainer):
             # The samples of the epoch's first steps are not those of the new order.
             self.warn(f"the dataset had {samples} images and has {self.order.samples}: the epoch begins again")
             self.seek(self.epoch, 0)
+            self.losses.reset()
         return bool(checkpoint["finished"])
 
     def _roll_back(self) -> None:
@@ -445,7 +495,6 @@ class Trainer(StepTrainer):
                 Reason.NON_FINITE_LOSS, f"{problem}; {MAX_ROLLBACKS} rollbacks with a lower one did not help"
             )
         clocks = self.state.clocks
-        self.losses = self.new_losses()
         data, _ = self.run_folder.newest() if self.run_folder else (None, [])
         data = self.world.broadcast_bytes(data or self._initial_checkpoint)
         assert data is not None
