@@ -9,12 +9,15 @@ traces of the trainers, the counts from the status. The table is printed, and wr
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
 import signal
 import statistics
+import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from typing import Any
 
 import pytest
 from devcluster import control_plane, processes, settings
-from support import eventually, minimal
+from support import ROOT, eventually, minimal
 from support.jobs import let_pass
 from support.kube import Kube, devcluster
 from support.release import HOME
@@ -40,6 +43,13 @@ GLOBAL_SHARE = 0.2
 EPOCHS, STEPS, BATCH = 40, 10, 16
 VOLUME_MEGABYTES = 48
 RECOVERY_SECONDS = 600
+BUCKET, BUCKET_PORT = "runs", 15432
+BUCKET_FOLDER = settings.STATE / "volumes" / "bucket"
+BUCKET_EVERY = 4
+"""One of so many jobs keeps its results in a bucket instead of on a volume."""
+CLOCK = "clock-offset"
+"""Name of the ConfigMap with the library that shifts a clock, and of the file in /tmp with the shift."""
+CLOCK_SHIFT_SECONDS = 86400
 
 pytestmark = pytest.mark.timeout(4 * 3600)
 
@@ -49,12 +59,15 @@ class Job:
     """One job of the run."""
 
     name: str
+    in_bucket: bool
+    """Whether its results are in a bucket instead of on a volume."""
     faults: list[Fault] = field(default_factory=list)
     status: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
-        return settings.STATE / "volumes" / self.name
+        """Its results: those on the volume, or the copies of the traces in the bucket."""
+        return (BUCKET_FOLDER if self.in_bucket else settings.STATE / "volumes") / self.name
 
 
 @dataclass
@@ -80,25 +93,57 @@ class Fault:
         return lost(self.after) - lost(self.before)
 
 
-def document(name: str) -> dict[str, Any]:
+def document(job: Job) -> dict[str, Any]:
+    environment = {
+        "YOLOJOB_CPUS": "1",
+        "OMP_NUM_THREADS": "1",
+        "LD_PRELOAD": "/clock/offset.so",
+        "AWS_ENDPOINT_URL": f"http://{settings.CONTROL_IP}:{BUCKET_PORT}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     container = {
         "name": "trainer",
-        "env": [{"name": "YOLOJOB_CPUS", "value": "1"}, {"name": "OMP_NUM_THREADS", "value": "1"}],
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "volumeMounts": [{"name": "clock", "mountPath": "/clock"}],
+    }
+    pod = {
+        "containers": [container],
+        "volumes": [{"name": "clock", "configMap": {"name": CLOCK}}],
+        "terminationGracePeriodSeconds": 10,
     }
     workers = {
         "replicas": 2,
         "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
-        "template": {"spec": {"containers": [container], "terminationGracePeriodSeconds": 10}},
+        "template": {"spec": pod},
     }
     return minimal(
-        name,
+        job.name,
         model={"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]},
         train={"epochs": EPOCHS, "batch": BATCH, "nbs": BATCH, "imgsz": 64, "fraction": STEPS * BATCH, "patience": 0},
         workers=workers,
-        storage={"uri": f"pvc://{name}"},
+        storage={"uri": f"s3://{BUCKET}/{job.name}" if job.in_bucket else f"pvc://{job.name}"},
         checkpoint={"everySeconds": 3},
         runPolicy={"backoffLimit": 1000, "disruptionLimit": 1000},
     )
+
+
+def clock_library(folder: Path) -> dict[str, Any]:
+    """The ConfigMap with the library that shifts the wall clock of a trainer."""
+    library = folder / "offset.so"
+    source = ROOT / "tests" / "support" / "clock_offset.c"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    content = base64.b64encode(library.read_bytes()).decode()
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLOCK}, "binaryData": {"offset.so": content}}
+
+
+def start_bucket() -> None:
+    """Start the S3 server, where pods reach it."""
+    BUCKET_FOLDER.mkdir(parents=True, exist_ok=True)
+    address = [settings.CONTROL_IP, str(BUCKET_PORT), BUCKET, str(BUCKET_FOLDER)]
+    command = [sys.executable, "-m", "support.bucket_server", *address]
+    processes.launch("bucket", processes.inside(settings.NETNS, *command), PYTHONPATH=str(ROOT / "tests"))
 
 
 def claim(kube: Kube, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -146,15 +191,17 @@ class Chaos:
             self.kill_launcher,
             self.delete_pod,
             self.evict_pod,
-            self.damage_checkpoint,
-            self.fill_disk,
             self.cut_network,
             self.exhaust_quota,
+            self.shift_clock,
         ]
+        self.volume_faults: list[Callable[[Job], str]] = [self.damage_checkpoint, self.fill_disk]
+        self.bucket_faults: list[Callable[[Job], str]] = [self.refuse_bucket, self.refuse_bucket_and_kill]
         self.cluster_faults: list[Callable[[], str]] = [
             self.kill_operator,
             self.kill_api_server,
             self.pause_etcd,
+            self.cut_api_server_off,
             self.cut_power,
             self.drain_node,
         ]
@@ -163,12 +210,14 @@ class Chaos:
 
     def train(self, number: int) -> Job:
         """Run one job to its end, and inject its share of the faults."""
-        job = Job(f"chaos-{number}")
+        job = Job(f"chaos-{number}", number % BUCKET_EVERY == 0)
         job.folder.mkdir(parents=True, exist_ok=True)
-        # A disk of its own, so that it can be filled.
-        options = f"size={VOLUME_MEGABYTES}m,mode=0777"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(job.folder)], check=True)
-        patiently(lambda: self.kube.apply(*claim(self.kube, job.name), document(job.name)))
+        if not job.in_bucket:  # a disk of its own, so that it can be filled
+            options = f"size={VOLUME_MEGABYTES}m,mode=0777"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(job.folder)], check=True)
+            patiently(lambda: self.kube.apply(*claim(self.kube, job.name)))
+        patiently(lambda: self.kube.apply(document(job)))
+        kinds = self.job_faults + (self.bucket_faults if job.in_bucket else self.volume_faults)
         faults = self._take(-(-(FAULTS - round(FAULTS * GLOBAL_SHARE)) // JOBS))
         with self.lock:
             self.running[job.name] = job
@@ -177,7 +226,7 @@ class Chaos:
             if status["phase"] in ("Succeeded", "Failed"):
                 break
             with self.injecting:
-                inject = self.random.choice(self.job_faults)
+                inject = self.random.choice(kinds)
                 fault = Fault("", time.time(), status)
                 job.faults.append(fault)
                 fault.kind = inject(job)
@@ -214,7 +263,8 @@ class Chaos:
             status = self.status(job)
             if status.get("phase") in ("Succeeded", "Failed"):
                 return status
-            steps = [start for start, _ in trained(job.folder) if start > since]
+            # A shifted clock has written other times.
+            steps = [start for start, _ in trained(job.folder) if since < start <= time.time()]
             return status if status.get("phase") == "Running" and len(steps) > STEPS else None
 
         return dict(eventually(look, f"{job.name} trains", seconds=RECOVERY_SECONDS, every=1))
@@ -225,7 +275,7 @@ class Chaos:
         return f"{job.name}-worker-{self.random.randrange(2)}"
 
     def kill_trainer(self, job: Job) -> str:
-        kill(self.pod(job), "yolojob_trainer\0")
+        kill(self.pod(job), TRAINER)
         return "kill -9 of a trainer"
 
     def kill_launcher(self, job: Job) -> str:
@@ -250,7 +300,7 @@ class Chaos:
             with newest.open("r+b") as file:
                 file.seek(newest.stat().st_size // 2)
                 file.write(os.urandom(4096))
-        kill(f"{job.name}-worker-0", "yolojob_trainer\0")
+        kill(f"{job.name}-worker-0", TRAINER)
         return "newest checkpoint damaged, kill -9 of rank 0"
 
     def fill_disk(self, job: Job) -> str:
@@ -289,6 +339,31 @@ class Chaos:
         patiently(lambda: self.kube.run("delete", "resourcequota", "none", "--ignore-not-found"))
         return "pod deleted, no quota for 8 s"
 
+    def shift_clock(self, job: Job) -> str:
+        shift = self.random.choice((-1, 1)) * CLOCK_SHIFT_SECONDS
+        for seconds in (shift, 0):
+            for pid in pids(self.pod(job), TRAINER):
+                with Path(f"/proc/{pid}/root/tmp/{CLOCK}").open("r+b") as file:
+                    file.write(struct.pack("q", seconds))
+            if seconds:
+                let_pass(10)
+        return f"clock of a worker {'ahead' if shift > 0 else 'behind'} by a day for 10 s"
+
+    def refuse_bucket(self, job: Job) -> str:
+        self._refuse_for(15)
+        return "bucket answers 503 for 15 s"
+
+    def refuse_bucket_and_kill(self, job: Job) -> str:
+        kill(self.pod(job), TRAINER)
+        self._refuse_for(15)
+        return "kill -9 of a trainer, bucket answers 503 for 15 s"
+
+    def _refuse_for(self, seconds: float) -> None:
+        refuse = BUCKET_FOLDER / "refuse"
+        refuse.touch()
+        let_pass(seconds)
+        refuse.unlink()
+
     # --- faults of the whole cluster ----------------------------------------------------------------------------------
 
     def inject_cluster_fault(self) -> None:
@@ -324,6 +399,15 @@ class Chaos:
         os.killpg(pid, signal.SIGCONT)
         return "etcd paused for 10 s"
 
+    def cut_api_server_off(self) -> str:
+        node = settings.node_netns(self.random.randrange(2))
+        for verb in ("add", "del"):
+            route = ["ip", "route", verb, "blackhole", f"{settings.CONTROL_IP}/32"]
+            subprocess.run(processes.inside(node, *route), check=True)
+            if verb == "add":
+                let_pass(25)
+        return "a node without the API server for 25 s"
+
     def cut_power(self) -> str:
         node = self.random.randrange(2)
         devcluster("kill-node", str(node))
@@ -339,8 +423,19 @@ class Chaos:
         return "node drained"
 
 
+TRAINER = "yolojob_trainer\0"
+"""End of a trainer's command line."""
+
+
 def kill(pod: str, program: str) -> None:
-    """Kills a program of the pods whose names begin so, from outside of the containers."""
+    """Kill a program of one of the pods whose names begin so, from outside of the containers."""
+    for pid in pids(pod, program)[:1]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def pids(pod: str, program: str) -> list[int]:
+    """Return the processes that run a program in the pods whose names begin so."""
+    found = []
     for entry in Path("/proc").iterdir():
         try:
             variables = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
@@ -349,8 +444,8 @@ def kill(pod: str, program: str) -> None:
             continue
         host = next((v.partition(b"=")[2].decode() for v in variables if v.startswith(b"HOSTNAME=")), "")
         if (host == pod or host.startswith(f"{pod}-")) and program.encode() in command:
-            os.kill(int(entry.name), signal.SIGKILL)
-            return
+            found.append(int(entry.name))
+    return found
 
 
 def trained(folder: Path) -> list[tuple[float, tuple[int, int]]]:
@@ -381,7 +476,7 @@ def table(jobs: list[Job]) -> list[dict[str, Any]]:
     for kind, affected in sorted(kinds.items()):
         waits, lost = [], []
         for job, fault in affected:
-            after = [start for start, _ in trained(job.folder) if start > fault.at]
+            after = [start for start, _ in trained(job.folder) if fault.at < start <= time.time()]
             if after:
                 waits.append(after[0] - fault.at)
             lost.append(max(fault.lost_seconds, 0.0))
@@ -401,9 +496,11 @@ def table(jobs: list[Job]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("operator")
-def test_jobs_survive_random_faults(kube: Kube) -> None:
+def test_jobs_survive_random_faults(kube: Kube, tmp_path: Path) -> None:
     if not kube.is_devcluster:
         pytest.skip("cuts power and kills the control plane, which only the test cluster allows")
+    start_bucket()
+    kube.apply(clock_library(tmp_path))
     chaos = Chaos(kube)
     finished = threading.Event()
 
@@ -441,7 +538,9 @@ def test_jobs_survive_random_faults(kube: Kube) -> None:
     if out := os.environ.get("YOLOJOB_CHAOS_OUT"):
         Path(out).write_text(json.dumps({"rows": rows, **summary}, indent=1))
     for job in jobs:
-        subprocess.run(["umount", "-l", str(job.folder)], check=False)
+        if not job.in_bucket:
+            subprocess.run(["umount", "-l", str(job.folder)], check=False)
+    processes.end("bucket")
     assert summary["lost"] == []
 
 

@@ -26,7 +26,7 @@ class Server(http.server.ThreadingHTTPServer):
 class Proxy:
     """Forwards requests to a server, and records, holds, refuses or cuts them as the test says."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self.upstream = urlsplit(upstream)
         self.requests: list[tuple[str, str]] = []
         """(method, path) of every request."""
@@ -51,8 +51,8 @@ class Proxy:
         for method in ("GET", "PUT", "HEAD", "POST", "DELETE"):
             setattr(Handler, f"do_{method}", Handler.handle_any)
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.port}"
+        self.server = Server((host, port), Handler)
+        self.url = f"http://{host}:{self.server.port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
