@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Sampler
 from ultralytics.data.dataset import DATASET_CACHE_VERSION, YOLODataset
 
 from yolojob_trainer.data import image_cache, label_cache
+from yolojob_trainer.data.mosaic_window import MosaicWindow
+from yolojob_trainer.data.recent_images import RecentImages
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.data.scan import ScanCounts, split_messages, summarize
 from yolojob_trainer.system.upstream_patches import extend_image_check, forbid_label_pickles, replace_jpeg_repair
@@ -47,7 +49,9 @@ class DetectionDataset(YOLODataset):
     im_hw0: Any
     im_hw: Any
     shared: image_cache.SharedImages | None = None
-    """The decoded images, if the job keeps them in memory."""
+    """The decoded images, if the job keeps all of them in memory."""
+    recent: RecentImages | None = None
+    """The decoded images that were loaded last, if they are kept in memory."""
 
     def __init__(
         self, *args: Any, label_folder: Path, boundary: Path | None, augment: bool = True, **kwargs: Any
@@ -68,11 +72,16 @@ class DetectionDataset(YOLODataset):
         self._label_folder, self._boundary, self._augments = label_folder, boundary, augment
         self.notes = []
         super().__init__(*args, augment=augment, **kwargs)
-        # Upstream's loader would keep a buffer of recently loaded images, from which a mosaic takes the other three.
+        # Upstream's loader would keep a buffer of its own, see `mosaic_window` and `recent_images`.
         self.augment = False
 
     def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
+        recent = None if args or kwargs else self.recent
+        if recent and (kept := recent.get(i)):
+            return kept
         loaded = super().load_image(i, *args, **kwargs)
+        if recent:
+            recent.put(i, loaded)
         # Some augmentations work in place; the shared image must stay unchanged.
         return (loaded[0].copy(), *loaded[1:]) if self.shared else loaded
 
@@ -92,6 +101,17 @@ class DetectionDataset(YOLODataset):
         key = f"{self.get_cache_hash()}/{self.im_files}/{self.imgsz}/{self.channels}"
         self.shared = image_cache.share(key, self.ni, self.load_image)
         self.ims, self.im_hw0, self.im_hw = self.shared, self.shared.originals, self.shared.sizes
+
+    def keep_recent(self, count: int, memory: float) -> None:
+        """Keep the images in shared memory that were loaded last. Call it before loader processes start.
+
+        Args:
+            count: number of images that are needed again soon.
+            memory: bytes that they may take.
+        """
+        largest = self.imgsz * self.imgsz * self.channels
+        slots = min(count, self.ni, int(memory) // largest)
+        self.recent = RecentImages(slots, largest, self.ni) if slots > 0 and not self.shared else None
 
     def keep_in_memory(self, keep: bool) -> None:
         """Start or stop keeping decoded images in shared memory.
@@ -118,8 +138,7 @@ class DetectionDataset(YOLODataset):
             self.augment = False
         for transform in _flatten(transforms):
             if hasattr(transform, "buffer_enabled"):
-                # The other images of a mosaic come from the whole dataset, not from recently loaded images.
-                transform.buffer_enabled = False
+                transform.buffer_enabled = True  # also with cached images, so that the samples are the same
         return transforms
 
     def get_img_files(self, img_path: Any) -> list[str]:
@@ -221,9 +240,12 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
     of two epochs.
     """
 
-    def __init__(self, dataset: YOLODataset, *, seed: int, close_mosaic_at: int, hyp: Any) -> None:
+    def __init__(
+        self, dataset: YOLODataset, *, seed: int, window: MosaicWindow, close_mosaic_at: int, hyp: Any
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.window = window
         self.close_mosaic_at = close_mosaic_at
         self.hyp = hyp
         self.closed = False
@@ -236,11 +258,14 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         epoch, number = sample
         if not self.closed and epoch >= self.close_mosaic_at:
             self.closed = True
+            self.dataset.recent = None  # each image is needed once in an epoch
             self.dataset.mosaic = False
             self.dataset.close_mosaic(hyp=self.hyp)
         seeds = np.random.SeedSequence([self.seed, epoch, number]).generate_state(2)
         random.seed(int(seeds[0]))
         np.random.seed(int(seeds[1]))
+        if not self.closed:
+            self.dataset.buffer = self.window.images(epoch, number)
         item: dict[str, Any] = self.dataset[number]
         return item
 

@@ -23,13 +23,15 @@ from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.train_settings import OWN_SETTINGS
 from yolojob.api.trainer_report import TuningReport
+from yolojob_trainer.data import recent_images
 from yolojob_trainer.data.dataset import DetectionDataset, LimitedLoader, MicroBatches, TrainSamples, loader
+from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.data.scan import one_line, summarize
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
-from yolojob_trainer.system import shared_memory
+from yolojob_trainer.system import host, shared_memory
 from yolojob_trainer.system.compiler import has_c_compiler
 from yolojob_trainer.system.process import available_cpus
 from yolojob_trainer.system.torch_patches import without_annotations
@@ -247,6 +249,7 @@ class TrainerSetup(DetectionTrainer):
         self.samples = TrainSamples(
             dataset,
             seed=self.args.seed,
+            window=MosaicWindow(self._sample_order(dataset, replace(self.execution, micro_batches=1))),
             close_mosaic_at=self.args.epochs - self.args.close_mosaic if self.args.close_mosaic else self.args.epochs,
             hyp=copy(self.args),  # closing mosaic changes it, and the settings in the saved weights must not change
         )
@@ -325,6 +328,16 @@ class TrainerSetup(DetectionTrainer):
             with self.world.rank0_then_node_then_rest(f"cache/{next(self._cache_changes)}"):
                 dataset.keep_in_memory(keep)
             self._unlink_shared_images(dataset)
+        self._keep_recent_images()
+
+    def _keep_recent_images(self) -> None:
+        """Keep the images in memory of which the loader processes of this rank make mosaics."""
+        window, execution = self.samples.window, self.execution
+        shards = len(window.order.shards_of(self.world.rank, self.world.world_size))
+        loading = (execution.workers * execution.prefetch + 1) * -(-self.args.batch // window.order.shards)
+        free = host.free_memory(torch.device("cpu")) / self.world.local_world_size
+        needed = shards * window.length + loading if self.args.mosaic else 0
+        self.samples.dataset.keep_recent(needed, recent_images.MEMORY_SHARE * free)
 
     def reshard(self, micro_batches: int) -> None:
         """Split each shard of the global batch into this number of microbatches; the settings stay as they are."""
