@@ -183,8 +183,9 @@ class Chaos:
         self.random = random.Random(SEED)
         self.running: dict[str, Job] = {}
         self.lock = threading.Lock()
-        self.injecting = threading.Lock()
-        """Held while a fault is injected, and until the jobs have recovered from one of the whole cluster."""
+        self.injecting = threading.Semaphore(PARALLEL)
+        """Held once while a fault of a job is injected. A fault of the whole cluster takes it for all jobs, until they
+        have recovered."""
         self.left = FAULTS - round(FAULTS * GLOBAL_SHARE)
         self.job_faults: list[Callable[[Job], str]] = [
             self.kill_trainer,
@@ -362,13 +363,15 @@ class Chaos:
         refuse = BUCKET_FOLDER / "refuse"
         refuse.touch()
         let_pass(seconds)
-        refuse.unlink()
+        refuse.unlink(missing_ok=True)
 
     # --- faults of the whole cluster ----------------------------------------------------------------------------------
 
     def inject_cluster_fault(self) -> None:
         """Inject one fault, and record it for each job that trains."""
-        with self.injecting:
+        for _ in range(PARALLEL):
+            self.injecting.acquire()
+        try:
             faults = [(job, Fault("", time.time(), self.status(job))) for job in self.training()]
             moment = time.time()
             kind = self.random.choice(self.cluster_faults)()
@@ -377,6 +380,8 @@ class Chaos:
                 fault.after = self.wait_for_training(job, moment)
                 job.faults.append(fault)
             print(f"cluster ({len(faults)} jobs): {kind}", flush=True)
+        finally:
+            self.injecting.release(PARALLEL)
 
     def kill_operator(self) -> str:
         kill("yolojob-operator", "yolojob_operator\0")
