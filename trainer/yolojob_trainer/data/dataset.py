@@ -18,6 +18,8 @@ from ultralytics.data.dataset import DATASET_CACHE_VERSION, YOLODataset
 from yolojob_trainer.data import image_cache, label_cache
 from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.recent_images import RecentImages
+from yolojob_trainer.data.recipe import CHANNELS, Recipe, Shape, flatten, loaded_shape, recorder, without_pixels
+from yolojob_trainer.data.render import Pixels, Renderer, ShapeError
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.data.scan import ScanCounts, split_messages, summarize
 from yolojob_trainer.system.upstream_patches import extend_image_check, forbid_label_pickles, replace_jpeg_repair
@@ -52,6 +54,8 @@ class DetectionDataset(YOLODataset):
     """The decoded images, if the job keeps all of them in memory."""
     recent: RecentImages | None = None
     """The decoded images that were loaded last, if they are kept in memory."""
+    not_recorded: str | None = None
+    """Why samples of this dataset are not described by recipes; None if they are."""
 
     def __init__(
         self, *args: Any, label_folder: Path, boundary: Path | None, augment: bool = True, **kwargs: Any
@@ -71,11 +75,51 @@ class DetectionDataset(YOLODataset):
         # Before upstream's constructor, which scans the labels.
         self._label_folder, self._boundary, self._augments = label_folder, boundary, augment
         self.notes = []
+        self._renderer, self._drawing = Renderer(), False
         super().__init__(*args, augment=augment, **kwargs)
         # Upstream's loader would keep a buffer of its own, see `mosaic_window` and `recent_images`.
         self.augment = False
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.not_recorded is not None:
+            return super().__getitem__(index)  # type: ignore[no-any-return]
+        sample = self.draw(index)
+        recipe: Recipe = sample.pop("recipe")
+        pixels = torch.empty((CHANNELS, *recipe.size), dtype=torch.uint8)
+        self._renderer.render(recipe, self, pixels.numpy())
+        return {**sample, "img": pixels}
+
+    def draw(self, index: int) -> dict[str, Any]:
+        """Return a sample with a recipe instead of pixels, drawn by the random generators of `random` and NumPy."""
+        self._drawing = True
+        try:
+            sample: dict[str, Any] = super().__getitem__(index)
+        finally:
+            self._drawing = False
+        return sample
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        sample: dict[str, Any] = super().get_image_and_label(index)
+        return {**sample, "number": index} if self._drawing else sample
+
+    def paste(self, image: int, shape: Shape, x: int, y: int, out: Pixels) -> None:
+        """Copy a part of an image, see `render.Images`."""
+        if self.recent and self.recent.paste(image, shape, x, y, out):
+            return
+        pixels = self.shared[image] if self.shared else self.load_image(image)[0]
+        if pixels.shape[:2] != shape:
+            raise ShapeError(image)
+        out[:] = pixels[y : y + out.shape[0], x : x + out.shape[1]]
+
+    def correct_shape(self, image: int) -> None:
+        """Set the shape of an image to that of its pixels: the label scan may have read it in another way."""
+        self.labels[image]["shape"] = self.load_image(image)[1]
+
     def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
+        if self._drawing:
+            original = tuple(self.labels[i]["shape"])
+            loaded_as = loaded_shape(original, self.imgsz)
+            return without_pixels(loaded_as), original, loaded_as
         recent = None if args or kwargs else self.recent
         if recent and (kept := recent.get(i)):
             return kept
@@ -136,10 +180,15 @@ class DetectionDataset(YOLODataset):
             transforms = super().build_transforms(hyp)
         finally:
             self.augment = False
-        for transform in _flatten(transforms):
+        for transform in flatten(transforms):
             if hasattr(transform, "buffer_enabled"):
                 transform.buffer_enabled = True  # also with cached images, so that the samples are the same
-        return transforms
+        if not self._augments:
+            self.not_recorded = "they are not augmented"
+            return transforms
+        recording = recorder(transforms) if self.channels == CHANNELS else f"images have {self.channels} channels"
+        self.not_recorded = recording if isinstance(recording, str) else None
+        return transforms if isinstance(recording, str) else recording
 
     def get_img_files(self, img_path: Any) -> list[str]:
         files: list[str] = super().get_img_files(img_path)
@@ -225,12 +274,6 @@ extend_image_check(_check_content)
 forbid_label_pickles()
 
 
-def _flatten(transform: Any) -> Iterator[Any]:
-    yield transform
-    for child in getattr(transform, "transforms", ()):
-        yield from _flatten(child)
-
-
 class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
     """The training samples: an item depends only on (seed, epoch, number), not on the items loaded before it.
 
@@ -241,7 +284,7 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, dataset: YOLODataset, *, seed: int, window: MosaicWindow, close_mosaic_at: int, hyp: Any
+        self, dataset: DetectionDataset, *, seed: int, window: MosaicWindow, close_mosaic_at: int, hyp: Any
     ) -> None:
         self.dataset = dataset
         self.seed = seed
@@ -261,13 +304,16 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
             self.dataset.recent = None  # each image is needed once in an epoch
             self.dataset.mosaic = False
             self.dataset.close_mosaic(hyp=self.hyp)
-        seeds = np.random.SeedSequence([self.seed, epoch, number]).generate_state(2)
-        random.seed(int(seeds[0]))
-        np.random.seed(int(seeds[1]))
         if not self.closed:
             self.dataset.buffer = self.window.images(epoch, number)
-        item: dict[str, Any] = self.dataset[number]
-        return item
+        while True:
+            seeds = np.random.SeedSequence([self.seed, epoch, number]).generate_state(2)
+            random.seed(int(seeds[0]))
+            np.random.seed(int(seeds[1]))
+            try:
+                return self.dataset[number]
+            except ShapeError as error:
+                self.dataset.correct_shape(error.image)
 
 
 class MicroBatches(Sampler[list[Sample]]):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from yolojob_trainer.data.image_cache import Loaded
+from yolojob_trainer.data.image_cache import Image, Loaded
 
 MEMORY_SHARE = 0.25
 """Of a worker's free memory; the rest is for the network and the batches."""
@@ -51,6 +51,19 @@ class RecentImages:
                 return None
             pixels = self._bytes[slot, : height * width * channels].copy()
         return pixels.reshape(height, width, channels), (original[0], original[1]), (height, width)
+
+    def paste(self, image: int, shape: tuple[int, int], x: int, y: int, out: Image) -> bool:
+        """Copy a part of an image; return whether it is kept and has this shape. For the arguments see `render`."""
+        slot = int(self._slot_of[image])
+        if slot < 0:
+            return False
+        with self._locks[slot % len(self._locks)]:
+            kept, height, width, channels, *_ = self._slots[slot].tolist()
+            if kept != image or (height, width) != shape:
+                return False
+            pixels = self._bytes[slot, : height * width * channels].reshape(height, width, channels)
+            out[:] = pixels[y : y + out.shape[0], x : x + out.shape[1]]
+        return True
 
     def put(self, image: int, loaded: Loaded) -> None:
         """Keep an image instead of the oldest one. An image that does not fit in a slot is not kept."""

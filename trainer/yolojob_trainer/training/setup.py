@@ -246,6 +246,9 @@ class TrainerSetup(DetectionTrainer):
         dataset = self.build_dataset(self.data["train"], "train", self.args.batch)
         self.order = self._sample_order(dataset, self.execution)
         self._check_batch_norm(dataset)
+        if dataset.not_recorded and self.world.is_main:
+            reason = f"the samples are made by Ultralytics' transforms, which take more time: {dataset.not_recorded}"
+            print(f"yolojob: train: {reason}", file=sys.stderr)  # noqa: T201
         self.samples = TrainSamples(
             dataset,
             seed=self.args.seed,

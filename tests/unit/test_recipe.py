@@ -1,0 +1,167 @@
+"""Samples drawn as recipes: the same labels and pixels as Ultralytics' transforms make, for the same random numbers."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from ultralytics.cfg import get_cfg
+from ultralytics.data.augment import Compose
+from yolojob_trainer.data import recipe
+from yolojob_trainer.data.dataset import DetectionDataset
+from yolojob_trainer.data.mosaic_window import MosaicWindow
+from yolojob_trainer.data.recipe import Recipe
+from yolojob_trainer.data.sample_order import SampleOrder
+
+pytestmark = pytest.mark.torch
+
+IMAGES, IMGSZ = 24, 96
+DEFAULTS: dict[str, Any] = {}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "no mosaic": {"mosaic": 0.0},
+    "sometimes a mosaic": {"mosaic": 0.5},
+    "every affine map": {"degrees": 40.0, "shear": 15.0, "translate": 0.4, "scale": 0.9},
+    "all flips": {"flipud": 0.5, "fliplr": 0.5, "bgr": 0.5},
+    "no colours": {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0},
+    "strong colours": {"hsv_h": 0.5, "hsv_s": 1.0, "hsv_v": 1.0},
+    "enlarged": {"scale": [2.0, 4.0]},
+    "small and far": {"scale": [0.1, 0.3], "translate": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of many shapes with boxes."""
+    folder = tmp_path_factory.mktemp("recipes")
+    generator = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+    for i in range(IMAGES):
+        height, width = generator.integers(20, 200, 2).tolist()
+        coarse = generator.integers(0, 256, (5, 5, 3)).astype(np.uint8)
+        fine = generator.integers(0, 30, (height, width, 3)).astype(np.uint8)
+        pixels = cv2.add(cv2.resize(coarse, (width, height)), fine)
+        cv2.imwrite(str(folder / "images" / f"{i}.png"), pixels)
+        boxes = np.column_stack([generator.integers(0, 3, 5), generator.uniform(0.3, 0.5, (5, 4))])
+        np.savetxt(folder / "labels" / f"{i}.txt", boxes, fmt=["%d"] + ["%.5f"] * 4)
+    return folder
+
+
+def dataset(folder: Path, **settings: Any) -> DetectionDataset:
+    args = get_cfg(overrides={"imgsz": IMGSZ, "task": "detect", **settings})
+    return DetectionDataset(
+        label_folder=folder / "caches",
+        boundary=None,
+        img_path=str(folder / "images"),
+        imgsz=IMGSZ,
+        batch_size=4,
+        augment=True,
+        hyp=args,
+        stride=32,
+        task="detect",
+        data={"names": {0: "a", 1: "b", 2: "c"}, "nc": 3, "channels": 3},
+    )
+
+
+def upstream(built: DetectionDataset, **settings: Any) -> DetectionDataset:
+    """The same dataset with Ultralytics' transforms."""
+    stock = copy.copy(built)
+    stock.augment = True
+    args = get_cfg(overrides={"imgsz": IMGSZ, "task": "detect", **settings})
+    stock.transforms = super(DetectionDataset, stock).build_transforms(args)
+    stock.augment = False
+    for transform in recipe.flatten(stock.transforms):
+        if hasattr(transform, "buffer_enabled"):
+            transform.buffer_enabled = True
+    stock.not_recorded = "by the test"
+    return stock
+
+
+def seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_rendered_sample_is_that_of_upstreams_transforms(folder: Path, settings: dict[str, Any]) -> None:
+    ours = dataset(folder, **settings)
+    assert ours.not_recorded is None
+    stock = upstream(ours, **settings)
+    window = MosaicWindow(SampleOrder(samples=IMAGES, batch=4, shards=1, seed=0))
+    for number in range(3 * IMAGES):
+        image = number % IMAGES
+        samples = []
+        for built in (ours, stock):
+            built.buffer = window.images(number // IMAGES, image)
+            seed(number)
+            samples.append(built[image])
+        assert samples[0].keys() == samples[1].keys()
+        for key, value in samples[1].items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(samples[0][key], value, rtol=0, atol=0)
+            else:
+                assert samples[0][key] == value, key
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"mixup": 0.1}, "spec.train.mixup: 0.1"),
+        ({"cutmix": 0.2}, "spec.train.cutmix: 0.2"),
+        ({"copy_paste": 0.3}, "spec.train.copy_paste: 0.3"),
+        ({"perspective": 0.001}, "spec.train.perspective: 0.001"),
+    ],
+)
+def test_settings_that_no_recipe_describes_use_upstreams_transforms(
+    folder: Path, settings: dict[str, Any], reason: str
+) -> None:
+    built = dataset(folder, **settings)
+    assert built.not_recorded is not None
+    assert reason in built.not_recorded
+    built.buffer = [1, 2]
+    assert built[0]["img"].shape == (3, IMGSZ, IMGSZ)
+
+
+def test_unknown_transform_is_not_recorded() -> None:
+    class Blur:
+        pass
+
+    assert recipe.recorder(Compose([Blur()])) == "Blur is not known"
+
+
+def test_drawing_a_recipe_decodes_no_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = dataset(folder)
+    built.buffer = list(range(IMAGES))
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("an image is decoded")
+
+    monkeypatch.setattr("ultralytics.data.base.imread", decode)
+    drawn: Recipe = built.draw(3)["recipe"]
+    assert drawn.tiles[0].image == 3
+    assert drawn.size == (IMGSZ, IMGSZ)
+
+
+def test_image_whose_shape_the_label_scan_has_read_otherwise_is_corrected(folder: Path) -> None:
+    """Programs differ in which EXIF orientations they apply."""
+    from yolojob_trainer.data.dataset import TrainSamples
+
+    args = get_cfg(overrides={"imgsz": IMGSZ, "task": "detect"})
+    window = MosaicWindow(SampleOrder(samples=IMAGES, batch=4, shards=1, seed=0))
+
+    def samples() -> TrainSamples:
+        return TrainSamples(dataset(folder), seed=0, window=window, close_mosaic_at=100, hyp=args)
+
+    wrong, right = samples(), samples()
+    for label in wrong.dataset.labels:
+        label["shape"] = label["shape"][::-1]
+    for number in range(IMAGES):
+        torch.testing.assert_close(wrong[0, number]["img"], right[0, number]["img"], rtol=0, atol=0)
+        torch.testing.assert_close(wrong[0, number]["bboxes"], right[0, number]["bboxes"], rtol=0, atol=0)
