@@ -8,8 +8,12 @@
 order of additions, which twenty steps of training amplify. They do not validate, because the validator uses single
 precision.
 
+With YOLOJOB_TEST_DEVICE_CACHE `cache: gpu` keeps the images on the device also on a CPU.
+
 YOLOJOB_TEST_HEARTBEAT_TIMEOUT and YOLOJOB_TEST_SHARED_MEMORY replace the trainer's constants. With YOLOJOB_TEST_STOP,
-which is RANK,EPOCH,STEP, that rank gets SIGTERM in that step.
+which is RANK,EPOCH,STEP, that rank gets SIGTERM in that step. With
+YOLOJOB_TEST_MEMORY, which is a number of images, a larger micro-batch is out of memory; with YOLOJOB_TEST_FIT
+this is found out before the training, as on a GPU.
 """
 
 from __future__ import annotations
@@ -40,9 +44,16 @@ def main() -> int:  # noqa: C901 - one branch for each variable
         image_cache.MEMORY = Path(memory)
 
     stop = tuple(int(value) for value in os.environ.get("YOLOJOB_TEST_STOP", "-1").split(","))
+    images_in_memory = int(os.environ.get("YOLOJOB_TEST_MEMORY", sys.maxsize))
+    fits_first = "YOLOJOB_TEST_FIT" in os.environ
     divergences = list(range(int(os.environ.get("YOLOJOB_TEST_DIVERGE", "0"))))
 
     class Recorder(module.Trainer):
+        def _build_optimizer(self) -> None:
+            if fits_first:
+                self.fit_memory()
+            super()._build_optimizer()
+
         def optimizer_step(self) -> None:
             if mode == "gradients":
                 if self.world.is_main:
@@ -51,6 +62,14 @@ def main() -> int:  # noqa: C901 - one branch for each variable
                 self.world.synchronize()
                 os._exit(0)
             super().optimizer_step()
+
+        def _image_cache(self, requested: bool | str) -> bool | str:
+            return requested if "YOLOJOB_TEST_DEVICE_CACHE" in os.environ else super()._image_cache(requested)
+
+        def predict(self, batch: dict[str, Any]) -> Any:
+            if len(batch["img"]) > images_in_memory and (fits_first or self.optimizer is not None):
+                raise torch.OutOfMemoryError("CUDA out of memory, by the test")
+            return super().predict(batch)
 
         def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
             if mode != "gradients" and self.optimizer is not None:

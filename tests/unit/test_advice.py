@@ -16,7 +16,7 @@ def test_suggest_for_balanced_run_is_empty() -> None:
 def test_suggest_puts_the_largest_saving_first() -> None:
     parts = {TimePart.FORWARD: 10.0, TimePart.DATA_WAIT: 30.0, TimePart.VALIDATION: 60.0}
     suggestions = advice.suggest(parts, {}, job().spec)
-    assert [suggestion.change.partition(":")[0] for suggestion in suggestions] == ["val", "cache"]
+    assert [suggestion.change.partition(":")[0] for suggestion in suggestions] == ["train.val_period", "cache"]
 
 
 def test_suggest_with_cached_images_names_the_loader_processes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,47 @@ def test_training_with_cache_ram_sees_the_same_pixels_and_frees_the_memory(
     assert all(records[False])
     assert records["ram"] == records[False]
     assert list(shared_memory.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_with_images_on_the_device_sees_almost_the_same_pixels(
+    gangs: Gangs, tmp_path: Path, workers: int
+) -> None:
+    """A CPU stands for the GPU. Loader processes send recipes."""
+    folder = data_set(tmp_path / "set", 16)
+    sums = []
+    for cached in (False, "gpu"):
+        settings = {"epochs": 2, "cache": cached, "mosaic": 1.0, "close_mosaic": 1, "workers": workers}
+        code, report, gang = train(
+            gangs, folder, train=settings, environment={"YOLOJOB_TEST_DEVICE_CACHE": "1", "YOLOJOB_CPUS": "2"}
+        )
+        assert code == 0, gang.log()
+        assert report.warnings == []
+        sums.append({(batch.epoch, batch.step): (batch.names, batch.pixels) for batch in gang.micro_batches(0)})
+        gang.remove_records()
+        shutil.rmtree(gang.output)
+    assert sums[0].keys() == sums[1].keys()
+    for place, (names, pixels) in sums[0].items():
+        assert sums[1][place][0] == names
+        assert sums[1][place][1] == pytest.approx(pixels, rel=1e-4)
+
+
+@pytest.mark.parametrize(("cached", "setting"), [("ram", {}), ("gpu", {"mixup": 0.5})])
+def test_training_whose_images_cannot_be_cached_continues_and_warns(
+    gangs: Gangs, tmp_path: Path, cached: str, setting: dict[str, Any]
+) -> None:
+    folder = data_set(tmp_path / "set", 16)
+    empty = tmp_path / "memory"
+    empty.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(empty)], check=True)
+    try:
+        environment = {"YOLOJOB_TEST_SHARED_MEMORY": str(empty), "YOLOJOB_TEST_DEVICE_CACHE": "1"}
+        settings = {"epochs": 1, "cache": cached, **setting}
+        code, report, gang = train(gangs, folder, train=settings, environment=environment)
+    finally:
+        subprocess.run(["umount", "-l", str(empty)], check=True)
+    assert code == 0, gang.log()
+    assert any(w.startswith(f"cache: {cached}: ") and "decoded in every epoch" in w for w in report.warnings), report
 
 
 def test_shared_images_are_decoded_once_per_node_and_outlive_their_file(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from support.recipes import IMAGES, IMGSZ, SETTINGS, dataset, seed, write_images
 from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import Compose
 from yolojob_trainer.data import recipe
@@ -21,53 +19,13 @@ from yolojob_trainer.data.sample_order import SampleOrder
 
 pytestmark = pytest.mark.torch
 
-IMAGES, IMGSZ = 24, 96
-DEFAULTS: dict[str, Any] = {}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "no mosaic": {"mosaic": 0.0},
-    "sometimes a mosaic": {"mosaic": 0.5},
-    "every affine map": {"degrees": 40.0, "shear": 15.0, "translate": 0.4, "scale": 0.9},
-    "all flips": {"flipud": 0.5, "fliplr": 0.5, "bgr": 0.5},
-    "no colours": {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0},
-    "strong colours": {"hsv_h": 0.5, "hsv_s": 1.0, "hsv_v": 1.0},
-    "enlarged": {"scale": [2.0, 4.0]},
-    "small and far": {"scale": [0.1, 0.3], "translate": 1.0},
-}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of many shapes with boxes."""
     folder = tmp_path_factory.mktemp("recipes")
-    generator = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir()
-    for i in range(IMAGES):
-        height, width = generator.integers(20, 200, 2).tolist()
-        coarse = generator.integers(0, 256, (5, 5, 3)).astype(np.uint8)
-        fine = generator.integers(0, 30, (height, width, 3)).astype(np.uint8)
-        pixels = cv2.add(cv2.resize(coarse, (width, height)), fine)
-        cv2.imwrite(str(folder / "images" / f"{i}.png"), pixels)
-        boxes = np.column_stack([generator.integers(0, 3, 5), generator.uniform(0.3, 0.5, (5, 4))])
-        np.savetxt(folder / "labels" / f"{i}.txt", boxes, fmt=["%d"] + ["%.5f"] * 4)
+    write_images(folder)
     return folder
-
-
-def dataset(folder: Path, **settings: Any) -> DetectionDataset:
-    args = get_cfg(overrides={"imgsz": IMGSZ, "task": "detect", **settings})
-    return DetectionDataset(
-        label_folder=folder / "caches",
-        boundary=None,
-        img_path=str(folder / "images"),
-        imgsz=IMGSZ,
-        batch_size=4,
-        augment=True,
-        hyp=args,
-        stride=32,
-        task="detect",
-        data={"names": {0: "a", 1: "b", 2: "c"}, "nc": 3, "channels": 3},
-    )
 
 
 def upstream(built: DetectionDataset, **settings: Any) -> DetectionDataset:
@@ -84,18 +42,13 @@ def upstream(built: DetectionDataset, **settings: Any) -> DetectionDataset:
     return stock
 
 
-def seed(number: int) -> None:
-    random.seed(number)
-    np.random.seed(number)
-
-
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_rendered_sample_is_that_of_upstreams_transforms(folder: Path, settings: dict[str, Any]) -> None:
     ours = dataset(folder, **settings)
     assert ours.not_recorded is None
     stock = upstream(ours, **settings)
     window = MosaicWindow(SampleOrder(samples=IMAGES, batch=4, shards=1, seed=0))
-    for number in range(3 * IMAGES):
+    for number in range(2 * IMAGES):
         image = number % IMAGES
         samples = []
         for built in (ours, stock):
@@ -160,8 +113,9 @@ def test_image_whose_shape_the_label_scan_has_read_otherwise_is_corrected(folder
         return TrainSamples(dataset(folder), seed=0, window=window, close_mosaic_at=100, hyp=args)
 
     wrong, right = samples(), samples()
-    for label in wrong.dataset.labels:
-        label["shape"] = label["shape"][::-1]
+    for number in range(IMAGES):
+        height, width = wrong.dataset.labels.shape(number)
+        wrong.dataset.labels.set_shape(number, (width, height))
     for number in range(IMAGES):
         torch.testing.assert_close(wrong[0, number]["img"], right[0, number]["img"], rtol=0, atol=0)
         torch.testing.assert_close(wrong[0, number]["bboxes"], right[0, number]["bboxes"], rtol=0, atol=0)

@@ -129,6 +129,32 @@ def test_training_after_sigterm_in_the_last_step_of_an_epoch_resumes_with_its_va
     assert rows == [pytest.approx(row, rel=1e-4) for row in expected]
 
 
+@pytest.mark.parametrize(("world_size", "fits_first"), [(1, False), (2, True)])
+def test_training_out_of_gpu_memory_continues_with_smaller_micro_batches(
+    gangs: Gangs, world_size: int, fits_first: bool
+) -> None:
+    environment = {"YOLOJOB_TEST_MEMORY": "2", **({"YOLOJOB_TEST_FIT": "1"} if fits_first else {})}
+    gang = gangs(world_size, replicas=world_size, train={"epochs": 2}, environment=environment)
+    assert gang.wait() == [0] * world_size, gang.log()
+    warnings = [warning for warning in gang.report().warnings if "out of GPU memory" in warning]
+    assert any("microbatches of at most 2 image(s)" in warning for warning in warnings), warnings
+    epochs: dict[int, list[str]] = {}
+    for rank in range(world_size):
+        for batch in gang.micro_batches(rank):
+            if len(batch.names) <= 2:  # the others were not trained
+                epochs.setdefault(batch.epoch, []).extend(batch.names)
+    assert all(len(names) == len(set(names)) == IMAGES for names in epochs.values())
+    assert len(epochs) == 2
+
+
+def test_training_with_too_little_gpu_memory_for_one_image_is_bad_input(gangs: Gangs) -> None:
+    gang = gangs(1, replicas=1, environment={"YOLOJOB_TEST_MEMORY": "0"})
+    assert gang.wait() == [ExitCode.BAD_INPUT], gang.log()
+    failure = gang.report().failure
+    assert failure is not None
+    assert failure.reason == "OutOfMemory"
+
+
 def results(folder: Path) -> list[dict[str, float]]:
     """The rows of results.csv without the time."""
     with (folder / "results.csv").open() as file:

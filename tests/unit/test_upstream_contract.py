@@ -27,6 +27,8 @@ OVERRIDES = {
     "BaseDataset.get_image_and_label": "ed0c3955",
     "BaseDataset.get_img_files": "baca2eb4",
     "BaseDataset.load_image": "088d1a20",
+    "BaseDataset.set_rectangle": "f771615e",
+    "BaseDataset.update_labels": "d6efeab1",
     "BaseTrainer._setup_train": "aecd0c11",
     "BaseTrainer.optimizer_step": "bec16cbc",
     "BaseTrainer.setup_model": "33c98eec",
@@ -215,9 +217,9 @@ def test_pickled_label_cache_in_the_dataset_is_not_read(data: dict[str, Any], tm
 
 
 def test_settings_of_the_dataset_equal_those_of_upstream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`TrainerSetup.build_dataset` passes what upstream's `build_yolo_dataset` passes."""
+    """`TrainerData.build_dataset` passes what upstream's `build_yolo_dataset` passes."""
     from ultralytics.data import build
-    from yolojob_trainer.training import setup
+    from yolojob_trainer.training import trainer_data
 
     passed: list[dict[str, Any]] = []
 
@@ -226,14 +228,14 @@ def test_settings_of_the_dataset_equal_those_of_upstream(monkeypatch: pytest.Mon
         raise ValueError("recorded")
 
     monkeypatch.setattr(build, "YOLODataset", record)
-    monkeypatch.setattr(setup, "DetectionDataset", record)
+    monkeypatch.setattr(trainer_data, "DetectionDataset", record)
     args = settings(single_cls=True, classes=[0], fraction=0.5, cache="disk")
     for mode in ("train", "val"):
         passed.clear()
         with pytest.raises(ValueError, match="recorded"):
             build.build_yolo_dataset(args, "images", 4, {"names": {}}, mode=mode, rect=mode == "val", stride=32)
         with pytest.raises(Exception, match="recorded"):
-            setup.TrainerSetup.build_dataset(trainer(args, tmp_path), "images", mode, 4)
+            trainer_data.TrainerData.build_dataset(trainer(args, tmp_path), "images", mode, 4)
         upstream, ours = passed
         added = {"label_folder", "boundary"}
         assert {key: value for key, value in ours.items() if key not in {*added, "prefix"}} == {

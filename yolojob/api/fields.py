@@ -67,7 +67,8 @@ Amp = Annotated[
     BeforeValidator(_true_is_auto),
     one_of("auto", "bf16", "fp16", True, False),
 ]
-Cache = Annotated[bool | str, _member(True, False, "ram", "disk"), one_of(True, False, "ram", "disk")]
+_CACHE = (True, False, "ram", "disk", "gpu")
+Cache = Annotated[bool | str, _member(*_CACHE), one_of(*_CACHE)]
 
 _COMPILE = (True, False, "default", "reduce-overhead", "max-autotune-no-cudagraphs")
 Compile = Annotated[bool | str, _member(*_COMPILE), one_of(*_COMPILE)]

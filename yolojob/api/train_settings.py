@@ -58,7 +58,8 @@ class TrainSettings(ApiModel):
     patience: Count | None = None
     """Stop after this many epochs without a better validation; 0 never stops early. Default: 100."""
     cache: Cache | None = None
-    """Cache decoded images in memory (true, ram) or on disk next to the images (disk). Default: false."""
+    """Cache decoded images in memory (true, ram), on disk next to the images (disk), or in the memory of the GPU, which
+    then augments them (gpu; on a CPU the same as ram). Default: false."""
     workers: Count | None = None
     """Loader processes per worker process, limited to the number of CPUs. Default: 8, or 0 on a CPU."""
     optimizer: Literal["auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp"] | None = None

@@ -47,6 +47,7 @@ def suggest(
         if share.get(part, 0.0) > threshold:
             suggestions.append(Advice(what=f"{part.label} is {share[part]:.0%}", change=change, saves=saves))
 
+    period = (spec.train.val_period if spec else None) or 1
     wait = parts.get(TimePart.DATA_WAIT, 0.0)
     cached = spec is not None and spec.train.cache in (True, "ram")
     change = "more loader processes (train.workers) and CPUs" if cached else "cache: ram"
@@ -55,8 +56,8 @@ def suggest(
     add(
         TimePart.VALIDATION,
         0.2,
-        "val: false (the last epoch is always validated)",
-        parts.get(TimePart.VALIDATION, 0.0) * 0.9,
+        f"train.val_period: {5 * period}",
+        parts.get(TimePart.VALIDATION, 0.0) * 0.8,
     )
     every = spec.checkpoint.every_epochs if spec else 1
     add(TimePart.CHECKPOINT, 0.05, f"checkpoint.everyEpochs: {every * 5}", parts.get(TimePart.CHECKPOINT, 0.0) * 0.8)

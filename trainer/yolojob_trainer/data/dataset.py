@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader, Sampler
 from ultralytics.data.dataset import DATASET_CACHE_VERSION, YOLODataset
 
 from yolojob_trainer.data import image_cache, label_cache
+from yolojob_trainer.data.label_table import LabelTable, NpyFiles
 from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.recent_images import RecentImages
 from yolojob_trainer.data.recipe import CHANNELS, Recipe, Shape, flatten, loaded_shape, recorder, without_pixels
 from yolojob_trainer.data.render import Pixels, Renderer, ShapeError
+from yolojob_trainer.data.render_batch import RecipeBatch
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.data.scan import ScanCounts, split_messages, summarize
 from yolojob_trainer.system.upstream_patches import extend_image_check, forbid_label_pickles, replace_jpeg_repair
@@ -47,6 +49,9 @@ class DetectionDataset(YOLODataset):
     notes: list[str]
     """Other messages for the user, such as why images are not cached."""
     cache: str | None
+    labels: Any
+    im_files: Any
+    npy_files: Any
     ims: Any
     im_hw0: Any
     im_hw: Any
@@ -77,6 +82,7 @@ class DetectionDataset(YOLODataset):
         self.notes = []
         self._renderer, self._drawing = Renderer(), False
         super().__init__(*args, augment=augment, **kwargs)
+        self.npy_files = NpyFiles(self.im_files)
         # Upstream's loader would keep a buffer of its own, see `mosaic_window` and `recent_images`.
         self.augment = False
 
@@ -113,11 +119,23 @@ class DetectionDataset(YOLODataset):
 
     def correct_shape(self, image: int) -> None:
         """Set the shape of an image to that of its pixels: the label scan may have read it in another way."""
-        self.labels[image]["shape"] = self.load_image(image)[1]
+        self.labels.set_shape(image, self.load_image(image)[1])
+
+    def update_labels(self, include_class: list[int] | None) -> None:
+        super().update_labels(include_class)
+        self._tabulate()
+
+    def set_rectangle(self) -> None:
+        super().set_rectangle()
+        self._tabulate()
+
+    def _tabulate(self) -> None:
+        self.labels = LabelTable(self.labels)
+        self.im_files = self.labels.files
 
     def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
         if self._drawing:
-            original = tuple(self.labels[i]["shape"])
+            original = self.labels.shape(i)
             loaded_as = loaded_shape(original, self.imgsz)
             return without_pixels(loaded_as), original, loaded_as
         recent = None if args or kwargs else self.recent
@@ -142,7 +160,7 @@ class DetectionDataset(YOLODataset):
         if self.cache != "ram":
             super().cache_images()
             return
-        key = f"{self.get_cache_hash()}/{self.im_files}/{self.imgsz}/{self.channels}"
+        key = f"{self._scan_hash}/{self.labels.files.digest()}/{self.imgsz}/{self.channels}"
         self.shared = image_cache.share(key, self.ni, self.load_image)
         self.ims, self.im_hw0, self.im_hw = self.shared, self.shared.originals, self.shared.sizes
 
@@ -157,18 +175,20 @@ class DetectionDataset(YOLODataset):
         slots = min(count, self.ni, int(memory) // largest)
         self.recent = RecentImages(slots, largest, self.ni) if slots > 0 and not self.shared else None
 
+    def why_not_in_memory(self) -> str | None:
+        """Return why the decoded images do not fit in shared memory; None if they do."""
+        return None if self.check_cache_ram() else self.notes.pop()
+
     def keep_in_memory(self, keep: bool) -> None:
         """Start or stop keeping decoded images in shared memory.
 
         Raises:
-            OSError: they do not fit.
+            OSError: the memory is full; `why_not_in_memory` should tell before.
         """
         if keep == (self.shared is not None):
             return
         if keep:
             self.cache = "ram"
-            if not self.check_cache_ram():
-                raise OSError(self.notes.pop())
             self.cache_images()
         else:
             self.cache, self.shared = None, None
@@ -217,6 +237,7 @@ class DetectionDataset(YOLODataset):
                 raise ValueError(f"{file} is a link to {real}, which is outside of the volume; copy the data into it")
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
+        self._scan_hash = cache_hash
         path = self._label_folder / f"{cache_path.stem}-{cache_hash}.npz"
         scan = label_cache.read(path, self.im_files, cache_hash)
         exists = scan is not None
@@ -292,7 +313,8 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         self.close_mosaic_at = close_mosaic_at
         self.hyp = hyp
         self.closed = False
-        self.collate_fn = dataset.collate_fn
+        self.sends_recipes = False
+        """Whether batches hold recipes instead of pixels."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -311,9 +333,15 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
             random.seed(int(seeds[0]))
             np.random.seed(int(seeds[1]))
             try:
-                return self.dataset[number]
+                return self.dataset.draw(number) if self.sends_recipes else self.dataset[number]
             except ShapeError as error:
                 self.dataset.correct_shape(error.image)
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch, with the pixels as "img" or with a `RecipeBatch` as "recipes"."""
+        recipes = [sample.pop("recipe") for sample in samples if "recipe" in sample]
+        batch: dict[str, Any] = self.dataset.collate_fn(samples)
+        return {**batch, "recipes": RecipeBatch.of_samples(recipes)} if recipes else batch
 
 
 class MicroBatches(Sampler[list[Sample]]):
@@ -368,7 +396,7 @@ def loader(
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            collate_fn=samples.collate_fn,
+            collate_fn=samples.collate,
             worker_init_fn=_prepare_loader_process,
             # The dataset shares its images with its copies; the default of Python 3.14 would pickle it.
             multiprocessing_context="fork" if workers else None,

@@ -81,7 +81,7 @@ def why_not_fitting(needed: int) -> str | None:
         return None
     return (
         f"cache: ram: {needed / 2**20:.0f} MiB of images do not fit ({memory / 2**20:.0f} MiB of memory are free, "
-        f"{free / 2**20:.0f} MiB of {MEMORY}, see spec.workers.sharedMemory): images are decoded in every epoch"
+        f"{free / 2**20:.0f} MiB of {MEMORY}, see spec.workers.sharedMemory)"
     )
 
 

@@ -118,6 +118,8 @@ class Tuner:
             yield "micro_batches=2", {"micro_batches": 2}
         if settings.cache is None:
             yield "cache=ram", {"cache": "ram"}
+            if trainer.device.type == "cuda":
+                yield "cache=gpu", {"cache": "gpu"}
         if settings.workers is None:
             cores = max(available_cpus() // trainer.world.local_world_size, 1)
             for workers in (0, 1, 2, 4, 8, 16):

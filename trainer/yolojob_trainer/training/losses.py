@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from copy import copy
 
 import torch
 
@@ -35,6 +36,12 @@ class EpochLosses:
         """Images of the microbatches that were left out."""
         self._read_at = 0.0
         self._value: float | None = None
+
+    def copy(self) -> EpochLosses:
+        """Return a copy that later additions do not change; it reads nothing from the device."""
+        result = copy(self)
+        result._sums = dict(self._sums)  # noqa: SLF001 - of this class
+        return result
 
     def reset(self) -> None:
         self._sums, self._images, self._left_out = {}, 0, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,29 +16,26 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 from ultralytics.data import build_dataloader
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.train_settings import OWN_SETTINGS
 from yolojob.api.trainer_report import TuningReport
-from yolojob_trainer.data import recent_images
-from yolojob_trainer.data.dataset import DetectionDataset, LimitedLoader, MicroBatches, TrainSamples, loader
+from yolojob_trainer.data import device_images
+from yolojob_trainer.data.dataset import DetectionDataset, LimitedLoader, TrainSamples
 from yolojob_trainer.data.mosaic_window import MosaicWindow
-from yolojob_trainer.data.sample_order import SampleOrder
-from yolojob_trainer.data.scan import one_line, summarize
+from yolojob_trainer.data.render_batch import ImageMemory, render_batch
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
-from yolojob_trainer.system import host, shared_memory
 from yolojob_trainer.system.compiler import has_c_compiler
-from yolojob_trainer.system.process import available_cpus
 from yolojob_trainer.system.torch_patches import without_annotations
 from yolojob_trainer.system.upstream_patches import raise_detection_limit
 from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.phase_clock import Mark, PhaseClock
 from yolojob_trainer.training.train_state import TrainedObjects, TrainState
+from yolojob_trainer.training.trainer_data import GPU_CACHE, TrainerData
 from yolojob_trainer.training.validator import ArrayValidator
 
 NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
@@ -65,7 +62,11 @@ class TrainerInputs:
     """Called with every warning for the user."""
 
 
-class TrainerSetup(DetectionTrainer):
+class CacheError(OSError):
+    """Decoded images cannot be kept where the settings say; raised on all ranks. The message is for the user."""
+
+
+class TrainerSetup(TrainerData):
     """Network, data, optimizer and state of a rank. `_setup_train` builds them."""
 
     def __init__(self, inputs: TrainerInputs) -> None:
@@ -83,10 +84,12 @@ class TrainerSetup(DetectionTrainer):
         self.execution = ExecutionSettings(
             amp=precision.name(precision.choose(run.spec.train.amp, world.device)),
             channels_last=run.spec.train.channels_last is not False,
-            cache=run.spec.train.cache or False,
+            cache=self._image_cache(run.spec.train.cache or False),
             workers=self.args.workers,
             compile=bool(run.spec.train.compile),
         )
+        self.images: ImageMemory | None = None
+        """The decoded images, if they are kept on the device."""
         self.tuning: TuningReport | None = None
         self.clock = PhaseClock(world.device)
         self._cache_changes = itertools.count()
@@ -119,6 +122,8 @@ class TrainerSetup(DetectionTrainer):
         """Return the settings for Ultralytics: those of the job, and those that a job must not change."""
         settings = self.run.spec.train
         requested = settings.model_dump(exclude_none=True, exclude=set(OWN_SETTINGS))
+        if settings.cache == GPU_CACHE:
+            requested["cache"] = False  # Ultralytics does not know it
         if settings.fraction and settings.fraction > 1:
             requested["fraction"] = int(settings.fraction)  # for Ultralytics an int is a count and a float is a share
         return {
@@ -137,13 +142,6 @@ class TrainerSetup(DetectionTrainer):
             "resume": False,
         }
 
-    @property
-    def _shards(self) -> int:
-        """Number of shards of a global batch: the largest number of processes that the job may have."""
-        spec = self.run.spec
-        elastic_limit = spec.elastic.max_replicas * spec.workers.processes if spec.elastic else 0
-        return max(spec.workers.world_size, self.world.world_size, elastic_limit)
-
     def setup_model(self) -> None:
         # The initial weights must be the same on every rank and for every number of ranks.
         torch.manual_seed(self.args.seed)
@@ -152,94 +150,6 @@ class TrainerSetup(DetectionTrainer):
             self.model = self.get_model(cfg=deepcopy(description), weights=weights, verbose=bool(self.args.verbose))
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
             raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
-
-    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> DetectionDataset:
-        stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        try:
-            with self.world.rank0_then_node_then_rest(f"labels/{mode}"):
-                dataset = DetectionDataset(
-                    label_folder=self._label_cache,
-                    boundary=self._data_boundary,
-                    img_path=img_path,
-                    imgsz=self.args.imgsz,
-                    batch_size=batch,
-                    augment=mode == "train",
-                    hyp=self.args,
-                    rect=mode == "val",
-                    cache=self._initial_cache(mode),
-                    single_cls=self.args.single_cls or False,
-                    stride=stride,
-                    pad=0.0 if mode == "train" else 0.5,
-                    prefix=f"{mode}: ",
-                    task="detect",
-                    classes=self.args.classes,
-                    data=self.data,
-                    fraction=self.args.fraction if mode == "train" else 1.0,
-                )
-        except (RuntimeError, ValueError, FileNotFoundError, AssertionError) as error:
-            message = one_line(str(error).removeprefix(f"{mode}: ")).partition(" See https://")[0]
-            raise BadInput(Reason.INVALID_DATASET, f"spec.dataset: {mode}: {message}") from error
-        self._unlink_shared_images(dataset)
-        self._report_scan(dataset, mode)
-        return dataset
-
-    def _unlink_shared_images(self, dataset: DetectionDataset) -> None:
-        """Remove the name of the shared images. All ranks of this node must have opened them."""
-        if dataset.shared and self.world.local_rank == 0:
-            dataset.shared.unlink()
-
-    def _initial_cache(self, mode: str) -> str | None:
-        """Return where decoded images are kept from the start. `configure` loads training images into memory."""
-        requested = "ram" if self.args.cache is True else self.args.cache or None
-        return None if mode == "train" and requested == "ram" else requested
-
-    def _report_scan(self, dataset: DetectionDataset, mode: str) -> None:
-        """Warn about images that are left out or have no labels.
-
-        Raises:
-            BadInput: labels use a class that the dataset does not define.
-        """
-        if class_errors := [m for m in dataset.left_out if "exceeds dataset class count" in m]:
-            raise BadInput(
-                Reason.INVALID_DATASET, f"spec.dataset: {mode}: {len(class_errors)} images: {summarize(class_errors)}"
-            )
-        if not self.world.is_main:
-            return
-        labelled = sum(len(label["cls"]) > 0 for label in dataset.labels)
-        for note in [*dataset.scan.warnings(labelled), *dataset.notes]:
-            self.warn(f"{mode}: {note}")
-        if dataset.left_out:
-            # All of them in the log: the warning names only a few.
-            for message in dataset.left_out:
-                print(f"yolojob: {mode}: left out: {message}", file=sys.stderr)  # noqa: T201
-            images = len(dataset.left_out)
-            self.warn(f"{mode}: {images} image(s) cannot be used and are left out: {summarize(dataset.left_out)}")
-
-    @property
-    def _cpus(self) -> int:
-        """CPUs of this rank."""
-        return max(available_cpus() // self.world.local_world_size, 1)
-
-    def loader_limit(self, prefetch: int) -> int:
-        """Return the number of loader processes of this rank for which there is room in shared memory."""
-        images = -(-self.args.batch // self.world.world_size)
-        free = shared_memory.free_bytes() // self.world.local_world_size
-        return shared_memory.loader_limit(images * 3 * self.args.imgsz**2, prefetch, free)
-
-    def _loader_processes(self, requested: int | None) -> int:
-        """Return the number of loader processes of this rank.
-
-        The default on a CPU is 0, because loader processes would take cores from the model.
-        """
-        default = 0 if self.world.device.type == "cpu" else 8
-        wanted = min(default if requested is None else requested, self._cpus)
-        limit = self.loader_limit(ExecutionSettings.prefetch)
-        if wanted > limit:
-            self.warn(
-                f"{limit} loader process(es) instead of {wanted}: {shared_memory.FOLDER} is too small for their "
-                "batches; raise spec.workers.sharedMemory, or the memory limit of which it is half by default"
-            )
-        return min(wanted, limit)
 
     def _build_train_pipeline(self) -> None:
         """Build data, optimizer and DDP. Upstream's `_setup_train` calls it when the model is on its device."""
@@ -270,7 +180,13 @@ class TrainerSetup(DetectionTrainer):
         unwrap_model(self.model).set_head_attr(max_det=self.args.max_det)
 
         self.tune()
-        self.configure(self.execution)
+        try:
+            self.configure(self.execution)
+        except CacheError as error:
+            self.warn(f"{error}: images are decoded in every epoch")
+            self.configure(replace(self.execution, cache=False))
+        if self.device.type == "cuda":
+            self.fit_memory()
         self._build_optimizer()
         if self.world.world_size > 1:
             self._wrap()
@@ -307,7 +223,7 @@ class TrainerSetup(DetectionTrainer):
         """Use these settings from now on. The network must not be wrapped by DDP yet.
 
         Raises:
-            OSError: the images do not fit in memory.
+            CacheError: the images cannot be kept where `execution.cache` says; on all ranks.
         """
         self.execution = execution
         self.dtype = precision.by_name(execution.amp)
@@ -326,25 +242,27 @@ class TrainerSetup(DetectionTrainer):
             self.model = torch.compile(network, mode=mode)
         dataset = self.samples.dataset
         self.order = self._sample_order(dataset, execution)
-        keep = execution.cache in (True, "ram")
+        keep, on_device = execution.cache in (True, "ram"), execution.cache == GPU_CACHE
+        self.images = None
+        reason = device_images.why_not(dataset, self.device) if on_device else None
+        if keep and not dataset.shared:
+            reason = dataset.why_not_in_memory()
+        if self.world.any(reason is not None):
+            raise CacheError(reason or f"cache: {execution.cache}: the images do not fit on another worker")
+        self.images = device_images.load(dataset, self.device) if on_device else None
+        self.samples.sends_recipes = on_device
         if keep != (dataset.shared is not None):
             with self.world.rank0_then_node_then_rest(f"cache/{next(self._cache_changes)}"):
                 dataset.keep_in_memory(keep)
             self._unlink_shared_images(dataset)
         self._keep_recent_images()
 
-    def _keep_recent_images(self) -> None:
-        """Keep the images in memory of which the loader processes of this rank make mosaics."""
-        window, execution = self.samples.window, self.execution
-        shards = len(window.order.shards_of(self.world.rank, self.world.world_size))
-        loading = (execution.workers * execution.prefetch + 1) * -(-self.args.batch // window.order.shards)
-        free = host.free_memory(torch.device("cpu")) / self.world.local_world_size
-        needed = shards * window.length + loading if self.args.mosaic else 0
-        self.samples.dataset.keep_recent(needed, recent_images.MEMORY_SHARE * free)
-
     def reshard(self, micro_batches: int) -> None:
         """Split each shard of the global batch into this number of microbatches; the settings stay as they are."""
         self.order = self._sample_order(self.samples.dataset, replace(self.execution, micro_batches=micro_batches))
+
+    def fit_memory(self) -> None:
+        """Split microbatches until one fits into memory. Called on all ranks, without an optimizer yet."""
 
     def seek(self, epoch: int, step: int) -> None:
         """Continue with this epoch and step, counted from 0."""
@@ -367,20 +285,6 @@ class TrainerSetup(DetectionTrainer):
         loader = self.test_loader
         self.validator.dataloader = loader if batches is None else LimitedLoader(loader, batches)
 
-    def _sample_order(self, dataset: DetectionDataset, execution: ExecutionSettings) -> SampleOrder:
-        shards = self._shards * execution.micro_batches
-        return SampleOrder(samples=len(dataset), batch=self.args.batch, shards=shards, seed=self.args.seed)
-
-    def batches(self, epoch: int, step: int) -> Iterator[dict[str, Any]]:
-        """Return this rank's microbatches from a step on, without an end."""
-        return loader(
-            self.samples,
-            MicroBatches(self.order, rank=self.world.rank, world_size=self.world.world_size, start=(epoch, step)),
-            workers=self.execution.workers,
-            prefetch=self.execution.prefetch,
-            pin_memory=self.device.type == "cuda",
-        )
-
     def forward(self, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Run the forward pass on a microbatch from the loader.
 
@@ -391,6 +295,8 @@ class TrainerSetup(DetectionTrainer):
         return self.compute_loss(batch, self.predict(batch))
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.images:
+            batch["img"] = render_batch(batch.pop("recipes").to(self.device), self.images)
         batch = self.preprocess_batch(batch)
         if self.execution.channels_last:
             batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
@@ -404,28 +310,6 @@ class TrainerSetup(DetectionTrainer):
         result: tuple[torch.Tensor, dict[str, torch.Tensor]]
         result = unwrap_model(self.model).loss(batch, precision.float_predictions(predictions))
         return result
-
-    def _validation_batch(self) -> int:
-        return max(self.run.spec.train.batch // self.world.world_size, 1) * 2
-
-    def _check_batch_norm(self, dataset: DetectionDataset) -> None:
-        """Check that batch norm gets more than one value per channel.
-
-        Raises:
-            BadInput: a microbatch of one image has a single value per channel in the last layer.
-        """
-        smallest = min(
-            n
-            for step in {0, self.order.steps - 1}
-            for n in self.order.sizes(step, self.world.rank, self.world.world_size)
-        )
-        if smallest <= 1 and self.args.imgsz < 2 * self.stride:
-            raise BadInput(
-                Reason.BATCH_TOO_SMALL,
-                f"spec.train.batch: {self.args.batch}: {len(dataset)} images leave a worker a batch of one, which "
-                f"batch norm cannot normalise at spec.train.imgsz: {self.args.imgsz}; change batch, or use imgsz of at "
-                f"least {2 * self.stride}",
-            )
 
     def _wrap(self) -> None:
         # Each rank keeps its own batch norm statistics; rank 0's are saved. torch 2.13 renamed the argument.

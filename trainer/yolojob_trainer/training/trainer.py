@@ -6,15 +6,12 @@ microbatch, waits for the GPU in every step, counts local devices instead of wor
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
@@ -23,28 +20,23 @@ from yolojob.api.reasons import Reason
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.checkpoint.run_folder import RunFolder
-from yolojob_trainer.checkpoint.store import FORMAT, CheckpointContent, decode
-from yolojob_trainer.distributed.consensus import Consensus, Decision
-from yolojob_trainer.errors import Interrupted, TrainerError
+from yolojob_trainer.distributed.consensus import Decision
+from yolojob_trainer.errors import Interrupted
 from yolojob_trainer.system import gpu
-from yolojob_trainer.training import export
+from yolojob_trainer.training import memory
 from yolojob_trainer.training.autotune import Tuner
 from yolojob_trainer.training.callbacks import Callback, TrainEvent, emit
 from yolojob_trainer.training.execution import ExecutionSettings
-from yolojob_trainer.training.losses import IMAGES
+from yolojob_trainer.training.resumable import ResumableTrainer
 from yolojob_trainer.training.setup import TrainerInputs
-from yolojob_trainer.training.step import Diverged, StepTrainer
+from yolojob_trainer.training.step import Diverged
 from yolojob_trainer.training.time_account import StartupTimes
-from yolojob_trainer.training.train_state import check_same_dataset, check_same_run, run_identity
 
 SHORT_VALIDATION_SECONDS = 10.0
 """A pod has 30 s to end after SIGTERM, by default. A shorter validation leaves time to end it and to save."""
-MAX_ROLLBACKS = 3
-"""Number of times that a run may go back to a checkpoint because its loss was not finite. Each rollback halves the
-learning rate, because the same weights, samples and rate would diverge again."""
 
 
-class Trainer(StepTrainer):
+class Trainer(ResumableTrainer):
     """Trains one run on one rank; all ranks call `train` together."""
 
     def __init__(
@@ -62,25 +54,16 @@ class Trainer(StepTrainer):
             callbacks: receive the events of the loop.
             startup_times: of this process.
         """
-        super().__init__(inputs, callbacks)
-        self.run_folder = run_folder
+        super().__init__(inputs, run_folder, callbacks)
         self.startup_times, self.startup_seconds = startup_times, 0.0
         self.carried_seconds = 0.0
-        self.consensus = Consensus(self.world)
         self._utilization = gpu.UtilizationReader(self.device)
-        self.resumed_from: str | None = None
-        self.epochs_done = 0
-        self.metrics: dict[str, Any] | None = None
-        self.fitness: float | None = None
         self.loss_names: tuple[str, ...] = ()
-        self.epoch_seconds = self.validation_seconds = self.checkpoint_seconds = 0.0
+        self.epoch_seconds = self.validation_seconds = 0.0
         self.tuning_only = False
         self._stop_requested = False
-        self._checkpoint: CheckpointContent | None = None
-        """The checkpoint to resume from, until it is restored."""
-        self._initial_checkpoint: bytes | None = None
-        """The state before the first step; only on rank 0."""
-        self._saved_at = time.monotonic()
+        self._boundary, self._losses_at_boundary = 0, self.losses
+        """The epoch's steps whose gradients are in the weights, and its losses after them."""
 
     # --- the loop: see callbacks.TrainEvent for its pseudocode ------------------------------------------------------
 
@@ -131,7 +114,25 @@ class Trainer(StepTrainer):
                 finished = True
             except Diverged:
                 self._roll_back()
+            except torch.OutOfMemoryError:
+                if not self._step_again():
+                    raise
         emit(TrainEvent.TRAIN_END, self.listeners, self)
+
+    def _step_again(self) -> bool:
+        """Go back to the last optimizer step, with microbatches of half the size; return whether that is possible.
+
+        With several ranks it is not: the others wait for the gradients of this one.
+        """
+        settings = memory.halved(self)
+        if self.world.world_size > 1 or settings is None:
+            return False
+        self.optimizer.zero_grad()
+        self.losses = self._losses_at_boundary
+        self.seek(self.epoch, self._boundary)
+        memory.use(self, settings)
+        self.trained.restart_schedule(self.epoch)
+        return True
 
     def run_trials(self) -> TuningReport:
         """Run the trials of spec.tuning to find the fastest settings, and train nothing.
@@ -195,6 +196,8 @@ class Trainer(StepTrainer):
         emit(TrainEvent.EPOCH_START, self.listeners, self)
         boundary = self.step
         while self.step < self.steps:
+            if boundary == self.step:
+                self._boundary, self._losses_at_boundary = boundary, self.losses.copy()
             self.agree(boundary)
             boundary = self.next_step(batches, boundary)
         self.collect_spans(wait=True)
@@ -353,81 +356,14 @@ class Trainer(StepTrainer):
         validations = self.run.spec.train.validations(self.epoch)
         return float(images) / rate + validations * validation + epochs * self.checkpoint_seconds
 
-    def _position(self) -> str:
-        return f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
-
-    def _learning_rates(self) -> str:
-        return ", ".join(f"{group['lr']:.4g}" for group in self.optimizer.param_groups)
-
     def gpu_usage(self) -> tuple[int, float]:
         """Return (peak of the allocated bytes, current utilization from 0 to 1)."""
         return gpu.memory_peak(self.device), self._utilization.read()
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- settings that the machine decides ---------------------------------------------------------------------------
 
-    def save(self, step: int | None = None, finished: bool = False) -> None:
-        """Save a checkpoint, and at the end of an epoch weights. All ranks must call it; only rank 0 writes.
-
-        Args:
-            step: step of the epoch that a resume continues with; by default the current one.
-            finished: whether the run is complete.
-        """
-        began = time.perf_counter()
-        step = self.step if step is None else step
-        # Before the state is captured, so that its clocks are complete.
-        self.end_span(TimePart.OTHER)
-        if self.run_folder:
-            files = self._export_files() if step == 0 else {}
-            checkpoint = self._capture(step, finished)
-            self.run_folder.save(checkpoint, files=files, last=finished)
-        self._saved_at = time.monotonic()
-        self.checkpoint_seconds = time.perf_counter() - began
-        emit(TrainEvent.CHECKPOINT, self.listeners, self)
-        self.end_span(TimePart.CHECKPOINT)
-
-    def _capture(self, step: int, finished: bool) -> CheckpointContent:
-        """Return everything that a resume needs, as tensors and plain values."""
-        return {
-            "fingerprint": json.dumps(run_identity(self.run.spec)),
-            "choice": dataclasses.asdict(self.execution),
-            "names": list(self.data["names"].values()),
-            "samples": self.order.samples,
-            "samples_seen": min(step * self.order.batch, self.order.samples),
-            "finished": finished,
-            **self.trained.state_dict(),
-            **self.state.state_dict(),
-            "step": step,
-        }
-
-    def _apply(self, checkpoint: CheckpointContent) -> None:
-        """Continue from a checkpoint, with any number of ranks. For the order see `train_state`."""
-        self.trained.load_state_dict(checkpoint)
-        self.state.load_state_dict(checkpoint)
-        self.trained.scale_rates(self.state.rate_scale)
-        self.trained.restart_schedule(self.epoch)
-        self.losses = self.new_losses()
-        self.losses.restore(self.state.loss_totals, self.world)
-        # Upstream's validation reads them from the last step, which may be one of another process.
-        self.loss = torch.zeros((), device=self.device)
-        self.loss_items = {name: self.loss for name in self.state.loss_totals if name != IMAGES}
-        self.epochs_done = self.epoch
-        self.resumed_from = f"epoch {self.epoch + 1}, image {checkpoint['samples_seen']} of {self.order.samples}"
-
-    def _export_files(self) -> dict[str, Callable[[BinaryIO], object]]:
-        """Return path -> writer of the files for people, at the end of an epoch."""
-        metrics = {**(self.metrics or {}), "fitness": self.fitness}
-        content = export.stock_checkpoint(self.ema.ema, self.args, self.best_fitness, metrics)
-
-        def write_weights(file: BinaryIO) -> None:
-            torch.save(content, file)
-
-        files: dict[str, Callable[[BinaryIO], object]] = {"weights/last.pt": write_weights}
-        if self.fitness is not None and self.fitness == self.best_fitness:
-            files["weights/best.pt"] = write_weights
-        if self.args.save_period > 0 and self.epoch % self.args.save_period == 0:
-            files[f"weights/epoch{self.epoch}.pt"] = write_weights
-        table = export.results_csv(self.state.rows).encode()
-        return {**files, "results.csv": lambda file: file.write(table)}
+    def fit_memory(self) -> None:
+        memory.fit(self)
 
     def tune(self) -> None:
         tuning = self.run.spec.tuning
@@ -438,71 +374,3 @@ class Trainer(StepTrainer):
             self.losses = self.new_losses()  # the trials may have chosen another number format
         elif tuning.mode == "Auto" and self._checkpoint is not None:
             self.execution = ExecutionSettings(**self._checkpoint["choice"])
-
-    def _read_checkpoint(self) -> CheckpointContent | None:
-        """Return the newest intact checkpoint, on all ranks; None in a new run.
-
-        Raises:
-            BadInput: it belongs to another run.
-        """
-        data = None
-        if self.run_folder:
-            data, faults = self.run_folder.newest()
-            for fault in faults:
-                self.warn(fault)
-        data = self.world.broadcast_bytes(data)
-        if data is None:
-            return None
-        checkpoint = decode(data)
-        check_same_run(checkpoint, self.run.spec, self._storage)
-        return checkpoint
-
-    @property
-    def _storage(self) -> str:
-        """Where the run's checkpoints are, for messages; only rank 0 knows."""
-        return self.run_folder.uri if self.run_folder else "the storage"
-
-    def _restore(self) -> bool:
-        """Continue from the checkpoint that was read, if any; return whether it is of a finished run."""
-        if self.world.is_main:  # it broadcasts it if a rollback needs it
-            initial = io.BytesIO()
-            torch.save({"format": FORMAT, **self._capture(0, False)}, initial)
-            self._initial_checkpoint = initial.getvalue()
-        checkpoint, self._checkpoint = self._checkpoint, None
-        if checkpoint is None:
-            return False
-        check_same_dataset(checkpoint, self.data["names"], self._storage)
-        self._apply(checkpoint)
-        if (samples := checkpoint.get("samples", self.order.samples)) != self.order.samples and self.step:
-            # The samples of the epoch's first steps are not those of the new order.
-            self.warn(f"the dataset had {samples} images and has {self.order.samples}: the epoch begins again")
-            self.seek(self.epoch, 0)
-            self.losses.reset()
-        return bool(checkpoint["finished"])
-
-    def _roll_back(self) -> None:
-        """Go back to the newest checkpoint with half the learning rate. All ranks call it in the same step.
-
-        Raises:
-            TrainerError: too many rollbacks.
-        """
-        problem = f"the loss is not finite at {self._position()}, learning rate {self._learning_rates()}"
-        self.consensus.flush()
-        self.collect_spans(wait=True)
-        rollbacks = self.state.rollbacks + 1
-        if rollbacks > MAX_ROLLBACKS:
-            raise TrainerError(
-                Reason.NON_FINITE_LOSS, f"{problem}; {MAX_ROLLBACKS} rollbacks with a lower one did not help"
-            )
-        clocks = self.state.clocks
-        data, _ = self.run_folder.newest() if self.run_folder else (None, [])
-        data = self.world.broadcast_bytes(data or self._initial_checkpoint)
-        assert data is not None
-        self._apply(decode(data))
-        self.state.clocks, self.state.rollbacks = clocks, rollbacks
-        self.trained.scale_rates(self.state.rate_scale)
-        self.warn(
-            f"{problem}: back to epoch {self.epoch + 1}, step {self.step}, with {self.state.rate_scale:g} times the "
-            f"learning rate (rollback {rollbacks} of {MAX_ROLLBACKS})"
-        )
-        self.end_span(TimePart.CHECKPOINT)

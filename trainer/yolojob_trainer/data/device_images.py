@@ -1,0 +1,58 @@
+"""`cache: gpu`: keeps all decoded images in the memory of the device, where `render_batch` makes samples of them."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from yolojob_trainer.data.dataset import DetectionDataset
+from yolojob_trainer.data.recipe import CHANNELS, Shape, loaded_shape
+from yolojob_trainer.data.render_batch import ImageMemory
+from yolojob_trainer.system import host
+from yolojob_trainer.system.process import available_cpus
+
+MEMORY_SHARE = 0.5
+"""Of the device's free memory; the rest is for the training."""
+
+
+def why_not(dataset: DetectionDataset, device: torch.device) -> str | None:
+    """Return why the images cannot be kept in the memory of a device; None if they can."""
+    if dataset.not_recorded:
+        return f"cache: gpu: {dataset.not_recorded}"
+    needed = sum(CHANNELS * math.prod(shape) for shape in _shapes(dataset))
+    if needed <= (room := MEMORY_SHARE * host.free_memory(device)):
+        return None
+    return (
+        f"cache: gpu: {needed / 2**20:.0f} MiB of images do not fit in {MEMORY_SHARE:.0%} of the device's free memory, "
+        f"which is {room / 2**20:.0f} MiB"
+    )
+
+
+def _shapes(dataset: DetectionDataset) -> list[Shape]:
+    return [loaded_shape(dataset.labels.shape(i), dataset.imgsz) for i in range(dataset.ni)]
+
+
+def load(dataset: DetectionDataset, device: torch.device) -> ImageMemory:
+    """Decode all images into the memory of a device.
+
+    Args:
+        dataset: its shapes are corrected where the label scan has read another one than that of the pixels.
+        device: of the training.
+
+    Raises:
+        torch.OutOfMemoryError: they do not fit; `why_not` should tell before.
+    """
+    shapes = _shapes(dataset)
+    sizes = [CHANNELS * math.prod(shape) for shape in shapes]
+    starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    pixels = torch.empty(starts[-1], dtype=torch.uint8, device=device)
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for i, (image, *_) in enumerate(pool.map(dataset.load_image, range(len(sizes)))):
+            if image.shape[:2] != shapes[i]:
+                dataset.correct_shape(i)
+                return load(dataset, device)
+            pixels[starts[i] : starts[i + 1]] = torch.from_numpy(image).view(-1)
+    widths = torch.tensor([width for _, width in shapes])
+    return ImageMemory(pixels=pixels, index=torch.stack([torch.tensor(starts[:-1]), widths], -1).to(device))
