@@ -67,9 +67,12 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 
 @contextmanager
 def frozen_monotonic() -> Iterator[FakeClock]:
-    """Replace `time.monotonic` by a fake clock, which the test advances."""
+    """Replace `time.monotonic`, and the clock that counts suspended time, by a fake clock, which the test advances."""
     clock = FakeClock()
-    with mock.patch.object(time, "monotonic", clock.read):
+    with (
+        mock.patch.object(time, "monotonic", clock.read),
+        mock.patch.object(time, "clock_gettime", side_effect=lambda _: clock.read()),
+    ):
         yield clock
 
 

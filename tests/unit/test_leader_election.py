@@ -6,9 +6,10 @@ import asyncio
 import time
 from typing import Any
 
+import pytest
 from support import fake_time
 from support.fake_time import eventually
-from yolojob_operator.control.leader_election import RENEW_DEADLINE_SECONDS, Lease, keep_leases
+from yolojob_operator.control.leader_election import RENEW_DEADLINE_SECONDS, Leadership, Lease, keep_leases
 from yolojob_operator.kube.api_client import ApiError
 
 NAMESPACE = "default"
@@ -244,3 +245,14 @@ def test_release_during_a_renewal_leaves_the_lease_without_holder() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}, "no task is left that could take the lease again"
 
     fake_time.run(live())
+
+
+def test_leadership_ends_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLOCK_MONOTONIC stands still meanwhile, and CLOCK_BOOTTIME goes on."""
+    real = time.clock_gettime
+    leadership = Leadership()
+    leadership.hold_until(real(time.CLOCK_BOOTTIME) + 60)
+    assert leadership.is_leader()
+    suspended = {time.CLOCK_BOOTTIME: 120.0}
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: real(clock) + suspended.get(clock, 0.0))
+    assert not leadership.is_leader()

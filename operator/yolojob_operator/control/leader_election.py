@@ -64,6 +64,14 @@ def is_gone(error: ApiError) -> bool:
     return error.status == 404 or (error.status == 403 and "is being terminated" in str(error))
 
 
+def _now() -> float:
+    """Seconds of a clock that nobody sets, and that goes on while the machine is suspended.
+
+    CLOCK_MONOTONIC stands still then: a paused virtual machine would believe to hold a lease that others have taken.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Leadership:
     """Whether this operator is the leader: set by leader election, read by everything that reconciles."""
 
@@ -74,7 +82,7 @@ class Leadership:
         self._gained = asyncio.Event()
 
     def hold_until(self, until: float) -> None:
-        """Lead up to this moment of the monotonic clock; 0: do not lead."""
+        """Lead up to this moment of `_now`; 0: do not lead."""
         if until and not self.is_leader():
             self.since = time.monotonic()
         self._until = until
@@ -84,7 +92,7 @@ class Leadership:
             self._gained.clear()
 
     def is_leader(self) -> bool:
-        return time.monotonic() < self._until
+        return _now() < self._until
 
     async def wait(self) -> None:
         """Return once this operator is the leader."""
@@ -104,18 +112,18 @@ class Lease:
         self._seen_at = 0.0
         self._renewed = -float("inf")
         self._refused: float | None = None
-        """Since when this operator may not read it; None if it may. Monotonic clock."""
+        """Since when this operator may not read it; None if it may; of `_now`."""
         self._written: Object | None = None
         """The lease as this operator wrote it last; None if the write may have failed."""
 
     @property
     def until(self) -> float:
-        """Until which moment of the monotonic clock this operator holds the lease, unless it renews it before."""
+        """Until which moment of `_now` this operator holds the lease, unless it renews it before."""
         return self._renewed + RENEW_DEADLINE_SECONDS
 
     @property
     def held(self) -> bool:
-        return time.monotonic() < self.until
+        return _now() < self.until
 
     async def renew_or_acquire(self) -> None:
         """Renew the lease, or acquire it if it is free.
@@ -123,7 +131,7 @@ class Lease:
         Raises:
             ApiError: the API server refused a request or did not answer.
         """
-        now, began = datetime.now(UTC), time.monotonic()
+        now, began = datetime.now(UTC), _now()
         if self._written is not None:
             # If nobody else has written the lease, one PUT renews it. On any failure the next attempt reads it first.
             known, self._written = self._written, None
@@ -172,7 +180,7 @@ class Lease:
         spec = lease.get("spec") or {}
         holder = str(spec.get("holderIdentity") or "")
         if self._seen is None or spec != self._seen:
-            self._seen, self._seen_at = spec, time.monotonic()
+            self._seen, self._seen_at = spec, _now()
         if holder != self._me:
             age = began - self._seen_at
             if holder and age < LEASE_DURATION_SECONDS and not is_dead(holder):
@@ -190,7 +198,7 @@ class Lease:
 
     async def _write(self, metadata: Object, spec: Object) -> bool:
         """Write the lease unless it was changed since it had this metadata. Returns whether it was written."""
-        began = time.monotonic()  # before the request: other operators see the renewal later
+        began = _now()  # before the request: other operators see the renewal later
         write = self._api.replace_lease if metadata else self._api.create_lease
         self._written = await write(self._lease(metadata, spec))
         if self._written is not None:
@@ -222,7 +230,7 @@ class Lease:
 
 
 def _held_until(leases: list[Lease]) -> float:
-    """Until which moment of the monotonic clock this operator holds all existing leases; in the past if none exists."""
+    """Until which moment of `_now` this operator holds all existing leases; in the past if none exists."""
     return min((lease.until for lease in leases if lease.exists), default=-float("inf"))
 
 
@@ -232,7 +240,7 @@ async def _renew_all(leases: list[Lease]) -> None:
     """
     renewals = [asyncio.create_task(_renew_or_acquire(lease)) for lease in leases]
     try:
-        await asyncio.wait(renewals, timeout=max(_held_until(leases) - time.monotonic(), 0.0))
+        await asyncio.wait(renewals, timeout=max(_held_until(leases) - _now(), 0.0))
     finally:  # also on cancellation: a released lease must not be acquired again
         for task in renewals:
             task.cancel()
@@ -270,15 +278,15 @@ async def keep_leases(leases: list[Lease], on_change: Callable[[float], None]) -
 
     Args:
         leases: those of the watched namespaces.
-        on_change: called after each round with the moment of the monotonic clock until which all leases are held; 0 if
+        on_change: called after each round with the moment of `_now` until which all leases are held; 0 if
             they are not.
     """
     leading = waiting = False
     while True:
-        began = time.monotonic()
+        began = _now()
         await (_renew_all(leases) if leading else _acquire_all(leases))
-        duration = time.monotonic() - began
-        left = _held_until(leases) - time.monotonic()
+        duration = _now() - began
+        left = _held_until(leases) - _now()
         leads_now = left > 0
         on_change(_held_until(leases) if leads_now else 0.0)
         if leads_now != leading:
