@@ -85,3 +85,26 @@ def test_signal_handlers_run_while_a_rank_is_waited_for() -> None:
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert store.check(["0"])
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_gpu_without_kernels_is_refused_only_if_a_gpu_is_required(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], required: bool
+) -> None:
+    import torch
+    from yolojob_trainer.distributed.world import World
+    from yolojob_trainer.errors import BadInput
+
+    from yolojob.api.spec import Gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: WHEEL)
+    gpu = Gpu(required=required)
+    if required:
+        with pytest.raises(BadInput, match=r"compute capability 7\.0"):
+            World.from_env(gpu, lambda _: None)
+    else:
+        assert World.from_env(gpu, lambda _: None).device.type == "cpu"
+        assert "trains on the CPU" in capsys.readouterr().err

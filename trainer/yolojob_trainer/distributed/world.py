@@ -6,6 +6,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,8 +185,14 @@ class World:
         gpu_count = torch.cuda.device_count() if gpu and torch.cuda.is_available() else 0
         if gpu and gpu.required and gpu_count < local_world_size:
             raise _missing_gpus(local_world_size, gpu_count)
-        for index in range(local_world_size if gpu_count >= local_world_size else 0):
-            check_capability(torch.cuda.get_device_capability(index), torch.cuda.get_arch_list(), index)
+        try:
+            for index in range(local_world_size if gpu_count >= local_world_size else 0):
+                check_capability(torch.cuda.get_device_capability(index), torch.cuda.get_arch_list(), index)
+        except BadInput as error:
+            if gpu and gpu.required:
+                raise
+            gpu_count = 0
+            print(f"yolojob: trains on the CPU: {error}", file=sys.stderr)  # noqa: T201
         return cls(
             rank=int(os.environ.get("RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),

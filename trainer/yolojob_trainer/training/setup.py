@@ -342,7 +342,8 @@ class TrainerSetup(TrainerData):
         super()._setup_train()
         self.world_size = self.world.world_size
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.amp = self.device.type == "cuda" and self.dtype != torch.float32  # precision of the validator
+        # Upstream validates in fp16, whose range a network that was trained in bf16 may exceed.
+        self.amp = self.device.type == "cuda" and self.dtype == torch.float16
         self.trained = TrainedObjects(
             network=unwrap_model(self.model),
             ema=self.ema,
