@@ -24,6 +24,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     clients that read and leave, and a new one may be the kubelet's probe."""
 
     daemon_threads = True
+    request_queue_size = 128
+    """The kernel drops a connection beyond the queue, and the client repeats it after a second."""
 
     def __init__(self, address: tuple[str, int], family: socket.AddressFamily) -> None:
         self.address_family = family

@@ -138,7 +138,7 @@ def test_run_with_json_output_prints_the_report(tmp_path: Path, cache: Path) -> 
 
 
 def test_run_interrupted_by_ctrl_c_resumes_with_the_same_command(tmp_path: Path, cache: Path) -> None:
-    document = small(train={**QUICK, "epochs": 6, "fraction": 400}, workers={"replicas": 2})
+    document = small(train={**QUICK, "epochs": 6, "fraction": 100}, workers={"replicas": 2})
     path = manifest(tmp_path, document)
     env = {**os.environ, "YOLOJOB_CACHE_DIR": str(cache), "YOLOJOB_CPUS": "1"}
     first = subprocess.Popen(

@@ -27,8 +27,8 @@ LOOPBACK = "127.0.0.1"
 HANDSHAKE_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 """Pause between two attempts to reach the server proxy."""
-LOG_INTERVAL_SECONDS = 30.0
-"""Interval between two log lines that say why the server proxy is not reachable."""
+FIRST_LOG_SECONDS, LOG_INTERVAL_SECONDS = 10.0, 30.0
+"""Time until the first log line that says why the server proxy is not reachable, and between two of them."""
 MAX_UNAUTHENTICATED = 256
 """Connections that have not proved anything yet; workers do so immediately."""
 MIN_SECRET_BYTES = 16
@@ -135,13 +135,13 @@ class ClientProxy:
     async def open(self) -> asyncio.Server:
         """Wait until the store is reachable, then listen."""
         loop = asyncio.get_running_loop()
-        logged_at = loop.time()
+        next_log = loop.time() + FIRST_LOG_SECONDS
         while True:
             try:
                 _, writer = await self._connect()
             except OSError as error:
-                if loop.time() - logged_at >= LOG_INTERVAL_SECONDS:
-                    logged_at = loop.time()
+                if loop.time() >= next_log:
+                    next_log = loop.time() + LOG_INTERVAL_SECONDS
                     why = error or "no answer"
                     print(f"yolojob: worker 0 is not reachable: {why}", file=sys.stderr, flush=True)  # noqa: T201
                 await asyncio.sleep(RETRY_SECONDS)
