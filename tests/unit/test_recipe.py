@@ -119,3 +119,22 @@ def test_image_whose_shape_the_label_scan_has_read_otherwise_is_corrected(folder
     for number in range(IMAGES):
         torch.testing.assert_close(wrong[0, number]["img"], right[0, number]["img"], rtol=0, atol=0)
         torch.testing.assert_close(wrong[0, number]["bboxes"], right[0, number]["bboxes"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixup": 0.5}])
+def test_sample_does_not_depend_on_the_epochs_asked_for_before(folder: Path, settings: dict[str, Any]) -> None:
+    """After a rollback the epochs before the one without mosaics come again."""
+    from yolojob_trainer.data.dataset import TrainSamples
+
+    window = MosaicWindow(SampleOrder(samples=IMAGES, batch=4, shards=1, seed=0))
+
+    def samples() -> TrainSamples:
+        args = get_cfg(overrides={"imgsz": IMGSZ, "task": "detect", **settings})
+        return TrainSamples(dataset(folder, **settings), seed=0, window=window, close_mosaic_at=2, hyp=args)
+
+    asked = samples()
+    asked.dataset.keep_recent(8, 2**24)
+    for epoch in (0, 2, 1, 3, 0):
+        fresh = samples()
+        for number in range(0, IMAGES, 5):
+            torch.testing.assert_close(asked[epoch, number]["img"], fresh[epoch, number]["img"], rtol=0, atol=0)

@@ -59,6 +59,8 @@ class DetectionDataset(YOLODataset):
     """The decoded images, if the job keeps all of them in memory."""
     recent: RecentImages | None = None
     """The decoded images that were loaded last, if they are kept in memory."""
+    keeps_recent = True
+    """Whether an image is needed again soon after it was loaded: without mosaics it is not."""
     not_recorded: str | None = None
     """Why samples of this dataset are not described by recipes; None if they are."""
 
@@ -138,7 +140,7 @@ class DetectionDataset(YOLODataset):
             original = self.labels.shape(i)
             loaded_as = loaded_shape(original, self.imgsz)
             return without_pixels(loaded_as), original, loaded_as
-        recent = None if args or kwargs else self.recent
+        recent = self.recent if self.keeps_recent and not args and not kwargs else None
         if recent and (kept := recent.get(i)):
             return kept
         loaded = super().load_image(i, *args, **kwargs)
@@ -313,6 +315,8 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         self.close_mosaic_at = close_mosaic_at
         self.hyp = hyp
         self.closed = False
+        self._transforms: dict[bool, tuple[Any, str | None]] = {}
+        """The transforms that were used before, by `closed`, and why they are not recorded."""
         self.sends_recipes = False
         """Whether batches hold recipes instead of pixels."""
 
@@ -321,11 +325,8 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
         epoch, number = sample
-        if not self.closed and epoch >= self.close_mosaic_at:
-            self.closed = True
-            self.dataset.recent = None  # each image is needed once in an epoch
-            self.dataset.mosaic = False
-            self.dataset.close_mosaic(hyp=self.hyp)
+        if self.closed != (epoch >= self.close_mosaic_at):
+            self._close(not self.closed)
         if not self.closed:
             self.dataset.buffer = self.window.images(epoch, number)
         while True:
@@ -336,6 +337,16 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
                 return self.dataset.draw(number) if self.sends_recipes else self.dataset[number]
             except ShapeError as error:
                 self.dataset.correct_shape(error.image)
+
+    def _close(self, closed: bool) -> None:
+        """Switch mosaic and similar augmentations off, or on again: a rollback may go back to an earlier epoch."""
+        self._transforms[self.closed] = self.dataset.transforms, self.dataset.not_recorded
+        if closed and closed not in self._transforms:
+            self.dataset.close_mosaic(hyp=self.hyp)
+        else:
+            self.dataset.transforms, self.dataset.not_recorded = self._transforms[closed]
+        self.dataset.keeps_recent = not closed
+        self.closed = closed
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch, with the pixels as "img" or with a `RecipeBatch` as "recipes"."""
