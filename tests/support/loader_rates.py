@@ -58,7 +58,7 @@ def stock(data: dict[str, Any], args: Any, cache: str | bool) -> Iterator[Any]:
         yield from loader
 
 
-def ours(data: dict[str, Any], args: Any, cache: str | bool, folder: Path) -> Iterator[Any]:
+def ours(data: dict[str, Any], args: Any, folder: Path, *, cache: bool = False, recipes: bool = False) -> Iterator[Any]:
     built = dataset.DetectionDataset(
         label_folder=folder / "caches",
         boundary=None,
@@ -77,6 +77,7 @@ def ours(data: dict[str, Any], args: Any, cache: str | bool, folder: Path) -> It
         built.keep_in_memory(True)
     built.keep_recent(window.length + args.batch, 2**30)
     samples = dataset.TrainSamples(built, seed=0, window=window, close_mosaic_at=10**6, hyp=args)
+    samples.sends_recipes = recipes
     batches = dataset.MicroBatches(order, rank=0, world_size=1, start=(0, 0))
     return dataset.loader(samples, batches, workers=0, prefetch=1, pin_memory=False)
 
@@ -91,8 +92,9 @@ def main() -> None:
     loaders: dict[str, Callable[[], Iterator[Any]]] = {
         "stock": lambda: stock(data, args, False),
         "stock cached": lambda: stock(data, args, "ram"),
-        "ours": lambda: ours(data, args, False, folder),
-        "ours cached": lambda: ours(data, args, "ram", folder),
+        "ours": lambda: ours(data, args, folder),
+        "ours cached": lambda: ours(data, args, folder, cache=True),
+        "recipes": lambda: ours(data, args, folder, recipes=True),
     }
     running = {name: make() for name, make in loaders.items()}
     for loader in running.values():

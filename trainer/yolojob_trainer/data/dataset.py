@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ MAX_PIXELS = 100_000_000
 
 Sample = tuple[int, int]
 """(epoch, index of the image)."""
+Loaded = tuple[list[dict[str, Any]], torch.Tensor | None]
+"""Samples, and the pixels of all of them unless they hold their own or recipes."""
 
 
 class DetectionDataset(YOLODataset):
@@ -92,10 +95,21 @@ class DetectionDataset(YOLODataset):
         if self.not_recorded is not None:
             return super().__getitem__(index)  # type: ignore[no-any-return]
         sample = self.draw(index)
-        recipe: Recipe = sample.pop("recipe")
-        pixels = torch.empty((CHANNELS, *recipe.size), dtype=torch.uint8)
-        self._renderer.render(recipe, self, pixels.numpy())
+        pixels = torch.empty((CHANNELS, *sample["recipe"].size), dtype=torch.uint8)
+        self.render(sample.pop("recipe"), pixels)
         return {**sample, "img": pixels}
+
+    def render(self, recipe: Recipe, out: torch.Tensor) -> None:
+        """Write the pixels of a sample.
+
+        Args:
+            recipe: of the sample.
+            out: (channels, height, width), uint8, contiguous.
+
+        Raises:
+            ShapeError: the label scan has read another shape of an image.
+        """
+        self._renderer.render(recipe, self, out.numpy())
 
     def draw(self, index: int) -> dict[str, Any]:
         """Return a sample with a recipe instead of pixels, drawn by the random generators of `random` and NumPy."""
@@ -324,9 +338,28 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, sample: Sample) -> dict[str, Any]:
+        self._enter(sample[0])
+        return self._seeded(sample, self.dataset.draw if self.sends_recipes else self.dataset.__getitem__)
+
+    def __getitems__(self, samples: list[Sample]) -> Loaded:
+        """Return the samples of a microbatch, which are of one epoch. The loader prefers this method."""
+        self._enter(samples[0][0])
+        if self.sends_recipes or self.dataset.not_recorded:
+            return [self[sample] for sample in samples], None
+        # All samples in one tensor: no copies of them have to be stacked.
+        side = self.dataset.imgsz
+        pixels = torch.empty((len(samples), CHANNELS, side, side), dtype=torch.uint8)
+
+        def load(number: int, out: torch.Tensor) -> dict[str, Any]:
+            sample = self.dataset.draw(number)
+            self.dataset.render(sample.pop("recipe"), out)
+            return sample
+
+        return [self._seeded(s, partial(load, out=out)) for s, out in zip(samples, pixels, strict=True)], pixels
+
+    def _seeded(self, sample: Sample, load: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        """Return a sample, with the random generators as they are for it."""
         epoch, number = sample
-        if self.closed != (epoch >= self.close_mosaic_at):
-            self._close(not self.closed)
         if not self.closed:
             self.dataset.buffer = self.window.images(epoch, number)
         while True:
@@ -334,9 +367,14 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
             random.seed(int(seeds[0]))
             np.random.seed(int(seeds[1]))
             try:
-                return self.dataset.draw(number) if self.sends_recipes else self.dataset[number]
+                return load(number)
             except ShapeError as error:
                 self.dataset.correct_shape(error.image)
+
+    def _enter(self, epoch: int) -> None:
+        """Use the transforms of this epoch."""
+        if self.closed != (epoch >= self.close_mosaic_at):
+            self._close(not self.closed)
 
     def _close(self, closed: bool) -> None:
         """Switch mosaic and similar augmentations off, or on again: a rollback may go back to an earlier epoch."""
@@ -348,10 +386,13 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         self.dataset.keeps_recent = not closed
         self.closed = closed
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate(self, loaded: Loaded) -> dict[str, Any]:
         """Return a batch, with the pixels as "img" or with a `RecipeBatch` as "recipes"."""
+        samples, pixels = loaded
         recipes = [sample.pop("recipe") for sample in samples if "recipe" in sample]
         batch: dict[str, Any] = self.dataset.collate_fn(samples)
+        if pixels is not None:
+            return {**batch, "img": pixels}
         return {**batch, "recipes": RecipeBatch.of_samples(recipes)} if recipes else batch
 
 
@@ -407,7 +448,7 @@ def loader(
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            collate_fn=samples.collate,
+            collate_fn=cast("Any", samples.collate),
             worker_init_fn=_prepare_loader_process,
             # The dataset shares its images with its copies; the default of Python 3.14 would pickle it.
             multiprocessing_context="fork" if workers else None,
