@@ -31,9 +31,11 @@ def measure(samples: TrainSamples, folder: Path | None, dataset_uri: Uri, *, is_
         dataset_uri: URI of the dataset.
         is_main: whether this is rank 0, which alone measures the object store.
     """
+    # In the order of an epoch, in which the images of mosaics are still in memory.
+    numbers = samples.window.order.permutation(0).tolist()
     read, write = _disk_rates(folder) if folder else (None, None)
     return Rates(
-        samples_per_core=_calls_per_second(samples.__getitem__, ((0, i) for i in range(len(samples)))),
+        samples_per_core=_calls_per_second(samples.__getitem__, ((0, number) for number in numbers)),
         decoded_per_core=_calls_per_second(cv2.imread, iter(samples.dataset.im_files)),
         disk_read=read,
         disk_write=write,
