@@ -1,8 +1,9 @@
 """Random faults over many small training jobs on the test cluster; not part of CI: `make chaos`.
 
 Some faults affect one job (a killed process, a deleted pod, a damaged checkpoint). The others affect the whole cluster
-(a killed operator or API server, a paused etcd, a node without power). The seconds to the next step come from the
-traces of the trainers, the counts from the status. The table is printed, and written as JSON to YOLOJOB_CHAOS_OUT.
+(a killed operator or API server, a paused etcd, a node without power). The pause, the longest time between two steps
+until the job has recovered, comes from the traces of the trainers, the counts from the status. The table is printed,
+and written as JSON to YOLOJOB_CHAOS_OUT.
 
     YOLOJOB_CHAOS_JOBS=50 YOLOJOB_CHAOS_FAULTS=200 YOLOJOB_CHAOS_SEED=1 make chaos
 """
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,8 @@ BUCKET_EVERY = 4
 CLOCK = "clock-offset"
 """Name of the ConfigMap with the library that shifts a clock, and of the file in /tmp with the shift."""
 CLOCK_SHIFT_SECONDS = 86400
+POD_DELETED, POD_EVICTED, POD_DELETED_WITHOUT_QUOTA = "pod deleted", "pod evicted", "pod deleted, no quota for 8 s"
+ENDS_GRACEFULLY = (POD_DELETED, POD_EVICTED, POD_DELETED_WITHOUT_QUOTA)
 
 pytestmark = pytest.mark.timeout(4 * 3600)
 
@@ -81,6 +85,8 @@ class Fault:
     """The job's status before it."""
     after: dict[str, Any] = field(default_factory=dict)
     """The job's status once it trained again."""
+    recovered: float = 0.0
+    """When that was seen."""
 
     def change(self, name: str) -> int:
         return int(self.after.get(name, 0) - self.before.get(name, 0))
@@ -231,7 +237,9 @@ class Chaos:
                 fault = Fault("", time.time(), status)
                 job.faults.append(fault)
                 fault.kind = inject(job)
-            fault.after = self.wait_for_training(job, fault.at)
+            # A pod that is deleted trains on until it is stopped.
+            attempt = status["attempt"] + (fault.kind in ENDS_GRACEFULLY)
+            fault.after, fault.recovered = self.wait_for_training(job, fault.at, attempt), time.time()
             print(f"{job.name}: {fault.kind}: attempt {fault.after['attempt']}", flush=True)
         job.status = eventually(lambda: self.ended(job), f"{job.name} ends", seconds=3 * RECOVERY_SECONDS, every=1)
         with self.lock:
@@ -257,8 +265,8 @@ class Chaos:
         status = self.status(job)
         return status if status.get("phase") in ("Succeeded", "Failed") else None
 
-    def wait_for_training(self, job: Job, since: float) -> dict[str, Any]:
-        """Wait until the job runs and has started more than STEPS steps after `since`; return its status."""
+    def wait_for_training(self, job: Job, since: float, attempt: int = 0) -> dict[str, Any]:
+        """Wait until this attempt runs and has started more than STEPS steps after `since`; return the job's status."""
 
         def look() -> dict[str, Any] | None:
             status = self.status(job)
@@ -266,7 +274,8 @@ class Chaos:
                 return status
             # A shifted clock has written other times.
             steps = [start for start, _ in trained(job.folder) if since < start <= time.time()]
-            return status if status.get("phase") == "Running" and len(steps) > STEPS else None
+            runs = status.get("phase") == "Running" and status["attempt"] >= attempt
+            return status if runs and len(steps) > STEPS else None
 
         return dict(eventually(look, f"{job.name} trains", seconds=RECOVERY_SECONDS, every=1))
 
@@ -285,7 +294,7 @@ class Chaos:
 
     def delete_pod(self, job: Job) -> str:
         patiently(lambda: self.kube.run("delete", "pod", self.pod(job), "--wait=false", "--ignore-not-found"))
-        return "pod deleted"
+        return POD_DELETED
 
     def evict_pod(self, job: Job) -> str:
         name = self.pod(job)
@@ -293,7 +302,7 @@ class Chaos:
         path = f"/api/v1/namespaces/{self.kube.namespace}/pods/{name}/eviction"
         body = json.dumps({**eviction, "metadata": {"name": name, "namespace": self.kube.namespace}})
         patiently(lambda: self.kube.run("create", "--raw", path, "--filename", "-", input=body))
-        return "pod evicted"
+        return POD_EVICTED
 
     def damage_checkpoint(self, job: Job) -> str:
         newest = max((job.folder / "checkpoints").glob("*.pt"), default=None)
@@ -338,7 +347,7 @@ class Chaos:
         patiently(lambda: self.kube.run("delete", "pod", self.pod(job), "--wait=false", "--ignore-not-found"))
         let_pass(8)
         patiently(lambda: self.kube.run("delete", "resourcequota", "none", "--ignore-not-found"))
-        return "pod deleted, no quota for 8 s"
+        return POD_DELETED_WITHOUT_QUOTA
 
     def shift_clock(self, job: Job) -> str:
         shift = self.random.choice((-1, 1)) * CLOCK_SHIFT_SECONDS
@@ -377,7 +386,7 @@ class Chaos:
             kind = self.random.choice(self.cluster_faults)()
             for job, fault in faults:
                 fault.kind, fault.at = kind, moment
-                fault.after = self.wait_for_training(job, moment)
+                fault.after, fault.recovered = self.wait_for_training(job, moment), time.time()
                 job.faults.append(fault)
             print(f"cluster ({len(faults)} jobs): {kind}", flush=True)
         finally:
@@ -479,19 +488,18 @@ def table(jobs: list[Job]) -> list[dict[str, Any]]:
             kinds.setdefault(fault.kind, []).append((job, fault))
     rows = []
     for kind, affected in sorted(kinds.items()):
-        waits, lost = [], []
+        pauses, lost = [], []
         for job, fault in affected:
-            after = [start for start, _ in trained(job.folder) if fault.at < start <= time.time()]
-            if after:
-                waits.append(after[0] - fault.at)
+            starts = [start for start, _ in trained(job.folder) if fault.at < start <= fault.recovered]
+            pauses.append(max((b - a for a, b in pairwise([fault.at, *starts])), default=0.0))
             lost.append(max(fault.lost_seconds, 0.0))
         rows.append(
             {
                 "fault": kind,
                 "affected jobs": len(affected),
                 "lost jobs": sum(job.status.get("phase") != "Succeeded" for job, _ in affected),
-                "next step, median s": round(statistics.median(waits), 1) if waits else None,
-                "next step, longest s": round(max(waits), 1) if waits else None,
+                "pause, median s": round(statistics.median(pauses), 1),
+                "pause, longest s": round(max(pauses), 1),
                 "repeated, mean s": round(statistics.fmean(lost), 1),
                 "restarts": sum(fault.change("restarts") for _, fault in affected),
                 "disruptions": sum(fault.change("disruptions") for _, fault in affected),
