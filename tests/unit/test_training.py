@@ -147,6 +147,17 @@ def test_training_out_of_gpu_memory_continues_with_smaller_micro_batches(
     assert len(epochs) == 2
 
 
+def test_fitting_the_memory_leaves_no_trace_in_the_training(gangs: Gangs, tmp_path: Path) -> None:
+    """Neither in batch norm statistics, nor in the criterion, which upstream gives class weights later."""
+    spec: dict[str, Any] = {"replicas": 1, "train": {"epochs": 1, "cls_pw": 1.0}}
+    fitted = gangs(1, **spec, environment={"YOLOJOB_TEST_FIT": "1"})
+    assert fitted.wait() == [0], fitted.log()
+    plain = Gangs(tmp_path / "plain", gangs.cache, gangs.servers)
+    plain.folder.mkdir()
+    assert plain(1, **spec).wait() == [0]
+    assert results(fitted.output) == [pytest.approx(row, rel=1e-4) for row in results(plain.folder / "out")]
+
+
 def test_training_with_too_little_gpu_memory_for_one_image_is_bad_input(gangs: Gangs) -> None:
     gang = gangs(1, replicas=1, environment={"YOLOJOB_TEST_MEMORY": "0"})
     assert gang.wait() == [ExitCode.BAD_INPUT], gang.log()

@@ -49,7 +49,7 @@ def suggest(
 
     period = (spec.train.val_period if spec else None) or 1
     wait = parts.get(TimePart.DATA_WAIT, 0.0)
-    cached = spec is not None and spec.train.cache in (True, "ram")
+    cached = spec is not None and spec.train.cache in (True, "ram", "gpu")
     change = "more loader processes (train.workers) and CPUs" if cached else "cache: ram"
     add(TimePart.DATA_WAIT, 0.1, change, wait * (0.5 if cached else CACHE_SAVING))
     add(TimePart.ALL_REDUCE, 0.15, "fewer workers, or a larger train.batch,", parts.get(TimePart.ALL_REDUCE, 0.0) * 0.5)

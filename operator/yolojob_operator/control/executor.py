@@ -24,7 +24,6 @@ T = TypeVar("T")
 UNIQUE_KINDS = ("Secret", "NetworkPolicy")
 """Kinds of objects whose names contain the job's uid: one that exists belongs to the job, and the operator may not read
 it."""
-REMEMBERED_KINDS = (*UNIQUE_KINDS, "Service")
 UNSEEN_PRESENT_SECONDS = 30.0
 """A created pod counts as existing for this long before the watch shows it."""
 MAX_SERVER_ERRORS = 3
@@ -205,7 +204,8 @@ class Executor:
             if existing is not None and item["kind"] == "PodGroup":
                 await self._api.update_spec(item, existing)
             created = existing
-        if item["kind"] in REMEMBERED_KINDS:
+        exists = created is not None and not created["metadata"].get("deletionTimestamp")
+        if item["kind"] in UNIQUE_KINDS or (item["kind"] == "Service" and exists):
             confirmed[name] = time.monotonic()
         if created is not None and item["kind"] == "Pod" and not created["metadata"].get("deletionTimestamp"):
             facts, now = pod_facts(created), time.monotonic()

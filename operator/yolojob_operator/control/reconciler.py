@@ -89,7 +89,6 @@ class Reconciler:
         self._poller = ProgressPoller(api, self.wake, self._jobs.__contains__)
         self._failures: dict[Key, tuple[int, int]] = {}
         """Consecutive failures, and how many of the job's objects had been created at the last one."""
-        """Consecutive failed reconciles."""
         self._debounce = StatusDebounce()
         self._unseen: dict[Key, tuple[int, float]] = {}
         """Versions that this operator wrote and the watch has not shown yet, and since when (monotonic clock)."""

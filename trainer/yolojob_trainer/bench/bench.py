@@ -211,7 +211,7 @@ class Bench:
         """
         trainer = self._trainer
         total = len(trainer.test_loader)
-        trainer.seek(min(trainer.epoch, trainer.epochs - 1), trainer.steps)
+        trainer.seek(trainer.epochs - 1, trainer.steps)  # the last epoch is always validated
         self._validate(1)  # the first validation allocates memory
         first, rest = self._validate(1)
         # Rank 0 decides, because all ranks must validate the same number of batches.
@@ -266,11 +266,12 @@ class Bench:
         """Measure forward and backward passes of a whole and of half a microbatch."""
         trainer = self._trainer
         trainer.unwrap()
-        trainer.reshard(1)
+        parts = trainer.execution.micro_batches  # more than one if memory is short
+        trainer.reshard(parts)
         whole = self._first_batch()
         half = None
         if whole["img"].shape[0] >= 4:
-            trainer.reshard(2)
+            trainer.reshard(2 * parts)
             half = self._first_batch()
         seconds = self._mean_seconds([b for b in (whole, half) if b is not None], self._seconds * PASSES_SHARE)
         passes = [MicrobatchPass(images=int(whole["img"].shape[0]), seconds=seconds[0])]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ MEMORY_SHARE = 0.25
 """Of a worker's free memory; the rest is for the network and the batches."""
 _LOCKS = 64
 """Locks of the slots. A process holds one while it copies an image, a tenth of a millisecond."""
+LOCK_TIMEOUT_SECONDS = 1.0
+"""Then the image is decoded instead."""
 _FIELDS = 6
 """Numbers that describe a slot: image, height, width, channels, height and width of the file."""
 
@@ -40,14 +44,25 @@ class RecentImages:
         self._turn = context.Lock()
         self._locks = [context.Lock() for _ in range(min(_LOCKS, slots))]
 
+    @staticmethod
+    @contextmanager
+    def _held(lock: Any) -> Iterator[bool]:
+        """Hold a lock; yields False if a process that was killed has left it locked."""
+        held = lock.acquire(timeout=LOCK_TIMEOUT_SECONDS)
+        try:
+            yield held
+        finally:
+            if held:
+                lock.release()
+
     def get(self, image: int) -> Loaded | None:
         """Return a copy of an image; None if it is not kept."""
         slot = int(self._slot_of[image])
         if slot < 0:
             return None
-        with self._locks[slot % len(self._locks)]:
+        with self._held(self._locks[slot % len(self._locks)]) as held:
             kept, height, width, channels, *original = self._slots[slot].tolist()
-            if kept != image:
+            if not held or kept != image:
                 return None
             pixels = self._bytes[slot, : height * width * channels].copy()
         return pixels.reshape(height, width, channels), (original[0], original[1]), (height, width)
@@ -57,9 +72,9 @@ class RecentImages:
         slot = int(self._slot_of[image])
         if slot < 0:
             return False
-        with self._locks[slot % len(self._locks)]:
+        with self._held(self._locks[slot % len(self._locks)]) as held:
             kept, height, width, channels, *_ = self._slots[slot].tolist()
-            if kept != image or (height, width) != shape:
+            if not held or kept != image or (height, width) != shape:
                 return False
             pixels = self._bytes[slot, : height * width * channels].reshape(height, width, channels)
             out[:] = pixels[y : y + out.shape[0], x : x + out.shape[1]]
@@ -70,10 +85,14 @@ class RecentImages:
         pixels, original, _ = loaded
         if pixels.dtype != np.uint8 or pixels.nbytes > self._bytes.shape[1]:
             return
-        with self._turn:
+        with self._held(self._turn) as held:
+            if not held:
+                return
             slot = int(self._next[0]) % len(self._slots)
             self._next[0] += 1
-        with self._locks[slot % len(self._locks)]:
+        with self._held(self._locks[slot % len(self._locks)]) as held:
+            if not held:
+                return
             if (old := int(self._slots[slot, 0])) >= 0 and self._slot_of[old] == slot:
                 self._slot_of[old] = -1
             self._bytes[slot, : pixels.nbytes] = pixels.reshape(-1)

@@ -8,6 +8,7 @@ float32: a test compares it with `render`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -20,8 +21,8 @@ from yolojob_trainer.data.recipe import CHANNELS, GRAY, Recipe
 from yolojob_trainer.data.render import colour_table
 
 TILES = 4
-SAMPLES_AT_ONCE = 8
-"""A sample of 640 x 640 pixels takes about 0.2 GB of intermediate tensors."""
+PIXELS_AT_ONCE = 8 * 640**2
+"""Pixels of the samples that are made at the same time: each takes about 500 bytes of intermediate tensors."""
 _FAR = 1e6
 """Place outside of every canvas, in pixels."""
 _HSV_SHIFT = 12
@@ -110,7 +111,8 @@ def render_batch(batch: RecipeBatch, images: ImageMemory) -> torch.Tensor:
     Returns:
         (B, channels, height, width), uint8, with the channels last in memory.
     """
-    return torch.cat([render_part(part, images) for part in batch.parts(SAMPLES_AT_ONCE)])
+    at_once = max(PIXELS_AT_ONCE // math.prod(batch.size), 1)
+    return torch.cat([render_part(part, images) for part in batch.parts(at_once)])
 
 
 def render_part(batch: RecipeBatch, images: ImageMemory) -> torch.Tensor:
@@ -182,7 +184,7 @@ def _recolour(pixels: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     blue, green, red = pixels.unbind(-1)
     value, least = pixels.amax(-1), pixels.amin(-1)
     span = value - least
-    saturations, hues = (table.to(pixels.device) for table in _division_tables())
+    saturations, hues, _ = _tables(pixels.device)
     half = 1 << (_HSV_SHIFT - 1)
     saturation = (span * saturations[value] + half) >> _HSV_SHIFT
     hue = torch.where(
@@ -213,18 +215,21 @@ def _to_bgr(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) ->
         ),
         -1,
     )
-    order = torch.tensor(_SECTORS, device=hue.device)[sector.long().clamp(0, len(_SECTORS) - 1)]
+    order = _tables(hue.device)[2][sector.long().clamp(0, len(_SECTORS) - 1)]
     return (choices.gather(-1, order) * 255).to(torch.int32).clamp(0, 255)
 
 
 @cache
-def _division_tables() -> tuple[torch.Tensor, torch.Tensor]:
-    """OpenCV's tables for dividing by the value, and by the span of the channels: `initHSVTabs`."""
+def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return OpenCV's tables for dividing by the value, and by the span of the channels (`initHSVTabs`), and SECTORS.
+
+    They are kept, because every copy to a GPU waits for it.
+    """
     divisors = np.arange(1, 256)
     saturations = np.rint((255 << _HSV_SHIFT) / divisors)
     hues = np.rint((_HUES << _HSV_SHIFT) / (6.0 * divisors))
     both = [torch.from_numpy(np.concatenate([[0], table]).astype(np.int32)) for table in (saturations, hues)]
-    return both[0], both[1]
+    return both[0].to(device), both[1].to(device), torch.tensor(_SECTORS, device=device)
 
 
 def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from yolojob_trainer.system.process import available_cpus
 
 # Files of cgroup v2 and v1; psutil does not read them.
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_MEMORY_STATISTICS = ("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat")
 _MEMORY_USAGES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
@@ -41,7 +42,21 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
     limit, used = _read_first_number(_MEMORY_LIMITS), _read_first_number(_MEMORY_USAGES)
-    return free if limit is None or used is None else min(free, max(limit - used, 0))
+    if limit is None or used is None:
+        return free
+    return min(free, max(limit - used + _reclaimable(), 0))
+
+
+def _reclaimable() -> int:
+    """Return the bytes of files in memory that this container's limit counts, and that the kernel drops if needed."""
+    for file in _MEMORY_STATISTICS:
+        try:
+            lines = Path(file).read_text().splitlines()
+        except OSError:
+            continue
+        values = dict(line.split() for line in lines if len(line.split()) == 2)
+        return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
+    return 0
 
 
 def _read_first_number(files: tuple[str, ...]) -> int | None:

@@ -24,6 +24,7 @@ from yolojob.api.trainer_report import Trial, TuningReport
 from yolojob_trainer.model import precision
 from yolojob_trainer.system.compiler import has_c_compiler
 from yolojob_trainer.system.process import available_cpus
+from yolojob_trainer.training import memory
 from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.setup import TrainerSetup
 
@@ -101,8 +102,7 @@ class Tuner:
             if verdict == "kept":
                 best, fastest = proposed, measured
         self._configure(best)
-        for name, value in self._network.named_buffers():
-            value.copy_(buffers[name])
+        memory.restore(self._network, buffers)
         return best, TuningReport(chosen=best.describe(), trials=self._trials)
 
     def _candidates(self, first: ExecutionSettings) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -115,7 +115,8 @@ class Tuner:
         if settings.channels_last is None:
             yield f"channels_last={str(not first.channels_last).lower()}", {"channels_last": not first.channels_last}
         if min(trainer.order.sizes(0, trainer.world.rank, trainer.world.world_size)) >= 4:
-            yield "micro_batches=2", {"micro_batches": 2}
+            more = 2 * first.micro_batches
+            yield f"micro_batches={more}", {"micro_batches": more}
         if settings.cache is None:
             yield "cache=ram", {"cache": "ram"}
             if trainer.device.type == "cuda":

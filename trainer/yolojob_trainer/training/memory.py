@@ -9,6 +9,7 @@ import gc
 from dataclasses import replace
 
 import torch
+from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.setup import TrainerSetup
@@ -35,8 +36,17 @@ def fit(trainer: TrainerSetup) -> None:
         if settings is None:
             break  # the first step reports what is wrong
         use(trainer, settings)
-    for name, value in trainer.model.named_buffers():
+    restore(trainer.model, buffers)
+
+
+def restore(network: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    """Undo what passes without an optimizer step leave in a network: batch norm statistics, and the criterion.
+
+    Upstream sets the weights of classes (cls_pw) later, and a criterion reads them only when it is built.
+    """
+    for name, value in network.named_buffers():
         value.copy_(buffers[name])
+    unwrap_model(network).criterion = None
 
 
 def use(trainer: TrainerSetup, settings: ExecutionSettings) -> None:

@@ -123,7 +123,7 @@ class TrainerSetup(TrainerData):
         settings = self.run.spec.train
         requested = settings.model_dump(exclude_none=True, exclude=set(OWN_SETTINGS))
         if settings.cache == GPU_CACHE:
-            requested["cache"] = False  # Ultralytics does not know it
+            requested["cache"] = "ram" if self.world.device.type == "cpu" else False  # Ultralytics does not know it
         if settings.fraction and settings.fraction > 1:
             requested["fraction"] = int(settings.fraction)  # for Ultralytics an int is a count and a float is a share
         return {
@@ -179,17 +179,22 @@ class TrainerSetup(TrainerData):
         raise_detection_limit(self.args, {"train": dataset, "val": validation})
         unwrap_model(self.model).set_head_attr(max_det=self.args.max_det)
 
+        self._configure_or_decode()
+        if self.device.type == "cuda":
+            self.fit_memory()
         self.tune()
+        self._configure_or_decode()
+        self._build_optimizer()
+        if self.world.world_size > 1:
+            self._wrap()
+
+    def _configure_or_decode(self) -> None:
+        """Use the execution settings. Images that cannot be cached are decoded in every epoch."""
         try:
             self.configure(self.execution)
         except CacheError as error:
             self.warn(f"{error}: images are decoded in every epoch")
             self.configure(replace(self.execution, cache=False))
-        if self.device.type == "cuda":
-            self.fit_memory()
-        self._build_optimizer()
-        if self.world.world_size > 1:
-            self._wrap()
 
     def _build_optimizer(self) -> None:
         """Build optimizer and schedule like upstream, but for the global batch."""
@@ -243,13 +248,15 @@ class TrainerSetup(TrainerData):
         dataset = self.samples.dataset
         self.order = self._sample_order(dataset, execution)
         keep, on_device = execution.cache in (True, "ram"), execution.cache == GPU_CACHE
-        self.images = None
-        reason = device_images.why_not(dataset, self.device) if on_device else None
+        if not on_device:
+            self.images = None
+        reason = device_images.why_not(dataset, self.device) if on_device and not self.images else None
         if keep and not dataset.shared:
             reason = dataset.why_not_in_memory()
         if self.world.any(reason is not None):
             raise CacheError(reason or f"cache: {execution.cache}: the images do not fit on another worker")
-        self.images = device_images.load(dataset, self.device) if on_device else None
+        if on_device and not self.images:
+            self.images = device_images.load(dataset, self.device)
         self.samples.sends_recipes = on_device
         if keep != (dataset.shared is not None):
             with self.world.rank0_then_node_then_rest(f"cache/{next(self._cache_changes)}"):

@@ -27,6 +27,7 @@ from yolojob_trainer.training import memory
 from yolojob_trainer.training.autotune import Tuner
 from yolojob_trainer.training.callbacks import Callback, TrainEvent, emit
 from yolojob_trainer.training.execution import ExecutionSettings
+from yolojob_trainer.training.losses import EpochLosses
 from yolojob_trainer.training.resumable import ResumableTrainer
 from yolojob_trainer.training.setup import TrainerInputs
 from yolojob_trainer.training.step import Diverged
@@ -62,8 +63,10 @@ class Trainer(ResumableTrainer):
         self.epoch_seconds = self.validation_seconds = 0.0
         self.tuning_only = False
         self._stop_requested = False
-        self._boundary, self._losses_at_boundary = 0, self.losses
-        """The epoch's steps whose gradients are in the weights, and its losses after them."""
+        self._boundary: int | None = None
+        """Number of the epoch's steps whose gradients are in the weights; None outside of the steps."""
+        self._losses_at_boundary = self.losses
+        """The epoch's losses after these steps."""
 
     # --- the loop: see callbacks.TrainEvent for its pseudocode ------------------------------------------------------
 
@@ -109,30 +112,38 @@ class Trainer(ResumableTrainer):
         if finished and self.run_folder:
             self.run_folder.upload_all()
         while not finished:
+            out_of_memory = False
             try:
                 self._train_epochs()
                 finished = True
             except Diverged:
                 self._roll_back()
             except torch.OutOfMemoryError:
-                if not self._step_again():
+                settings = self._settings_after_out_of_memory()
+                if settings is None:
                     raise
+                out_of_memory = True
+            if out_of_memory and settings:  # after the handler: its traceback holds the tensors of the failed step
+                self._step_again(settings)
         emit(TrainEvent.TRAIN_END, self.listeners, self)
 
-    def _step_again(self) -> bool:
-        """Go back to the last optimizer step, with microbatches of half the size; return whether that is possible.
+    def _settings_after_out_of_memory(self) -> ExecutionSettings | None:
+        """Return settings with which the step may fit into memory; None if it was no step, or nothing is left to try.
 
-        With several ranks it is not: the others wait for the gradients of this one.
+        With several ranks nothing can be tried: the others wait for the gradients of this one.
         """
-        settings = memory.halved(self)
-        if self.world.world_size > 1 or settings is None:
-            return False
+        return memory.halved(self) if self._boundary is not None and self.world.world_size == 1 else None
+
+    def _step_again(self, settings: ExecutionSettings) -> None:
+        """Go back to the last optimizer step, and continue with these settings."""
+        assert self._boundary is not None
         self.optimizer.zero_grad()
+        # They hold the tensors of the failed step.
+        self.loss, self.loss_items = torch.zeros((), device=self.device), {}
         self.losses = self._losses_at_boundary
         self.seek(self.epoch, self._boundary)
         memory.use(self, settings)
         self.trained.restart_schedule(self.epoch)
-        return True
 
     def run_trials(self) -> TuningReport:
         """Run the trials of spec.tuning to find the fastest settings, and train nothing.
@@ -196,10 +207,9 @@ class Trainer(ResumableTrainer):
         emit(TrainEvent.EPOCH_START, self.listeners, self)
         boundary = self.step
         while self.step < self.steps:
-            if boundary == self.step:
-                self._boundary, self._losses_at_boundary = boundary, self.losses.copy()
             self.agree(boundary)
             boundary = self.next_step(batches, boundary)
+        self._boundary = None
         self.collect_spans(wait=True)
         self.epoch_seconds = time.perf_counter() - began
 
@@ -231,6 +241,8 @@ class Trainer(ResumableTrainer):
             Diverged: the loss is not finite on any rank.
             Interrupted: any rank was asked to stop; the state is saved.
         """
+        if boundary == self.step:
+            self._boundary, self._losses_at_boundary = boundary, self.losses.copy()
         due = self.world.is_main and time.monotonic() - self._saved_at >= self.run.spec.checkpoint.every_seconds
         flags = Decision(stop=self._stop_requested, save=due, diverged=self.losses.diverged)
         decision = self.consensus.exchange(flags)
@@ -238,17 +250,22 @@ class Trainer(ResumableTrainer):
             raise Diverged
         if decision.stop or decision.save:
             # The weights have not changed since the last optimizer step: a resume continues there.
-            self._save_within_epoch(boundary, stop=decision.stop)
+            self._save_within_epoch(boundary, self._losses_at_boundary, stop=decision.stop)
 
-    def _save_within_epoch(self, step: int, *, stop: bool) -> None:
+    def _save_within_epoch(self, step: int, losses: EpochLosses, *, stop: bool) -> None:
         """Save a checkpoint from which a resume continues with this step of the epoch. All ranks must call it.
+
+        Args:
+            step: number of the epoch's steps whose gradients are in the weights.
+            losses: of these steps.
+            stop: whether the run ends then.
 
         Raises:
             Diverged: a loss or a weight is not finite; nothing is saved.
             Interrupted: `stop` is set.
         """
         self.check_finite()
-        self.state.loss_totals = self.losses.totals(self.world)
+        self.state.loss_totals = losses.totals(self.world)
         self.save(step=step)
         if stop:
             position = f"epoch {self.epoch + 1}, step {step} of {self.steps}"
@@ -271,7 +288,7 @@ class Trainer(ResumableTrainer):
         due = self.world.is_main and long and unsaved > SHORT_VALIDATION_SECONDS
         stop, save = self.world.sum([float(self._stop_requested), float(due)])
         if stop or save:
-            self._save_within_epoch(self.steps, stop=bool(stop))
+            self._save_within_epoch(self.steps, self.losses, stop=bool(stop))
 
     # --- the end of an epoch --------------------------------------------------------------------------------------
 
