@@ -10,6 +10,8 @@ import pytest
 from support.harness import Report, ratio, script
 
 ROUNDS = int(os.environ.get("YOLOJOB_BENCH_ROUNDS", "5"))
+NOISE = 0.05
+"""Of the ratio of two measurements in turns."""
 
 
 @pytest.mark.timeout(1800)
@@ -27,6 +29,6 @@ def test_loader_is_as_fast_as_stock_ultralytics(width: int, height: int, tmp_pat
     }
     medians = {name: statistics.median(values) for name, values in rates.items()}
     report.add("loader", size=f"{width}x{height}", **medians, **ratios)
-    assert ratios["ours/stock"] >= 1
-    assert ratios["cached/stock cached"] >= 1
+    assert ratios["ours/stock"] >= 1 - NOISE
+    assert ratios["cached/stock cached"] >= 1 - NOISE
     assert ratios["recipes/stock"] >= 6

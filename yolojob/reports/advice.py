@@ -24,8 +24,9 @@ class Advice:
         return f"{self.what}: {self.change} would save about {rough_duration(self.saves)}"
 
 
-CACHE_SAVING = 0.8
-"""Fraction of the data wait that decoded images in memory save; the rest is augmentation. Assumed."""
+CACHE_SAVING = 0.23
+"""Fraction of the data wait that decoded images in memory save; the rest is augmentation. Measured with images of
+640 x 480 pixels (docs/benchmarks.md); it is more with larger images."""
 
 
 def suggest(
