@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from support.recipes import IMAGES, IMGSZ, SETTINGS, dataset, seed, write_images
 from ultralytics.cfg import get_cfg
 from yolojob_trainer.data import device_images
+from yolojob_trainer.data.image_cache import Image as Pixels
 from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.recipe import Recipe, Tile
-from yolojob_trainer.data.render import Pixels, Renderer
+from yolojob_trainer.data.render import Renderer
 from yolojob_trainer.data.render_batch import ImageMemory, RecipeBatch, render_batch
 from yolojob_trainer.data.sample_order import SampleOrder
 
@@ -51,7 +52,7 @@ def test_pixels_are_those_of_opencv_up_to_rounding(folder: Path, changes: dict[s
         assert difference.max() <= 1
 
 
-class Image:
+class OneImage:
     """One image as the source of the pixels."""
 
     def __init__(self, pixels: Pixels) -> None:
@@ -87,7 +88,7 @@ def test_any_affine_map_of_any_image_gives_the_pixels_of_opencv(
         rgb=flags[2],
     )
     expected = np.empty((3, 32, 48), np.uint8)
-    Renderer().render(recipe, Image(pixels), expected)
+    Renderer().render(recipe, OneImage(pixels), expected)
     memory = ImageMemory(pixels=torch.from_numpy(pixels).view(-1), index=torch.tensor([[0, width]]))
     found = render_batch(RecipeBatch.of_samples([recipe]), memory)[0].numpy()
     if abs(np.linalg.det(values[:, :2])) > 1e-2:  # otherwise a pixel far away decides by the last bits

@@ -21,7 +21,7 @@ from yolojob_trainer.data.label_table import LabelTable, NpyFiles
 from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.recent_images import RecentImages
 from yolojob_trainer.data.recipe import CHANNELS, Recipe, Shape, flatten, loaded_shape, recorder, without_pixels
-from yolojob_trainer.data.render import Pixels, Renderer, ShapeError
+from yolojob_trainer.data.render import Renderer, ShapeError
 from yolojob_trainer.data.render_batch import RecipeBatch
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.data.scan import ScanCounts, split_messages, summarize
@@ -34,7 +34,7 @@ MAX_PIXELS = 100_000_000
 
 Sample = tuple[int, int]
 """(epoch, index of the image)."""
-Loaded = tuple[list[dict[str, Any]], torch.Tensor | None]
+LoadedSamples = tuple[list[dict[str, Any]], torch.Tensor | None]
 """Samples, and the pixels of all of them unless they hold their own or recipes."""
 
 
@@ -124,7 +124,7 @@ class DetectionDataset(YOLODataset):
         sample: dict[str, Any] = super().get_image_and_label(index)
         return {**sample, "number": index} if self._drawing else sample
 
-    def paste(self, image: int, shape: Shape, x: int, y: int, out: Pixels) -> None:
+    def paste(self, image: int, shape: Shape, x: int, y: int, out: image_cache.Image) -> None:
         """Copy a part of an image, see `render.Images`."""
         if self.recent and self.recent.paste(image, shape, x, y, out):
             return
@@ -341,7 +341,7 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         self._enter(sample[0])
         return self._seeded(sample, self.dataset.draw if self.sends_recipes else self.dataset.__getitem__)
 
-    def __getitems__(self, samples: list[Sample]) -> Loaded:
+    def __getitems__(self, samples: list[Sample]) -> LoadedSamples:
         """Return the samples of a microbatch, which are of one epoch. The loader prefers this method."""
         self._enter(samples[0][0])
         if self.sends_recipes or self.dataset.not_recorded:
@@ -386,7 +386,7 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         self.dataset.keeps_recent = not closed
         self.closed = closed
 
-    def collate(self, loaded: Loaded) -> dict[str, Any]:
+    def collate(self, loaded: LoadedSamples) -> dict[str, Any]:
         """Return a batch, with the pixels as "img" or with a `RecipeBatch` as "recipes"."""
         samples, pixels = loaded
         recipes = [sample.pop("recipe") for sample in samples if "recipe" in sample]

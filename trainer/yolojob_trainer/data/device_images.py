@@ -34,15 +34,10 @@ def _shapes(dataset: DetectionDataset) -> list[Shape]:
     return [loaded_shape(dataset.labels.shape(i), dataset.imgsz) for i in range(dataset.ni)]
 
 
-def _starts(shapes: list[Shape]) -> list[int]:
-    """Return the first element of each image, and the end of the last one."""
-    return [0, *torch.tensor([CHANNELS * math.prod(shape) for shape in shapes]).cumsum(0).tolist()]
-
-
-def _decode(dataset: DetectionDataset, device: torch.device) -> tuple[torch.Tensor, list[int]]:
-    """Return the pixels of all images, and the images whose shape is another one than the label scan has read."""
+def _decode(dataset: DetectionDataset, device: torch.device) -> tuple[ImageMemory, list[int]]:
+    """Return all images, and the numbers of those whose shape is another one than the label scan has read."""
     shapes, wrong = _shapes(dataset), []
-    starts = _starts(shapes)
+    starts = [0, *torch.tensor([CHANNELS * math.prod(shape) for shape in shapes]).cumsum(0).tolist()]
     pixels = torch.empty(starts[-1], dtype=torch.uint8, device=device)
     with ThreadPoolExecutor(available_cpus()) as pool:
         for i, (image, *_) in enumerate(pool.map(dataset.load_image, range(len(shapes)))):
@@ -50,7 +45,8 @@ def _decode(dataset: DetectionDataset, device: torch.device) -> tuple[torch.Tens
                 pixels[starts[i] : starts[i + 1]] = torch.from_numpy(image).view(-1)
             else:
                 wrong.append(i)
-    return pixels, wrong
+    index = torch.tensor([(start, width) for start, (_, width) in zip(starts, shapes, strict=False)])
+    return ImageMemory(pixels=pixels, index=index.to(device)), wrong
 
 
 def load(dataset: DetectionDataset, device: torch.device) -> ImageMemory:
@@ -63,13 +59,10 @@ def load(dataset: DetectionDataset, device: torch.device) -> ImageMemory:
     Raises:
         torch.OutOfMemoryError: they do not fit; `why_not` should tell before.
     """
-    pixels, wrong = _decode(dataset, device)
+    images, wrong = _decode(dataset, device)
     if wrong:  # where Pillow and OpenCV read an orientation differently
-        del pixels
+        del images
         for image in wrong:
             dataset.correct_shape(image)
-        pixels, _ = _decode(dataset, device)
-    shapes = _shapes(dataset)
-    starts = _starts(shapes)
-    widths = torch.tensor([width for _, width in shapes])
-    return ImageMemory(pixels=pixels, index=torch.stack([torch.tensor(starts[:-1]), widths], -1).to(device))
+        images, _ = _decode(dataset, device)
+    return images

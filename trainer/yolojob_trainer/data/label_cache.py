@@ -49,11 +49,11 @@ def write(path: Path, scan: Labels) -> None:
         "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
         "shapes": np.array([label["shape"] for label in labels], np.int64).reshape(-1, 2),
         "counts": np.array([len(label["cls"]) for label in labels], np.int64),
-        "boxes": _joined([np.hstack([label["cls"], label["bboxes"]]) for label in labels], (5,)),
+        "boxes": joined([np.hstack([label["cls"], label["bboxes"]]) for label in labels], (5,)),
         "segments": np.array([len(label["segments"]) for label in labels], np.int64),
         "points": np.array([len(points) for points in segments], np.int64),
-        "polygons": _joined(segments, (2,)),
-        "keypoints": _joined(keypoints if head["keypoints"] else [], tuple(head["keypoints"] or (0, 0))),
+        "polygons": joined(segments, (2,)),
+        "keypoints": joined(keypoints if head["keypoints"] else [], tuple(head["keypoints"] or (0, 0))),
     }
     try:
         # A new file with a name that nobody else knows: a link in its place would be followed.
@@ -132,7 +132,7 @@ def _decode(arrays: dict[str, Any], files: list[str], expected_hash: str) -> Lab
     return {"labels": labels, "results": tuple(head["results"]), "msgs": head["msgs"], "hash": head["hash"]}
 
 
-def _joined(parts: list[Any], shape: tuple[int, ...]) -> Any:
+def joined(parts: list[Any], shape: tuple[int, ...]) -> Any:
     """Return arrays of any length, each item of this shape, as one array."""
     return np.concatenate([np.zeros((0, *shape), np.float32), *parts]).astype(np.float32)
 

@@ -8,15 +8,37 @@ reference counts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yolojob_trainer.data.label_cache import joined
 
-class Texts(Sequence[str]):
+T = TypeVar("T")
+
+
+class Items(Sequence[T]):
+    """A sequence whose items are made when they are asked for."""
+
+    def item(self, i: int) -> T:
+        """Return the item at this index from 0 on."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+
+    def __getitem__(self, i: int | slice) -> T | list[T]:
+        chosen = range(len(self))[i]
+        return self.item(chosen) if isinstance(chosen, int) else [self.item(k) for k in chosen]
+
+
+class Texts(Items[str]):
     """Texts, one after the other."""
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -31,20 +53,11 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
+    def item(self, i: int) -> str:
         return self._bytes[self._ends[i] : self._ends[i + 1]].tobytes().decode("utf-8", "surrogateescape")
 
 
-class NpyFiles(Sequence[Path]):
+class NpyFiles(Items[Path]):
     """The file beside each image in which `cache: disk` keeps its pixels."""
 
     def __init__(self, images: Sequence[str]) -> None:
@@ -53,19 +66,11 @@ class NpyFiles(Sequence[Path]):
     def __len__(self) -> int:
         return len(self._images)
 
-    @overload
-    def __getitem__(self, i: int) -> Path: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[Path]: ...
-
-    def __getitem__(self, i: int | slice) -> Path | list[Path]:
-        if isinstance(i, slice):
-            return [Path(image).with_suffix(".npy") for image in self._images[i]]
+    def item(self, i: int) -> Path:
         return Path(self._images[i]).with_suffix(".npy")
 
 
-class LabelTable(Sequence[dict[str, Any]]):
+class LabelTable(Items[dict[str, Any]]):
     """The labels of all images. An item is a new dictionary, as upstream's scan makes it, with views of the arrays."""
 
     def __init__(self, labels: Sequence[dict[str, Any]]) -> None:
@@ -75,28 +80,19 @@ class LabelTable(Sequence[dict[str, Any]]):
         """
         self.files = Texts([label["im_file"] for label in labels])
         self._shapes = np.array([label["shape"] for label in labels if "shape" in label], np.int32).reshape(-1, 2)
-        self._boxes = _joined([np.hstack([label["cls"], label["bboxes"]]) for label in labels], (5,))
+        self._boxes = joined([np.hstack([label["cls"], label["bboxes"]]) for label in labels], (5,))
         self._box_ends = _ends(label["cls"] for label in labels)
         polygons = [np.asarray(points, np.float32) for label in labels for points in label["segments"]]
-        self._points, self._point_ends = _joined(polygons, (2,)), _ends(polygons)
+        self._points, self._point_ends = joined(polygons, (2,)), _ends(polygons)
         self._polygon_ends = _ends(label["segments"] for label in labels)
         keypoints = [label["keypoints"] for label in labels]
         has_keypoints = bool(keypoints) and keypoints[0] is not None
-        self._keypoints = _joined(keypoints, keypoints[0].shape[1:]) if has_keypoints else None
+        self._keypoints = joined(keypoints, keypoints[0].shape[1:]) if has_keypoints else None
 
     def __len__(self) -> int:
         return len(self.files)
 
-    @overload
-    def __getitem__(self, i: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
+    def item(self, i: int) -> dict[str, Any]:
         mine = slice(self._box_ends[i], self._box_ends[i + 1])
         first, last = self._polygon_ends[i], self._polygon_ends[i + 1]
         label = {
@@ -109,9 +105,6 @@ class LabelTable(Sequence[dict[str, Any]]):
             "bbox_format": "xywh",
         }
         return {**label, "shape": self.shape(i)} if len(self._shapes) else label
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
 
     def shape(self, i: int) -> tuple[int, int]:
         """Return (height, width) of an image's file."""
@@ -126,11 +119,6 @@ class LabelTable(Sequence[dict[str, Any]]):
     def labelled(self) -> int:
         """Number of images with labels."""
         return int(np.count_nonzero(np.diff(self._box_ends)))
-
-
-def _joined(parts: list[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return arrays of any length, each item of this shape, as one array."""
-    return np.concatenate([np.zeros((0, *shape), np.float32), *parts], dtype=np.float32)
 
 
 def _ends(parts: Any) -> NDArray[np.int64]:

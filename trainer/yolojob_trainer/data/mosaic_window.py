@@ -18,8 +18,7 @@ MIN_IMAGES = 128
 """Of a shard, because a shard of a few images would combine the same ones again and again."""
 _BEFORE_FIRST_EPOCH = 2**32 - 1
 """Number of the imaginary epoch whose images fill the windows of the first epoch's first samples."""
-
-KEPT_EPOCHS = 3
+_KEPT_EPOCHS = 3
 """Orders of epochs in memory: prefetching crosses the end of an epoch, and a window reaches into the epoch before."""
 
 
@@ -69,7 +68,7 @@ class MosaicWindow:
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int32], list[NDArray[np.int32]]]:
         """Return the position of each sample, and the samples of each shard in order."""
         if epoch not in self._epochs:
-            while len(self._epochs) >= KEPT_EPOCHS:
+            while len(self._epochs) >= _KEPT_EPOCHS:
                 del self._epochs[next(iter(self._epochs))]
             order = self.order.permutation(epoch).astype(np.int32)
             positions = np.empty_like(order)

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolojob_trainer.data.image_cache import Image
 from yolojob_trainer.data.recipe import CHANNELS, GRAY, Recipe, Shape
 
-Pixels = NDArray[np.uint8]
 _MARGIN = 2
-"""Pixels around the visible part of the canvas: interpolation needs one, and rounding may need another."""
+"""Image around the visible part of the canvas: interpolation needs one, and rounding may need another."""
 
 
 class ShapeError(ValueError):
@@ -31,7 +31,7 @@ class ShapeError(ValueError):
 class Images(Protocol):
     """Where the pixels of images are."""
 
-    def paste(self, image: int, shape: Shape, x: int, y: int, out: Pixels) -> None:
+    def paste(self, image: int, shape: Shape, x: int, y: int, out: Image) -> None:
         """Copy a part of an image.
 
         Args:
@@ -50,9 +50,9 @@ class Renderer:
     """Renders samples of one size; keeps its memory between them. Not for several threads."""
 
     def __init__(self) -> None:
-        self._canvas: Pixels = np.empty(0, np.uint8)
+        self._canvas: Image = np.empty(0, np.uint8)
 
-    def render(self, recipe: Recipe, images: Images, out: Pixels) -> None:
+    def render(self, recipe: Recipe, images: Images, out: Image) -> None:
         """Write the pixels of a sample.
 
         Args:
@@ -73,7 +73,7 @@ class Renderer:
             image = cv2.flip(image, 1 if not recipe.flip_up else -1 if recipe.flip_left else 0)
         cv2.split(image, [out[2], out[1], out[0]] if recipe.rgb else [out[0], out[1], out[2]])
 
-    def _draw(self, recipe: Recipe, images: Images, part: tuple[int, int, int, int]) -> Pixels:
+    def _draw(self, recipe: Recipe, images: Images, part: tuple[int, int, int, int]) -> Image:
         """Return the canvas with this part (left, top, right, bottom) drawn; the rest has any content."""
         left, top, right, bottom = part
         size = math.prod(recipe.canvas) * CHANNELS
@@ -108,7 +108,7 @@ def visible_part(recipe: Recipe) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
-def colour_table(gains: NDArray[np.float64]) -> Pixels:
+def colour_table(gains: NDArray[np.float64]) -> Image:
     """Return the (1, 256, 3) table for hue, saturation and value: `RandomHSV.apply_image`."""
     values = np.arange(256, dtype=gains.dtype)
     hue = ((values + gains[0] * 180) % 180).astype(np.uint8)

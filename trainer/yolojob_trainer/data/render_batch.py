@@ -112,19 +112,11 @@ def render_batch(batch: RecipeBatch, images: ImageMemory) -> torch.Tensor:
         (B, channels, height, width), uint8, with the channels last in memory.
     """
     at_once = max(PIXELS_AT_ONCE // math.prod(batch.size), 1)
-    return torch.cat([render_part(part, images) for part in batch.parts(at_once)])
+    return torch.cat([_render_part(part, images) for part in batch.parts(at_once)])
 
 
-def render_part(batch: RecipeBatch, images: ImageMemory) -> torch.Tensor:
-    """Return the pixels of a batch at once.
-
-    Args:
-        batch: the recipes.
-        images: those that the recipes name, on the same device.
-
-    Returns:
-        (B, channels, height, width), uint8, with the channels last in memory.
-    """
+def _render_part(batch: RecipeBatch, images: ImageMemory) -> torch.Tensor:
+    """Return the pixels of a batch at once, as `render_batch` does."""
     height, width = batch.size
     device = images.pixels.device
     flip_up, flip_left = (flip.view(-1, 1, 1) for flip in batch.flips.unbind(1))

@@ -182,8 +182,10 @@ class TrainerSetup(TrainerData):
         self._configure_or_decode()
         if self.device.type == "cuda":
             self.fit_memory()
+        configured = self.execution
         self.tune()
-        self._configure_or_decode()
+        if self.execution != configured:
+            self._configure_or_decode()
         self._build_optimizer()
         if self.world.world_size > 1:
             self._wrap()

@@ -112,19 +112,18 @@ class Trainer(ResumableTrainer):
         if finished and self.run_folder:
             self.run_folder.upload_all()
         while not finished:
-            out_of_memory = False
+            smaller: ExecutionSettings | None = None
             try:
                 self._train_epochs()
                 finished = True
             except Diverged:
                 self._roll_back()
             except torch.OutOfMemoryError:
-                settings = self._settings_after_out_of_memory()
-                if settings is None:
+                smaller = self._settings_after_out_of_memory()
+                if smaller is None:
                     raise
-                out_of_memory = True
-            if out_of_memory and settings:  # after the handler: its traceback holds the tensors of the failed step
-                self._step_again(settings)
+            if smaller:  # after the handler: its traceback holds the tensors of the failed step
+                self._step_again(smaller)
         emit(TrainEvent.TRAIN_END, self.listeners, self)
 
     def _settings_after_out_of_memory(self) -> ExecutionSettings | None:
