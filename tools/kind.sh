@@ -21,6 +21,8 @@ print(json.dumps({"apiVersion": "v1", "kind": "List", "items": [gpu_node(i) for 
 ' > "$folder/nodes.json"
 
 kubectl apply --filename manifests/crd.yaml
+# The conditions of a new definition are null, on which a wait for a condition fails: wait for the accepted names first.
+kubectl wait --for=jsonpath='{.status.acceptedNames.kind}'=YoloTrainingJob crd/yolotrainingjobs.yolojob.dev --timeout=30s
 kubectl wait --for=condition=Established crd/yolotrainingjobs.yolojob.dev --timeout=30s
 nohup kwok --kubeconfig="${KUBECONFIG:-$HOME/.kube/config}" --config="$folder/kwok.yaml" --manage-all-nodes=false \
   --manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake --node-lease-duration-seconds=40 --cidr=10.80.0.0/16 \

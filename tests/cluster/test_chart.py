@@ -163,7 +163,7 @@ def monitoring_kinds(kube: Kube) -> Iterator[None]:
     """Installs the CRDs of the Prometheus operator."""
     for kind in MONITORING:
         kube.run("apply", "--server-side", "--filename", str(crds(f"monitoring.coreos.com_{kind}.yaml")))
-        kube.run("wait", "--for=condition=Established", f"crd/{kind}.monitoring.coreos.com", "--timeout=30s")
+        kube.wait_for_crd(f"{kind}.monitoring.coreos.com")
 
     def described() -> bool:
         known = kube.run("get", "--raw", "/openapi/v2").stdout.lower()

@@ -95,7 +95,7 @@ def has_name_conflict(kube: Kube, name: str) -> bool:
 def use_every_right(kube: Kube, user: str, seen: int) -> None:
     """Run jobs that together need each of the operator's rights."""
     kube.run("apply", "--server-side", "--filename", str(crds("scheduling.x-k8s.io_podgroups.yaml")))
-    kube.run("wait", "--for=condition=Established", "crd/podgroups.scheduling.x-k8s.io", "--timeout=30s")
+    kube.wait_for_crd("podgroups.scheduling.x-k8s.io")
     kube.create(job("good", 0, "1s", runPolicy={"ttlSecondsAfterFinished": 0}))
     kube.create(job("bad", 1, "1s", runPolicy={"backoffLimit": 1}))
     foreign = {"metadata": {"name": "taken-worker-1"}, "spec": {"containers": [{"name": "c", "image": "x"}]}}

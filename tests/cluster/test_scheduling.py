@@ -210,7 +210,7 @@ def test_worker_preempted_by_the_scheduler_is_a_disruption(kube: Kube) -> None:
 )
 def test_pod_group_matches_its_schema_and_follows_the_job(kube: Kube, scheduler: str, group: str, crd: str) -> None:
     kube.run("apply", "--server-side", "--filename", str(crds(crd)))
-    kube.run("wait", "--for=condition=Established", f"crd/podgroups.{group}", "--timeout=30s")
+    kube.wait_for_crd(f"podgroups.{group}")
     try:
         queue = {"queue": "team"} if scheduler == "volcano" else {}
         document = job("gang", scheduling={"gang": scheduler, **queue}, runPolicy={"preRunningDeadlineSeconds": 600})

@@ -105,7 +105,9 @@ def _apply_crds(authority: str) -> None:
     webhook = {"conversionReviewVersions": ["v1"], "clientConfig": _address("/convert", authority)}
     patch = json.dumps({"spec": {"conversion": {"strategy": "Webhook", "webhook": webhook}}})
     kubectl("patch", "crd", *(f"{kind}.kueue.x-k8s.io" for kind in CONVERTED), "--type=merge", "-p", patch)
-    kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+    # The command fails, rather than waits, while the API server has not yet written a definition's conditions.
+    established = ("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+    wait_for("kueue's kinds", lambda: kubectl(*established, check=False).returncode == 0)
 
 
 def _configuration() -> Object:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from devcluster import processes, settings
 
-from support import ROOT
+from support import ROOT, eventually
 from support.locks import ClusterLocks, locked
 
 Object = dict[str, Any]
@@ -70,6 +70,18 @@ class Kube:
     def condition(self, job: str, kind: str) -> Object:
         return next((c for c in self.status(job).get("conditions", []) if c["type"] == kind), {})
 
+    def wait_for_crd(self, name: str) -> None:
+        """Wait until the API server serves a custom resource.
+
+        `kubectl wait --for=condition` fails on a new definition, whose conditions the API server stores as null.
+        """
+
+        def established() -> bool:
+            conditions = self.get("customresourcedefinition", name).get("status", {}).get("conditions") or []
+            return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
+
+        eventually(established, f"{name} is established", seconds=120)
+
 
 def devcluster(*arguments: str, capture: bool = False) -> str:
     """Run a command of the test cluster; its output if it is captured."""
@@ -113,7 +125,7 @@ def cluster() -> Iterator[Kube]:
         kube = Kube(settings.KUBECONFIG)
         with locks.shared(["crd"]):  # two processes must not create it at once, nor replace an exclusive test's CRD
             kube.run("apply", "--filename", str(ROOT / "manifests" / "crd.yaml"))
-            kube.run("wait", "--for=condition=Established", "crd/yolotrainingjobs.yolojob.dev", "--timeout=30s")
+            kube.wait_for_crd("yolotrainingjobs.yolojob.dev")
         yield kube
 
 
