@@ -13,6 +13,7 @@ import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,7 +119,7 @@ class Unavailable(TrainerError):
         super().__init__(Reason.STORAGE_UNAVAILABLE, message)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RemoteFile:
     path: str
     """Path below the root; empty if the root itself is a file."""
@@ -161,15 +162,37 @@ class ObjectStore:
         if self.scheme == "https":
             files = [RemoteFile(path="", **_size_and_tag(self._retry(lambda: self._fs.info(self._root))))]
         else:
-            listing = self._retry(lambda: self._fs.find(self._root, detail=True))
-            files = [
-                RemoteFile(path=name[len(self._root) :].lstrip("/"), **_size_and_tag(info))
-                for name, info in sorted(listing.items())
-                if info["type"] == "file" and not name.endswith("/")
-            ]
+            files = sorted(self._objects(), key=lambda file: file.path) or self._single_object()
         if not files:
             raise BadInput(Reason.STORAGE_NOT_FOUND, f"{self._field}: {self.shown}: there are no files")
         return files
+
+    def _objects(self) -> Iterator[RemoteFile]:
+        """Yield the objects below the root, page by page.
+
+        fsspec's own listing keeps 1.5 kB for each object, and repeats all requests when one fails.
+        """
+        bucket, key, _ = self._fs.split_path(self._root)
+        prefix = f"{key}/" if key else ""
+        list_page, token = _LIST_PAGE[self.scheme], ""
+        while True:
+            page = partial(list_page, self._fs, bucket, prefix, token)
+            objects, token = self._retry(page)
+            for name, info in objects:
+                if not name.endswith("/"):  # an empty object, by which some tools mark a folder
+                    yield RemoteFile(path=name.removeprefix(prefix), **_size_and_tag(info))
+            if not token:
+                return
+
+    def _single_object(self) -> list[RemoteFile]:
+        """Return the root if it is an object."""
+        try:
+            info = self._retry(lambda: self._fs.info(self._root))
+        except BadInput as error:
+            if error.reason == Reason.STORAGE_NOT_FOUND:
+                return []
+            raise
+        return [RemoteFile(path="", **_size_and_tag(info))] if info["type"] == "file" else []
 
     def identity(self, files: list[RemoteFile]) -> str:
         """Return a text that, with the sizes and tags of its files, identifies the content.
@@ -292,6 +315,28 @@ class ObjectStore:
         if isinstance(error, ImportError):
             return BadInput(Reason.STORAGE_UNSUPPORTED, f"{where}: {error}")
         return Unavailable(f"{where}: {_brief(error)}")
+
+
+_Page = tuple[list[tuple[str, dict[str, Any]]], str]
+"""(name and description of each object, token of the next page or an empty string)."""
+
+
+def _list_s3_page(fs: Any, bucket: str, prefix: str, token: str) -> _Page:
+    """https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
+    options = {"ContinuationToken": token} if token else {}
+    page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options)
+    objects = [(entry["Key"], {**entry, "size": entry["Size"]}) for entry in page.get("Contents", [])]
+    return objects, page.get("NextContinuationToken") or ""
+
+
+def _list_gs_page(fs: Any, bucket: str, prefix: str, token: str) -> _Page:
+    """https://cloud.google.com/storage/docs/json_api/v1/objects/list"""
+    page = fs.call("GET", "b/{}/o", bucket, prefix=prefix, pageToken=token or None, json_out=True)
+    objects = [(entry["name"], {**entry, "size": int(entry["size"])}) for entry in page.get("items", [])]
+    return objects, page.get("nextPageToken") or ""
+
+
+_LIST_PAGE: dict[str, Callable[[Any, str, str, str], _Page]] = {"s3": _list_s3_page, "gs": _list_gs_page}
 
 
 def _without_digest(uri: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,8 @@ from yolojob_trainer.system.retry import Backoff
 BLOCK_BYTES = 8 << 20
 """Size of one request: large enough for full speed, small enough to lose little when the connection breaks."""
 MAX_CONNECTIONS = 16
+FILES_AHEAD = 4 * MAX_CONNECTIONS
+"""Files whose download has been submitted: a task for each of a million files would take gigabytes."""
 RESERVED_BYTES, RESERVED_FILES = 64 << 20, 10_000
 """Disk space and files that must stay free in addition to the staged data."""
 CHECK_BYTES = 64 << 20
@@ -180,19 +182,26 @@ class Stage:
 
     def _download(self, store: ObjectStore, files: list[RemoteFile], folder: Path, name: str = "") -> None:
         """Download files into a folder; `name` is the local name of a single file that is the root itself."""
-        targets = [(file, folder / (name or archive.inside(file.path, store.shown))) for file in files]
+
+        def target(file: RemoteFile) -> Path:
+            return folder / (name or archive.inside(file.path, store.shown))
+
         sizes = [file.size for file in files]
         self._total = None if None in sizes else sum(size or 0 for size in sizes)
-        self._received = sum(max(_size(target), _size(_part(target))) for _, target in targets)
+        self._received = sum(max(_size(path), _size(_part(path))) for path in map(target, files))
         self._check_space((self._total or 0) - self._received, len(files))
         self._progress(self._received, self._total)
         ahead = max(MAX_CONNECTIONS // len(files), 1)
         with ThreadPoolExecutor(MAX_CONNECTIONS) as pool, ThreadPoolExecutor(MAX_CONNECTIONS) as block_pool:
             blocks = _BlockReader(store, block_pool, ahead)
-            tasks = [pool.submit(self._download_file, blocks, file, target) for file, target in targets]
+            pending: set[Future[None]] = set()
             try:
-                for task in tasks:
-                    task.result()
+                for file in files:
+                    if len(pending) >= FILES_AHEAD:
+                        pending = _wait_for_any(pending)
+                    pending.add(pool.submit(self._download_file, blocks, file, target(file)))
+                while pending:
+                    pending = _wait_for_any(pending)
             except BaseException:
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -288,6 +297,14 @@ class _BlockReader:
             yield in_flight.popleft().result()
 
 
+def _wait_for_any(pending: set[Future[None]]) -> set[Future[None]]:
+    """Wait until a task has ended, raise its error if there is one, and return those that have not ended."""
+    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+    for task in done:
+        task.result()
+    return pending
+
+
 @contextmanager
 def _exclusive_lock(path: Path) -> Iterator[None]:
     """Hold a lock among all processes of this node. The kernel releases it when its holder dies."""
@@ -297,8 +314,12 @@ def _exclusive_lock(path: Path) -> Iterator[None]:
 
 
 def _key(uri: str, files: list[RemoteFile]) -> str:
-    content = json.dumps([uri, [[f.path, f.size, f.tag] for f in files]])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    """Return the hash of the JSON of [uri, [[path, size, tag] of each file]], without a copy of it in memory."""
+    digest = hashlib.sha256(f"[{json.dumps(uri)}, [".encode())
+    for number, file in enumerate(files):
+        digest.update(f"{', ' if number else ''}{json.dumps([file.path, file.size, file.tag])}".encode())
+    digest.update(b"]]")
+    return digest.hexdigest()[:32]
 
 
 def _part(target: Path) -> Path:
