@@ -20,7 +20,7 @@ export VIRTUAL_ENV := $(ENV)
 export YOLO_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-operator any-env demo test quick lint format unit cluster e2e chaos bench coverage generate check-generated lock \
+.PHONY: help env env-operator any-env demo test quick lint format unit cluster e2e gpu gpu-on-cpu chaos bench coverage generate check-generated lock \
   images chart wheel sbom clean
 
 help:  ## show this list
@@ -84,6 +84,12 @@ cluster: any-env  ## the operator against a real API server; kwok simulates the 
 
 e2e: env  ## images, pods and training on a real cluster: KUBECONFIG, or the test cluster
 	$(PYTEST) tests/e2e $(PYTEST_OPTIONS)
+
+gpu: env  ## checks of the trainer on this machine's GPU: tests/gpu/README.md
+	tests/gpu/run.sh $(GPU_OPTIONS)
+
+gpu-on-cpu: env  ## the same without a GPU and with everything tiny, to test the checks
+	tests/gpu/run.sh --cpu --seconds 1800 --out $(or $(TMPDIR),/tmp)/yolojob-gpu-on-cpu $(GPU_OPTIONS)
 
 chaos: env  ## random faults over many small jobs on the test cluster; an hour, not part of CI
 	$(PYTEST) tests/e2e/chaos.py -s $(PYTEST_OPTIONS)

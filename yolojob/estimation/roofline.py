@@ -57,7 +57,7 @@ class Calibration:
 def calibrate(spec: YoloTrainingJobSpec, measured: Measurement, gpu: Accelerator) -> Calibration:
     """The calibration by a bench of the same job on a GPU that is in the catalogue."""
     whole = measured.microbatch_passes[0]
-    at_peak = _pass_seconds(spec, measured.model_profile, whole.images, gpu, 1.0)
+    at_peak = pass_seconds(spec, measured.model_profile, whole.images, gpu, 1.0)
     return Calibration(efficiency=min(at_peak / whole.seconds, 1.0))
 
 
@@ -92,10 +92,10 @@ class RooflineModel:
         images_per_rank = -(-min(spec.train.batch, images) // ranks)
         self._check_memory(gpu, images_per_rank, ranks)
         efficiency = self.calibration.efficiency if self.calibration else None
-        compute = _pass_seconds(spec, self.model_profile, images_per_rank, gpu, efficiency) + STEP_OVERHEAD_SECONDS
+        compute = pass_seconds(spec, self.model_profile, images_per_rank, gpu, efficiency) + STEP_OVERHEAD_SECONDS
         data_wait = max(self._loading_seconds(machine, workers, images_per_rank * ranks) - compute, 0.0)
         all_reduce = self._all_reduce_seconds(machine, workers, compute)
-        forward = _pass_seconds(spec, self.model_profile, 1, gpu, None) / TRAINING_TO_FORWARD_RATIO
+        forward = pass_seconds(spec, self.model_profile, 1, gpu, None) / TRAINING_TO_FORWARD_RATIO
         validation = (self.data.val_images or 0) / ranks * forward * 2
         steps = job.steps * job.epochs
         start = self._start_parts(machine, ranks)
@@ -192,7 +192,7 @@ def _usable_memory(gpu: Accelerator) -> float:
     return gpu.memory * 1e9 * 0.95
 
 
-def _pass_seconds(
+def pass_seconds(
     spec: YoloTrainingJobSpec, model_profile: ModelProfile, images: int, gpu: Accelerator, efficiency: float | None
 ) -> float:
     """Seconds of a forward and a backward pass.
