@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.harness import HERE, IMAGES, Report, in_turns, network_file, ratio, script, stock_data_file, train
-from yolojob_trainer.launch import ALLOCATOR
+from yolojob_trainer.launch import RUNTIME_SETTINGS
 
 from yolojob.api.manifest import parse
 from yolojob.api.run import Run
@@ -49,12 +49,8 @@ def test_trainer_is_faster_than_stock_ultralytics(
         return float(train(tmp_path / str(count[0]), cache, network, {**settings, "amp": amp}, **spec)["img/s"])
 
     def bare(bf16: bool) -> float:
-        os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         options = {"model": model, "batch": BATCH, "imgsz": imgsz, "threads": os.cpu_count(), "steps": 20, "bf16": bf16}
-        try:
-            return float(script("bare.py", options)["img/s"])
-        finally:
-            del os.environ["GLIBC_TUNABLES"]
+        return float(script("bare.py", options, RUNTIME_SETTINGS)["img/s"])
 
     figures = in_turns(
         ROUNDS,

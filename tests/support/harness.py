@@ -45,11 +45,11 @@ def cpu() -> str:
     return f"{names[0] if names else platform.machine()}{', avx512_bf16' if 'avx512_bf16' in flags else ''}"
 
 
-def script(name: str, options: dict[str, Any]) -> dict[str, Any]:
+def script(name: str, options: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
     """Run one of the scripts in this folder; return the last line of its output, which is JSON."""
     done = subprocess.run(
         [sys.executable, str(HERE / name), json.dumps(options)],
-        env={**os.environ, "YOLO_OFFLINE": "1"},
+        env={**os.environ, **(environment or {}), "YOLO_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -119,3 +119,13 @@ def test_exit_code_is_that_of_the_root_cause_and_nobody_stays(
     script: str, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert run(script, 2, monkeypatch, tmp_path) == code
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, str(launch.SPINS)), ("7", "7")])
+def test_trainer_processes_have_runtime_settings_unless_the_user_has_set_them(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if given:
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    assert run(f"sys.exit(0 if os.environ['GOMP_SPINCOUNT'] == '{expected}' else 1)", 1, monkeypatch, tmp_path) == 0

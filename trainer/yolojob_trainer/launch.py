@@ -42,6 +42,12 @@ ALLOCATOR = ":".join(
 """Keeps glibc from returning the memory of every large tensor to the kernel and requesting it again, zeroed, in the
 next step: https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html. glibc reads it when a
 process starts."""
+SPINS = 10_000
+"""Turns in which a thread of OpenMP waits actively for the others, after which it sleeps. With the default of libgomp,
+300,000, a thread keeps its core for milliseconds while the thread that it waits for cannot run, for every operator:
+https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Measured in docs/benchmarks.md."""
+RUNTIME_SETTINGS = {"GLIBC_TUNABLES": ALLOCATOR, "GOMP_SPINCOUNT": str(SPINS)}
+"""Environment variables of the trainer processes, unless they are set."""
 _PRECEDENCE = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
 PEER_EXIT_SECONDS = 10.0
 """Time for the other processes of a worker to notice that one has failed, and to end by themselves."""
@@ -115,7 +121,6 @@ class SetupError(Exception):
 
 def main() -> int:
     """Run the trainer processes of this worker; return the exit code."""
-    os.environ.setdefault("GLIBC_TUNABLES", ALLOCATOR)
     os.environ[ENV_STARTED] = str(process_start())
     try:
         return asyncio.run(_run(Gang.from_env(dict(os.environ))))
@@ -201,7 +206,7 @@ def _key() -> bytes:
 async def _start(
     gang: Gang, local_rank: int, store_port: int, listening: socket.socket | None
 ) -> asyncio.subprocess.Process:
-    environment = {**os.environ, **gang.environment(local_rank, store_port)}
+    environment = {**RUNTIME_SETTINGS, **os.environ, **gang.environment(local_rank, store_port)}
     inherited: tuple[int, ...] = ()
     if listening is not None and local_rank == 0:
         inherited = (listening.fileno(),)
