@@ -79,6 +79,19 @@ def _list_of_one(value: Any) -> Any:
     return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _number_of_images(value: Any) -> Any:
+    """Ultralytics chooses the batch by the memory of a GPU for -1 and for a share such as 0.7."""
+    if value in (-1, "auto") or (isinstance(value, float) and 0 < value < 1):
+        raise ValueError(
+            "the batch is not chosen automatically, because the result of a training depends on it: set a number of "
+            "images (a batch that does not fit is trained in smaller microbatches)"
+        )
+    return value
+
+
+Batch = Annotated[int, Field(ge=1, le=MAX_INT32), BeforeValidator(_number_of_images)]
+"""A number of images."""
+
 MAX_CLASSES = 1000
 Classes = Annotated[
     list[Count],

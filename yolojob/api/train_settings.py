@@ -11,7 +11,19 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from yolojob.api.base import ApiModel
-from yolojob.api.fields import MAX_COUNT, MAX_INT32, Amp, Cache, Classes, Compile, Count, Freeze, NonNegative, Scale
+from yolojob.api.fields import (
+    MAX_COUNT,
+    MAX_INT32,
+    Amp,
+    Batch,
+    Cache,
+    Classes,
+    Compile,
+    Count,
+    Freeze,
+    NonNegative,
+    Scale,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -47,7 +59,7 @@ class TrainSettings(ApiModel):
 
     epochs: Annotated[int, Field(ge=1, le=MAX_INT32)] = 100
     """Number of epochs."""
-    batch: Annotated[int, Field(ge=1, le=MAX_INT32)] = 16
+    batch: Batch = 16
     """Global batch: images per step, shared evenly by all worker processes."""
     imgsz: Annotated[int, Field(ge=32, le=8192)] = 640
     """Side of the square training image in pixels; rounded up to a multiple of the model's stride."""
