@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.harness import HERE, IMAGES, Report, in_turns, network_file, ratio, script, stock_data_file, train
-from yolojob_trainer.launch import RUNTIME_SETTINGS
+from yolojob_trainer.launch import runtime_settings
 
 from yolojob.api.manifest import parse
 from yolojob.api.run import Run
@@ -50,7 +50,7 @@ def test_trainer_is_faster_than_stock_ultralytics(
 
     def bare(bf16: bool) -> float:
         options = {"model": model, "batch": BATCH, "imgsz": imgsz, "threads": os.cpu_count(), "steps": 20, "bf16": bf16}
-        return float(script("bare.py", options, RUNTIME_SETTINGS)["img/s"])
+        return float(script("bare.py", options, runtime_settings(os.environ))["img/s"])
 
     figures = in_turns(
         ROUNDS,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,8 +19,8 @@ from gpu.table import Row, figure, parse, summary, verdict
 
 AT_ONCE = {True: 16, False: 2}
 """Checks of correctness that run at the same time, on a GPU and on a CPU."""
-CPU_TIMEOUT_FACTOR = 5
 POLL_SECONDS = 0.1
+NO_TIME = "no time left"
 LOG_CHARACTERS = 60_000
 """Of each check's log."""
 
@@ -33,8 +32,8 @@ class Process:
         self.check = check
         self._log = logs / check.file
         self._start = time.monotonic()
-        factor = 1 if scales.scale().gpu else CPU_TIMEOUT_FACTOR
-        self._deadline = self._start + check.max_seconds * factor
+        self._killed = ""
+        self._deadline = self._start + check.max_seconds * scales.scale().patience
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 check.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -42,7 +41,9 @@ class Process:
 
     def ended(self, deadline: float) -> bool:
         """Return whether it has ended; kill it at the timeout, or at the deadline of all checks."""
-        if self._process.poll() is None and time.monotonic() > min(deadline, self._deadline):
+        now = time.monotonic()
+        if self._process.poll() is None and now > min(deadline, self._deadline):
+            self._killed = "timeout" if now > self._deadline else NO_TIME
             self.kill()
         return self._process.poll() is not None
 
@@ -54,9 +55,11 @@ class Process:
         text = self._log.read_text(errors="replace")
         rows = parse(text)
         seconds = f"{time.monotonic() - self._start:.0f} s"
-        if code := self._process.returncode:
+        if self._killed == NO_TIME:
+            rows.append(figure(self.check.name, f"not finished after {seconds}: {NO_TIME}"))
+        elif code := self._process.returncode:
             lines = [line for line in text.splitlines() if line.strip()]
-            end = "timeout" if code == -signal.SIGKILL else f"exit code {code}"
+            end = self._killed or f"exit code {code}"
             rows.append(
                 verdict(self.check.name, f"{end} after {seconds}: {lines[-1][:80] if lines else ''}", "0", False)
             )
@@ -72,7 +75,7 @@ def run(checks: list[Check], at_once: int, deadline: float, logs: Path) -> list[
             while waiting and len(running) < at_once:
                 check = waiting.pop(0)
                 if deadline - time.monotonic() < check.min_seconds:
-                    rows.append(figure(check.name, "not started: no time left"))
+                    rows.append(figure(check.name, f"not started: {NO_TIME}"))
                 else:
                     running.append(Process(check, logs))
             for process in [process for process in running if process.ended(deadline)]:

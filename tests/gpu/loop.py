@@ -99,6 +99,7 @@ class FixedBatchLoop:
         """Train steps; return (seconds of wall-clock time, their spans)."""
         self._recorder.take()
         synchronize()
+        self.trainer.clock.start()  # otherwise the first span would begin with the time since the last call
         start = time.perf_counter()
         self.issue(count)
         self.trainer.collect_spans(wait=True)

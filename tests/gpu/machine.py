@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from importlib.metadata import version
 
+import cv2
 import torch
-import ultralytics
 from yolojob_trainer.system import host
 
 from gpu.scale import scale
@@ -18,11 +18,12 @@ def machine() -> list[Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = host.describe(device)
     shared = shutil.disk_usage("/dev/shm").free / 2**30
-    versions = f"python {facts.python}, torch {facts.torch}, torchvision {version('torchvision')}"
+    names = ("torch", "torchvision", "numpy", "ultralytics")
+    versions = ", ".join([f"python {facts.python}", *(f"{name} {version(name)}" for name in names)])
     needs_gpu = scale().gpu
     found = bool(facts.gpu) or not needs_gpu
     return [
         figure("machine", f"{facts.gpu or 'no GPU'}, {facts.cores} cores ({facts.cpu}), /dev/shm {shared:.0f} GiB"),
-        figure("versions", f"{versions}, ultralytics {ultralytics.__version__}"),
+        figure("versions", f"{versions}, OpenCV {cv2.__version__}"),
         verdict("GPU", facts.gpu or "none", "a GPU" if needs_gpu else "not used", found),
     ]

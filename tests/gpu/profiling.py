@@ -76,7 +76,7 @@ def _compare(kernels: list[Event], phases: list[Event], name: str) -> list[Row]:
     for what, names, parts, shortest, least in KERNELS_IN_PHASES:
         chosen = [k for k in kernels if k["dur"] >= shortest and any(part in k["name"].lower() for part in parts)]
         if not chosen:
-            rows.append(figure(f"{name}: {what}", "no such kernel"))
+            rows.append(verdict(f"{name}: {what}", "no such kernel", f">= {least:.0%}", False))
             continue
         inside = sum(overlap(kernel, phase) for kernel in chosen for phase in phases if phase["name"] in names)
         share = inside / sum(kernel["dur"] for kernel in chosen)

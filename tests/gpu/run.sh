@@ -8,7 +8,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
-[ -x "$python" ] || python=python3
+command -v "$python" > /dev/null || python=python3
 export PYTHONPATH="$root:$root/operator:$root/trainer:$root/tests"
 export PYTHONUNBUFFERED=1 YOLO_OFFLINE=1 YOLO_AUTOINSTALL=0
 if ! "$python" -c 'import pydantic, ultralytics' 2> /dev/null; then

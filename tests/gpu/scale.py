@@ -47,6 +47,8 @@ class Scale:
     """Samples that are rendered on the device and on the CPU, and compared."""
     timeout_seconds: float
     """For one training."""
+    patience: float
+    """Factor of all times within which something must happen: other programs may use the CPU."""
 
 
 @cache
@@ -70,6 +72,7 @@ def scale() -> Scale:
             digits_network=tiny,
             recipes=8,
             timeout_seconds=500.0,
+            patience=5.0,
         )
     return Scale(
         gpu=True,
@@ -88,6 +91,7 @@ def scale() -> Scale:
         digits_network={"name": "yolo11n.yaml", "scale": [0.33, 0.125, 256]},
         recipes=256,
         timeout_seconds=140.0,
+        patience=1.0,
     )
 
 

@@ -58,7 +58,8 @@ class FixedBatchTrainer(DetectionTrainer):  # type: ignore[misc]
 
 def train(kind: type[DetectionTrainer], batch: int, epochs: int, **options: Any) -> tuple[list[float], str]:
     """Train; return (seconds of the training of each epoch, peak of the allocated memory)."""
-    if find_spec("polars") is None:  # it reads results.csv with it at every checkpoint, and ignores errors
+    # At every checkpoint it reads results.csv with polars, and ignores errors.
+    if "polars" not in sys.modules and find_spec("polars") is None:
         sys.modules["polars"] = types.ModuleType("polars")
     seconds: list[float] = []
     starts: list[float] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,10 +41,10 @@ def verdict(name: str, value: Any, expected: str, passed: bool) -> Row:
     return Row(name, str(value), expected, bool(passed))
 
 
-def within(name: str, value: float, bounds: tuple[float, float], *, compared: str = "") -> Row:
+def within(name: str, value: float, bounds: tuple[float, float]) -> Row:
     """Return a row that passes if the value is within the bounds."""
     low, high = bounds
-    return verdict(name, f"{value:.3f}", f"{compared}{low} to {high}", low <= value <= high)
+    return verdict(name, f"{value:.3f}", f"{low} to {high}", low <= value <= high)
 
 
 def failure(name: str, error: Exception) -> Row:
@@ -59,8 +60,11 @@ def report(rows: Iterable[Row]) -> None:
 
 def parse(output: str) -> list[Row]:
     """Return the rows that a check has reported last."""
-    lines = [line for line in output.splitlines() if line.startswith(PREFIX)]
-    return [Row(**row) for row in json.loads(lines[-1].removeprefix(PREFIX))] if lines else []
+    for line in reversed(output.splitlines()):
+        if line.startswith(PREFIX):
+            with suppress(ValueError):  # the output of another process is within the line
+                return [Row(**row) for row in json.loads(line.removeprefix(PREFIX))]
+    return []
 
 
 def summary(rows: list[Row]) -> str:

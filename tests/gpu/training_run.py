@@ -50,6 +50,10 @@ def run_of(dataset: str, train: dict[str, Any], network: dict[str, Any] | None =
     return Run(name="gpu-check", spec=parse(document).spec)
 
 
+started: list[TrainingRun] = []
+"""All runs of this process that have been started: a check that fails must not leave any behind."""
+
+
 class TrainingRun:
     """One trainer process, or one launcher, with its folder."""
 
@@ -78,6 +82,7 @@ class TrainingRun:
         self._name = folder.name
         self._log = folder / f"log-{rank}.txt"
         self._report_file = folder / f"report-{rank}.json"
+        self._norm_file = folder / f"norm-{rank}"
         folder.mkdir(parents=True, exist_ok=True)
         self.environment = {
             **os.environ,
@@ -88,6 +93,8 @@ class TrainingRun:
             "YOLOJOB_METRICS_PORT": "0",
             "YOLOJOB_TERMINATION_LOG": str(self._report_file),
             "PYTHONUNBUFFERED": "1",
+            # Several trainings share the cores of a CPU, and their networks are too small for two threads.
+            **({} if scale().gpu else {"YOLOJOB_CPUS": "1", "OMP_NUM_THREADS": "1"}),
             "PET_NNODES": str(world_size),
             "PET_NODE_RANK": str(rank),
             "PET_NPROC_PER_NODE": "1",
@@ -102,12 +109,14 @@ class TrainingRun:
                 "WORLD_SIZE": str(world_size),
                 "LOCAL_RANK": "0",  # all ranks use the same GPU
                 "LOCAL_WORLD_SIZE": "1",
+                "GPU_CHECKS_NORM": str(self._norm_file),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 **conditions,
             }
 
     def start(self) -> TrainingRun:
+        started.append(self)
         self._report_file.unlink(missing_ok=True)
         self._started = time.monotonic()
         with self._log.open("ab") as log:
@@ -145,6 +154,10 @@ class TrainingRun:
 
     def report(self) -> Report:
         return Report.model_validate_json(self._report_file.read_text())
+
+    def first_norm(self) -> float:
+        """Return the norm of the gradients of the first step; only `gpu.worker` records it."""
+        return float(self._norm_file.read_text())
 
     def log(self) -> list[str]:
         """Return the lines that it has printed."""

@@ -20,12 +20,13 @@ STOP_SECONDS = 25.0
 """A pod has 30 s to end after SIGTERM, by default."""
 PEER_LOST_SECONDS = 20.0
 ACCOUNT_OF_WALL_CLOCK = (0.93, 1.02)
-"""Range of the account's share of the process's life; the import of torch before `ENV_STARTED` and the exit are no part
-of it."""
+"""Range of the account's share of the process's life; the exit is no part of it."""
 LEARNT_MAP50 = 0.1
 """An untrained network has less than 0.01."""
-LOSS_TOLERANCES = {"one rank": 0.0, "one rank, NCCL and DDP": 1e-3, "two ranks": 2e-2}
-"""Relative differences of the first epoch's losses. Two ranks normalise batches of another size."""
+NORM_TOLERANCE = 1e-3
+"""Relative difference of the norm of the first step's gradients: the order of additions differs."""
+LOSS_TOLERANCE = 1e-2
+"""Relative difference of the first epoch's losses: Adam amplifies the difference of small gradients."""
 
 
 def digits(epochs: int, amp: Any = "auto", *, train: dict[str, Any] | None = None, **spec: Any) -> Run:
@@ -61,14 +62,10 @@ def learn(amp: Any = "auto", cache: Any = False) -> list[Row]:
 
     reached = report.result.map50 if report.result and report.result.map50 else 0.0
     least = LEARNT_MAP50 if size.gpu else 0.0
-    parts = " / ".join(
-        f"{report.timing.parts[part]:.1f}" for part in (TimePart.STARTUP, TimePart.VALIDATION, TimePart.CHECKPOINT)
-    )
     return [
         figure(f"{name}: device, precision", f"{report.device}, {report.precision}"),
         verdict(f"{name}: mAP50 after {size.digits_epochs} epochs", f"{reached:.3f}", f">= {least}", reached >= least),
         within(f"{name}: account of the wall clock", share, ACCOUNT_OF_WALL_CLOCK),
-        figure(f"{name}: seconds of start-up / validation / checkpoints", parts),
         figure(f"{name}: warnings", "; ".join(report.warnings)[:100] or "none"),
     ]
 
@@ -86,10 +83,11 @@ def resume(signal_name: str) -> list[Row]:
     else:
         start = time.monotonic()
         os.kill(training.process.pid, signal.Signals[signal_name])
-        code = training.wait(2 * STOP_SECONDS)
+        limit = STOP_SECONDS * scale().patience
+        code = training.wait(2 * limit)
         seconds = time.monotonic() - start
-        ended = code == ExitCode.INTERRUPTED and seconds < STOP_SECONDS
-        expected = f"{ExitCode.INTERRUPTED.value}, < {STOP_SECONDS:.0f}"
+        ended = code == ExitCode.INTERRUPTED and seconds < limit
+        expected = f"{ExitCode.INTERRUPTED.value}, < {limit:.0f}"
         rows.append(verdict(f"{signal_name}: exit code, seconds", f"{code}, {seconds:.1f}", expected, ended))
     code = training.start().wait()
     if code != 0:
@@ -155,31 +153,46 @@ def ranks() -> list[Row]:
     }
     for training in (training for gang in trainings.values() for training in gang):
         training.start()
+    codes = {name: [training.wait() for training in gang] for name, gang in trainings.items()}
     rows: list[Row] = []
-    reference = 0.0
     for name, gang in trainings.items():
-        codes = [training.wait() for training in gang]
-        if any(code != 0 for code in codes):
-            rows += [training.failure(name, code) for training, code in zip(gang, codes, strict=True) if code != 0]
-            continue
-        losses = _losses(gang[0])
-        reference = reference or losses[0]
-        difference = abs(losses[0] - reference) / abs(reference)
-        tolerance = LOSS_TOLERANCES[name]
-        values = " ".join(f"{value:.3f}" for value in losses)
-        rows.append(
-            verdict(f"{name}: losses by epoch", values, f"the first within {tolerance:.1%}", difference <= tolerance)
-        )
-        if name != "one rank":
-            timing = gang[0].report().timing
-            exposed = timing.training_seconds.get("all_reduce")
-            whole = timing.all_reduce_with_overlap_seconds
-            rows.append(
-                verdict(
-                    f"{name}: seconds of all-reduce, not overlapped", f"{whole}, {exposed}", "measured", bool(whole)
-                )
-            )
+        if any(code != 0 for code in codes[name]):
+            rows += [
+                training.failure(name, code) for training, code in zip(gang, codes[name], strict=True) if code != 0
+            ]
+        elif name == "one rank":
+            rows.append(figure(f"{name}: norm of the first gradients", f"{gang[0].first_norm():.5g}"))
+        elif not any(codes["one rank"]):
+            rows += _compare(name, gang[0], trainings["one rank"][0])
     return rows
+
+
+def _compare(name: str, training: TrainingRun, reference: TrainingRun) -> list[Row]:
+    """Compare a training with that of one rank."""
+    norm = training.first_norm() / reference.first_norm() - 1
+    loss = _losses(training)[0] / _losses(reference)[0] - 1
+    timing = training.report().timing
+    reduction = f"{timing.all_reduce_with_overlap_seconds}, {timing.training_seconds.get('all_reduce')}"
+    return [
+        verdict(
+            f"{name}: norm of the first gradients, difference",
+            f"{norm:.1e}",
+            f"< {NORM_TOLERANCE}",
+            abs(norm) < NORM_TOLERANCE,
+        ),
+        verdict(
+            f"{name}: loss of the first epoch, difference",
+            f"{loss:.1e}",
+            f"< {LOSS_TOLERANCE}",
+            abs(loss) < LOSS_TOLERANCE,
+        ),
+        verdict(
+            f"{name}: seconds of all-reduce, not overlapped",
+            reduction,
+            "measured",
+            bool(timing.all_reduce_with_overlap_seconds),
+        ),
+    ]
 
 
 def _losses(training: TrainingRun) -> list[float]:
@@ -207,10 +220,11 @@ def lost_peer() -> list[Row]:
         return [survivor.failure("lost peer: a checkpoint", None)]
     start = time.monotonic()
     victim.kill()
-    code = survivor.wait(60)
+    code = survivor.wait()
     seconds = time.monotonic() - start
-    passed = code == ExitCode.PEER_LOST and seconds < PEER_LOST_SECONDS
-    expected = f"{ExitCode.PEER_LOST.value}, < {PEER_LOST_SECONDS:.0f}"
+    limit = PEER_LOST_SECONDS * scale().patience
+    passed = code == ExitCode.PEER_LOST and seconds < limit
+    expected = f"{ExitCode.PEER_LOST.value}, < {limit:.0f}"
     return [verdict("lost peer: exit code of the other rank, seconds", f"{code}, {seconds:.1f}", expected, passed)]
 
 
@@ -256,12 +270,13 @@ def speed(batch: int, cache: Any, workers: int) -> list[Row]:
     if code != 0:
         return [training.failure(name, code)]
     steps = [span["seconds"] for span in training.spans() if span["epoch"] > 0 and "images" in span]
-    seconds = {
-        phase: sum(step.get(phase, 0.0) for step in steps) for phase in {name for step in steps for name in step}
-    }
+    seconds = {part: sum(step.get(part.value, 0.0) for step in steps) for part in TimePart}
     rate = size.images * (size.epochs - 1) / sum(seconds.values())
-    phases = " ".join(f"{part.value}={1000 * seconds[part] / len(steps):.1f}" for part in TimePart if part in seconds)
-    return [figure(f"{name}: img/s", f"{rate:.0f}"), figure(f"{name}: ms of a step by phase", phases)]
+    phases = " ".join(f"{part.value}={1000 * value / len(steps):.1f}" for part, value in seconds.items() if value)
+    return [
+        figure(f"{name}: img/s", f"{rate:.0f}", "; ".join(training.report().warnings)[:100]),
+        figure(f"{name}: ms of a step by phase", phases),
+    ]
 
 
 def bench() -> list[Row]:
@@ -303,10 +318,11 @@ def tune() -> list[Row]:
     report = training.report().tuning
     assert report is not None
     chosen = " ".join(f"{name}={value}" for name, value in report.chosen.items())
-    trials = [
-        figure(f"tuning: {t.settings}", f"{t.images_per_second or 0:.0f} img/s: {t.verdict}") for t in report.trials
-    ]
-    return [figure("tuning: chosen", chosen), *trials]
+    rows = [figure("tuning: chosen", chosen)]
+    for trial in report.trials:
+        rate = f"{trial.images_per_second:.0f} img/s: " if trial.images_per_second else ""
+        rows.append(figure(f"tuning: {trial.settings}", f"{rate}{trial.verdict}"))
+    return rows
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 - GPU_CHECKS_BACKEND=nccl: a single rank uses NCCL, DDP and the trainer's hooks as in a larger world.
 - GPU_CHECKS_MEMORY=SHARE: torch may allocate only this share of the GPU's memory.
 - GPU_CHECKS_DIVERGE=1: a weight becomes NaN in the third step of the second epoch.
+- GPU_CHECKS_NORM=FILE: the norm of the first step's gradients is written to the file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yolojob_trainer.__main__ as entry  # first, because it prepares the environment of Ultralytics
@@ -92,6 +94,19 @@ def diverge_once() -> None:
     trainer_module.Trainer = Diverging  # type: ignore[misc]
 
 
+def record_first_norm(path: Path) -> None:
+    """Write the norm of the gradients before the first optimizer step, after their reduction among the ranks."""
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def recorded(*args: Any, **options: Any) -> torch.Tensor:
+        norm = clip(*args, **options)
+        if not path.exists():
+            path.write_text(str(float(norm)))
+        return norm
+
+    torch.nn.utils.clip_grad_norm_ = recorded
+
+
 def main() -> int:
     backend = os.environ.get("GPU_CHECKS_BACKEND")
     if backend == "gloo":
@@ -102,6 +117,8 @@ def main() -> int:
         torch.cuda.set_per_process_memory_fraction(float(share))
     if os.environ.get("GPU_CHECKS_DIVERGE"):
         diverge_once()
+    if file := os.environ.get("GPU_CHECKS_NORM"):
+        record_first_norm(Path(file))
     return entry.main()
 
 

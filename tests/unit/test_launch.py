@@ -121,11 +121,17 @@ def test_exit_code_is_that_of_the_root_cause_and_nobody_stays(
     assert run(script, 2, monkeypatch, tmp_path) == code
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, str(launch.SPINS)), ("7", "7")])
-def test_trainer_processes_have_runtime_settings_unless_the_user_has_set_them(
-    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, str(launch.SPINS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)],
+    ids=str,
+)
+def test_threads_wait_actively_for_a_limited_time_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    if given:
-        monkeypatch.setenv("GOMP_SPINCOUNT", given)
-    assert run(f"sys.exit(0 if os.environ['GOMP_SPINCOUNT'] == '{expected}' else 1)", 1, monkeypatch, tmp_path) == 0
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    script = f"sys.exit(0 if os.environ.get('GOMP_SPINCOUNT') == {expected!r} else 1)"
+    assert run(script, 1, monkeypatch, tmp_path) == 0

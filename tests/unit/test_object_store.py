@@ -56,6 +56,7 @@ class PagedBucket:
     def __init__(self, names: list[str], page_size: int, refused: tuple[int, ...] = ()) -> None:
         self.names, self.page_size, self.refused = names, page_size, refused
         self.tokens: list[str] = []
+        self.loses_tokens = False
 
     def split_path(self, path: str) -> tuple[str, str, None]:
         bucket, _, key = path.partition("/")
@@ -74,7 +75,8 @@ class PagedBucket:
         assert (method, Bucket) == ("list_objects_v2", "bucket")
         names, token = self.page(Prefix, ContinuationToken)
         contents = [{"Key": name, "Size": len(name), "ETag": f'"{name}"'} for name in names]
-        return {"Contents": contents, "NextContinuationToken": token} if token else {"Contents": contents}
+        next_page = {"NextContinuationToken": token} if token and not self.loses_tokens else {}
+        return {"Contents": contents, "IsTruncated": bool(token), **next_page}
 
     def call(self, method: str, path: str, bucket: str, *, json_out: bool, **query: str | None) -> dict[str, Any]:
         assert (method, path.format(bucket), json_out) == ("GET", "b/bucket/o", True)
@@ -123,3 +125,12 @@ def test_refused_page_is_requested_again_and_not_the_whole_listing(scheme: str) 
     bucket = PagedBucket([f"set/{i}" for i in range(6)], 2, refused=(2,))
     assert len(store_of(scheme, bucket, "bucket/set").files()) == 6
     assert bucket.tokens == ["", "2", "2", "4"]
+
+
+def test_incomplete_listing_of_a_server_without_tokens_is_an_error() -> None:
+    bucket = PagedBucket([f"set/{i}" for i in range(6)], 2)
+    bucket.loses_tokens = True
+    store = store_of("s3", bucket, "bucket/set")
+    store.retry_timeout = 0.0
+    with pytest.raises(Unavailable, match="no continuation token"):
+        store.files()

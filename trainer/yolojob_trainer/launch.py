@@ -17,7 +17,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,16 @@ SPINS = 10_000
 """Turns in which a thread of OpenMP waits actively for the others, after which it sleeps. With the default of libgomp,
 300,000, a thread keeps its core for milliseconds while the thread that it waits for cannot run, for every operator:
 https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Measured in docs/benchmarks.md."""
-RUNTIME_SETTINGS = {"GLIBC_TUNABLES": ALLOCATOR, "GOMP_SPINCOUNT": str(SPINS)}
-"""Environment variables of the trainer processes, unless they are set."""
+
+
+def runtime_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for glibc and libgomp that trainer processes get in addition to their environment."""
+    settings = {"GLIBC_TUNABLES": ALLOCATOR}
+    if "OMP_WAIT_POLICY" not in environment:  # libgomp ignores it if it has a number of turns
+        settings["GOMP_SPINCOUNT"] = str(SPINS)
+    return {name: value for name, value in settings.items() if name not in environment}
+
+
 _PRECEDENCE = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
 PEER_EXIT_SECONDS = 10.0
 """Time for the other processes of a worker to notice that one has failed, and to end by themselves."""
@@ -206,7 +214,7 @@ def _key() -> bytes:
 async def _start(
     gang: Gang, local_rank: int, store_port: int, listening: socket.socket | None
 ) -> asyncio.subprocess.Process:
-    environment = {**RUNTIME_SETTINGS, **os.environ, **gang.environment(local_rank, store_port)}
+    environment = {**os.environ, **runtime_settings(os.environ), **gang.environment(local_rank, store_port)}
     inherited: tuple[int, ...] = ()
     if listening is not None and local_rank == 0:
         inherited = (listening.fileno(),)

@@ -326,7 +326,11 @@ def _list_s3_page(fs: Any, bucket: str, prefix: str, token: str) -> _Page:
     options = {"ContinuationToken": token} if token else {}
     page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **options)
     objects = [(entry["Key"], {**entry, "size": entry["Size"]}) for entry in page.get("Contents", [])]
-    return objects, page.get("NextContinuationToken") or ""
+    if not page.get("IsTruncated"):
+        return objects, ""
+    if not page.get("NextContinuationToken"):  # a server that does not know this version of the request
+        raise OSError("the listing is incomplete: the server has sent no continuation token")
+    return objects, page["NextContinuationToken"]
 
 
 def _list_gs_page(fs: Any, bucket: str, prefix: str, token: str) -> _Page:

@@ -1,7 +1,8 @@
-"""CPUs and start time of this process. Does not import torch, because the launcher uses it, too."""
+"""CPUs, memory and start time of this process. Does not import torch, because the launcher uses it, too."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import time
@@ -14,6 +15,12 @@ _CPU_QUOTAS = (
     ("/sys/fs/cgroup/cpu.max", None),
     ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 )
+
+
+def release_freed_memory() -> None:
+    """Return freed memory to the kernel, which glibc otherwise keeps; does nothing with another C library."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def available_cpus() -> int:
