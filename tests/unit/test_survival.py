@@ -24,9 +24,11 @@ from support.stores import Bucket
 from yolojob_trainer.checkpoint.bucket_mirror import Mirror
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.distributed import heartbeat
-from yolojob_trainer.errors import TrainerError
+from yolojob_trainer.errors import BadInput, TrainerError
+from yolojob_trainer.model.resolve import resolve
 
 from yolojob.api.constants import ExitCode
+from yolojob.api.spec import ModelRef
 from yolojob.api.trainer_report import Report, TrainerState
 
 pytestmark = pytest.mark.processes
@@ -167,6 +169,13 @@ def test_best_weights_are_saved_whatever_the_checkpoint_interval(finished: Gang)
     assert best["train_metrics"]["metrics/mAP50-95(B)"] == pytest.approx(result.map)
     assert max(float(row["metrics/mAP50-95(B)"]) for row in rows) == pytest.approx(result.map, abs=1e-5)
     assert len(rows) == 4
+
+
+def test_checkpoint_that_is_given_as_weights_is_refused_with_the_file_to_use(finished: Gang, tmp_path: Path) -> None:
+    checkpoint = next((finished.output / "checkpoints").glob("*.pt"))
+    model = ModelRef.model_validate({"name": "yolo11n.yaml", "weights": {"uri": f"file://{checkpoint}"}})
+    with pytest.raises(BadInput, match=r"spec.model.weights: .*only its own run resumes; use weights/last.pt"):
+        resolve(model, volumes=tmp_path, cache=tmp_path)
 
 
 def test_epoch_without_validation_is_not_the_best(gangs: Gangs) -> None:

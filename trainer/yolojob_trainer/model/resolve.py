@@ -161,5 +161,16 @@ def _load(path: Path) -> torch.nn.Module:
         weights, _ = load_checkpoint(path)  # only as data, because ULTRALYTICS_SAFE_LOAD is set
     except Exception as error:  # noqa: BLE001 - an untrusted file may raise anything
         reason = str(error).strip().partition("\n")[0]
+        if _is_checkpoint(path):
+            reason = "it is a checkpoint, from which only its own run resumes; use weights/last.pt of that run"
         raise BadInput(Reason.INVALID_WEIGHTS, f"spec.model.weights: {path} cannot be loaded: {reason}") from None
     return weights  # type: ignore[no-any-return]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Return whether a file is a checkpoint of a run of this trainer, see `yolojob_trainer.checkpoint.store`."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - an untrusted file may raise anything
+        return False
+    return isinstance(content, dict) and {"format", "samples_seen", "optimizer"} <= set(content)
