@@ -12,6 +12,7 @@ from yolojob.cli.bench import bench
 from yolojob.cli.compare import compare
 from yolojob.cli.crd import crd
 from yolojob.cli.estimate import estimate
+from yolojob.cli.from_yolo import from_yolo
 from yolojob.cli.report import report
 from yolojob.cli.run import run
 from yolojob.cli.validate import validate
@@ -46,6 +47,7 @@ def root(
 
 COMMANDS = (
     validate,
+    from_yolo,
     crd,
     run,
     jobs.submit,

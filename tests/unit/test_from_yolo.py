@@ -1,0 +1,166 @@
+"""`yolojob from-yolo`: manifests from commands and settings of Ultralytics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from support.ultralytics_defaults import ultralytics_defaults
+from typer.testing import CliRunner, Result
+
+from yolojob.api import manifest
+from yolojob.api.errors import UserError
+from yolojob.api.manifest import InvalidManifest
+from yolojob.api.train_settings import REPLACED, TrainSettings
+from yolojob.cli.main import app
+from yolojob.cli.yolo_command import NO_PLACE, UNUSED, NotConvertible, convert, parse_command
+
+
+def yolojob(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def spec_of(command: str) -> dict[str, Any]:
+    """The spec for a command; it is valid."""
+    document = convert(parse_command(command)).manifest
+    manifest.parse(document)
+    return dict(document["spec"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "train"),
+    [
+        ("epochs=3 imgsz=320 lr0=1e-3 optimizer=SGD", {"epochs": 3, "imgsz": 320, "lr0": 0.001, "optimizer": "SGD"}),
+        ("epochs=100 batch=16 imgsz=640 lr0=0.01 amp=True", {}),
+        ("cos_lr plots=True, --seed=7", {"cos_lr": True, "plots": True, "seed": 7}),
+        ("epochs = 3 batch= 8 patience =5", {"epochs": 3, "batch": 8, "patience": 5}),
+        ("cache=ram freeze=10 classes=[0,2]", {"cache": "ram", "freeze": 10, "classes": [0, 2]}),
+        ("imgsz=[640,480] amp=False", {"amp": False}),
+        ("imgsz=[320,480]", {"imgsz": 480}),
+        ("multi_scale=True", {"multi_scale": 0.5}),
+        ("batch=-1", {}),
+        ("resume=False rect=False save_json=False", {}),
+    ],
+)
+def test_settings_of_a_training_keep_their_names_and_defaults_are_left_out(arguments: str, train: Any) -> None:
+    assert spec_of(f"yolo train data=d.yaml {arguments}")["train"] == train
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part", "expected"),
+    [
+        ("device=0", "workers", {"gpu": {"count": 1}}),
+        ("device=0,1,2,3", "workers", {"gpu": {"count": 4}}),
+        ("'device=[0, 1]'", "workers", {"gpu": {"count": 2}}),
+        ("device=cuda:1", "workers", {"gpu": {"count": 1}}),
+        ("device=cpu", "workers", None),
+        ("device=mps", "workers", None),
+        ("time=1.5", "runPolicy", {"activeDeadlineSeconds": 5400}),
+        ("model=yolo11n.yaml", "model", {"name": "yolo11n.yaml"}),
+        ("model=yolo11n.pt", "model", {"name": "yolo11n.pt", "weights": {"uri": "pvc://data/weights/yolo11n.pt"}}),
+        ("model=yolo11n.pt pretrained=False", "model", {"name": "yolo11n.yaml"}),
+        (
+            "model=nets/mine.yaml pretrained=/w/a.pt",
+            "model",
+            {"name": "mine.yaml", "weights": {"uri": "pvc://data/weights/a.pt"}},
+        ),
+        ("", "dataset", {"uri": "pvc://data/d", "config": "d.yaml"}),
+        ("data=/sets/Street Signs/data.yaml", "dataset", None),
+        ("'data=/sets/Street Signs/data.yaml'", "dataset", {"uri": "pvc://data/street-signs"}),
+        ("data=https://host/set.zip", "dataset", {"uri": "https://host/set.zip"}),
+        ("data=s3://bucket/set", "dataset", {"uri": "s3://bucket/set"}),
+    ],
+)
+def test_other_arguments_go_to_their_own_fields(arguments: str, part: str, expected: Any) -> None:
+    command = f"yolo detect train data=d.yaml {arguments}"
+    if part == "dataset" and expected is None:
+        with pytest.raises(NotConvertible, match="is no task, no mode and no ARGUMENT=VALUE"):
+            parse_command(command)
+    else:
+        assert spec_of(command).get(part) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "must begin with yolo"),
+        ("python train.py", "must begin with yolo"),
+        ("yolo 'train", "cannot be read"),
+        ("yolo segment train data=x", "task: segment: a job can only detect"),
+        ("yolo predict model=x.pt", "mode: predict: a job can only train"),
+        ("yolo train epoch=3", "epoch: unknown field; did you mean epochs?"),
+        ("yolo train epochs", "epochs: is no task"),
+        ("yolo train time=soon", "time: soon: must be a number of hours"),
+        ("yolo train epochs=many", "spec.train.epochs"),
+        ("yolo train batch=16 device=0,1,2", "spec.train.batch"),
+    ],
+)
+def test_command_that_cannot_be_converted_is_refused_with_the_reason(command: str, message: str) -> None:
+    done = yolojob("from-yolo", command)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+@pytest.mark.torch
+def test_every_setting_of_ultralytics_is_known(tmp_path: Path) -> None:
+    """The args.yaml of a finished run holds all of them."""
+    path = tmp_path / "args.yaml"
+    settings = {**ultralytics_defaults(), "model": "yolo11n.yaml", "data": "d.yaml", "task": "detect", "mode": "train"}
+    path.write_text(yaml.safe_dump({**settings, "epochs": 7, "save_dir": "runs/detect/train", "name": "signs"}))
+    done = yolojob("from-yolo", str(path))
+    assert done.exit_code == 0, done.stderr
+    document = yaml.safe_load(done.stdout)
+    assert document["metadata"]["name"] == "signs"
+    # Plots and Ultralytics' log are off here unless a manifest asks for them.
+    assert document["spec"]["train"] == {"epochs": 7, "plots": True, "verbose": True}
+    manifest.parse(document)
+    notes = [line for line in done.stdout.splitlines() if line.startswith("#")]
+    assert [note.partition("=")[0] for note in notes[:-1]] == ["# data"]
+    assert "gpu" in notes[-1].lower()
+
+
+@pytest.mark.parametrize("argument", ["rect=True", "resume=True", "project=runs", "exist_ok", "save_json=True"])
+def test_argument_without_a_place_is_explained(argument: str) -> None:
+    notes = convert(parse_command(f"yolo train data=d.yaml {argument}")).notes
+    name = argument.partition("=")[0]
+    assert len([note for note in notes if note.startswith(f"{name}=")]) == 1
+
+
+def test_lists_of_arguments_do_not_overlap() -> None:
+    assert not UNUSED & (set(NO_PLACE) | set(REPLACED) | set(TrainSettings.model_fields))
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "1: 2", "\x00", "just text"])
+def test_file_without_settings_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "args.yaml"
+    path.write_text(content)
+    done = yolojob("from-yolo", str(path))
+    assert done.exit_code == 2
+    assert str(path) in done.stderr
+    assert yolojob("from-yolo", str(tmp_path / "missing.yaml")).exit_code == 2
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()))
+
+
+NAMES = [*TrainSettings.model_fields, *REPLACED, *NO_PLACE, *sorted(UNUSED), "multi_scale", "save_dir", "other"]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES))
+def test_any_settings_give_a_manifest_or_an_error_for_the_user(arguments: dict[str, Any]) -> None:
+    try:
+        manifest.parse(convert(arguments).manifest)
+    except (UserError, InvalidManifest) as error:
+        assert str(error)
+
+
+@given(st.text())
+def test_any_command_is_parsed_or_refused(text: str) -> None:
+    try:
+        parse_command(f"yolo {text}")
+    except NotConvertible as error:
+        assert str(error)
