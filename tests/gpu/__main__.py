@@ -117,6 +117,9 @@ def main() -> int:
 
     rows = machine()
     print(*rows, sep="\n", flush=True)
+    if any(row.passed is False for row in rows):
+        print("torch finds no GPU: --cpu runs the checks without one", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory(prefix="gpu-checks-") as folder:
         os.environ[scales.WORK_FOLDER] = folder
         logs = Path(folder) / "logs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,16 @@ def test_killed_check_leaves_no_training_behind(tmp_path: Path) -> None:
     kill_tree(process)
     state = Path(f"/proc/{pid}/stat")
     eventually(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z", "it has ended")
+
+
+@pytest.mark.processes
+@pytest.mark.torch
+def test_checks_without_a_gpu_are_refused_with_the_option_for_it(tmp_path: Path) -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [RUN, "--only", "gradients", "--out", tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout
+    assert "torch finds no GPU: --cpu runs the checks without one" in done.stderr
 
 
 @pytest.mark.processes
