@@ -41,6 +41,8 @@ class Scale:
     loading_seconds: float
     """Duration of a measurement of the loaders."""
     digits_epochs: int
+    digits_fraction: float
+    """Images of the digits, or 1.0 for all."""
     digits_imgsz: int
     digits_network: dict[str, Any]
     recipes: int
@@ -68,6 +70,7 @@ def scale() -> Scale:
             steps=4,
             loading_seconds=1.0,
             digits_epochs=2,
+            digits_fraction=128.0,
             digits_imgsz=32,
             digits_network=tiny,
             recipes=8,
@@ -87,6 +90,7 @@ def scale() -> Scale:
         steps=40,
         loading_seconds=5.0,
         digits_epochs=12,
+        digits_fraction=1.0,
         digits_imgsz=128,
         digits_network={"name": "yolo11n.yaml", "scale": [0.33, 0.125, 256]},
         recipes=256,

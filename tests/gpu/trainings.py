@@ -35,6 +35,7 @@ def digits(epochs: int, amp: Any = "auto", *, train: dict[str, Any] | None = Non
     settings = {
         "batch": 32,
         "imgsz": size.digits_imgsz,
+        "fraction": size.digits_fraction,
         "epochs": epochs,
         "amp": amp if size.gpu else False,
         "optimizer": "AdamW",

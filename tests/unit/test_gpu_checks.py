@@ -95,7 +95,7 @@ def test_killed_check_leaves_no_training_behind(tmp_path: Path) -> None:
 @pytest.mark.torch
 def test_checks_without_a_gpu_are_refused_with_the_option_for_it(tmp_path: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [RUN, "--only", "gradients", "--out", tmp_path]
+    command = [str(RUN), "--only", "gradients", "--out", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout
     assert "torch finds no GPU: --cpu runs the checks without one" in done.stderr
