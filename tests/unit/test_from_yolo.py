@@ -72,6 +72,11 @@ def test_settings_of_a_training_keep_their_names_and_defaults_are_left_out(argum
         ("data=/sets/Street Signs/data.yaml", "dataset", None),
         ("'data=/sets/Street Signs/data.yaml'", "dataset", {"uri": "pvc://data/street-signs"}),
         ("data=https://host/set.zip", "dataset", {"uri": "https://host/set.zip"}),
+        (
+            f"data=https://host/set.zip#sha256={'0' * 64}",
+            "dataset",
+            {"uri": f"https://host/set.zip#sha256={'0' * 64}"},
+        ),
         ("data=s3://bucket/set", "dataset", {"uri": "s3://bucket/set"}),
     ],
 )
@@ -91,6 +96,8 @@ def test_other_arguments_go_to_their_own_fields(arguments: str, part: str, expec
         ("python train.py", "must begin with yolo"),
         ("yolo 'train", "cannot be read"),
         ("yolo segment train data=x", "task: segment: a job can only detect"),
+        ("yolo train model=yolo11n-seg.pt", "model: yolo11n-seg.pt: is for the task segment"),
+        ("yolo train model=yolo26n-pose.yaml", "is for the task pose"),
         ("yolo predict model=x.pt", "mode: predict: a job can only train"),
         ("yolo train epoch=3", "epoch: unknown field; did you mean epochs?"),
         ("yolo train epochs", "epochs: is no task"),

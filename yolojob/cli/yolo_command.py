@@ -20,6 +20,15 @@ from yolojob.api.train_settings import OWN_SETTINGS, REPLACED, TrainSettings
 
 TASKS = ("detect", "segment", "classify", "pose", "obb", "semantic", "depth")
 MODES = ("train", "val", "predict", "export", "track", "benchmark")
+TASK_OF_SUFFIX = {
+    "-seg": "segment",
+    "-cls": "classify",
+    "-pose": "pose",
+    "-obb": "obb",
+    "-sem": "semantic",
+    "-depth": "depth",
+}
+"""The task of a model, by the end of its name."""
 TASK, MODE = "detect", "train"
 """What a job does."""
 DEFAULT_MODEL = "yolo26n.pt"
@@ -94,7 +103,7 @@ def parse_command(command: str) -> dict[str, Any]:
         NotConvertible: it is no command for a training, or its syntax is wrong.
     """
     try:
-        words = shlex.split(command, comments=True)
+        words = shlex.split(command)
     except ValueError as error:
         raise NotConvertible(f"the command cannot be read: {error}") from None
     if not words or words[0] != "yolo":
@@ -189,6 +198,9 @@ def _default(name: str) -> Any:
 def _model(value: Any, conversion: Conversion) -> None:
     model = conversion.manifest["spec"]["model"]
     name = PurePosixPath(str(value)).name
+    task = TASK_OF_SUFFIX.get(re.sub(r".*(-[a-z]+)\.\w+$", r"\1", name))
+    if task:
+        raise NotConvertible(f"model: {value}: is for the task {task}, but a job can only {TASK}")
     model["name"] = name
     if not name.endswith(".pt"):
         if name != str(value):
