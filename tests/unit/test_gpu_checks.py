@@ -79,10 +79,10 @@ def test_time_of_kernels_is_attributed_to_phases_and_overlaps_count_once() -> No
 def test_killed_check_leaves_no_training_behind(tmp_path: Path) -> None:
     grandchild = tmp_path / "pid"
     code = (
-        "import subprocess, sys, time, pathlib\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        "import pathlib, signal, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'], start_new_session=True)\n"
         f"pathlib.Path({str(grandchild)!r}).write_text(str(child.pid))\n"
-        "time.sleep(600)\n"
+        "signal.pause()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     pid = eventually(lambda: int(grandchild.read_text() or 0) if grandchild.exists() else 0, "the grandchild runs")

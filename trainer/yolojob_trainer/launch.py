@@ -46,16 +46,6 @@ SPINS = 10_000
 """Turns in which a thread of OpenMP waits actively for the others, after which it sleeps. With the default of libgomp,
 300,000, a thread keeps its core for milliseconds while the thread that it waits for cannot run, for every operator:
 https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html. Measured in docs/benchmarks.md."""
-
-
-def runtime_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for glibc and libgomp that trainer processes get in addition to their environment."""
-    settings = {"GLIBC_TUNABLES": ALLOCATOR}
-    if "OMP_WAIT_POLICY" not in environment:  # libgomp ignores it if it has a number of turns
-        settings["GOMP_SPINCOUNT"] = str(SPINS)
-    return {name: value for name, value in settings.items() if name not in environment}
-
-
 _PRECEDENCE = (ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST)
 PEER_EXIT_SECONDS = 10.0
 """Time for the other processes of a worker to notice that one has failed, and to end by themselves."""
@@ -209,6 +199,14 @@ def _key() -> bytes:
         return attempt_key(Path(path), int(attempt))
     except (OSError, ValueError) as error:
         raise SetupError(f"{ENV_SECRET_FILE}: {error}") from None
+
+
+def runtime_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for glibc and libgomp that trainer processes get in addition to their environment."""
+    settings = {"GLIBC_TUNABLES": ALLOCATOR}
+    if "OMP_WAIT_POLICY" not in environment:  # libgomp ignores it if it has a number of turns
+        settings["GOMP_SPINCOUNT"] = str(SPINS)
+    return {name: value for name, value in settings.items() if name not in environment}
 
 
 async def _start(

@@ -146,7 +146,7 @@ def load_with_others(path: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         InvalidManifest: as `load`.
     """
-    documents = [item for document in _documents(path) for item in _items(document)]
+    documents = [item for document in read_documents(path) for item in _items(document)]
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
     if len(jobs) > 1:
         raise _fault(path, f"contains {len(jobs)} YoloTrainingJobs; exactly one is expected")
@@ -174,7 +174,12 @@ def _fault(path: Path, message: str, where: str = "") -> InvalidManifest:
     return InvalidManifest([Fault(path=f"{path}{where}", message=message)])
 
 
-def _documents(path: Path) -> list[Any]:
+def read_documents(path: Path) -> list[Any]:
+    """The documents of a YAML file, whose size and depth are limited.
+
+    Raises:
+        InvalidManifest: the file cannot be read, or is not YAML.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise _fault(path, f"{path.stat().st_size} bytes are too large for a manifest (limit: {MAX_BYTES})")

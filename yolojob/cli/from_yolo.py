@@ -13,9 +13,6 @@ from yolojob.cli.options import exit_on_error
 from yolojob.cli.yolo_command import NotConvertible, convert, parse_command
 from yolojob.format import printable
 
-MAX_BYTES = 1 << 20
-"""Size limit of a file with settings."""
-
 
 def from_yolo(
     command: Annotated[
@@ -45,18 +42,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
     """Return the settings in a file.
 
     Raises:
-        NotConvertible: it cannot be read, or holds no settings.
+        InvalidManifest: it cannot be read, or is not YAML.
+        NotConvertible: it holds no settings.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise NotConvertible(f"{path}: is larger than {MAX_BYTES >> 20} MiB")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        raise NotConvertible(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise NotConvertible(f"{path}: is not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+    found = manifest.read_documents(path)
+    if len(found) != 1 or not isinstance(found[0], dict) or not all(isinstance(name, str) for name in found[0]):
         raise NotConvertible(f"{path}: must hold settings, one NAME: VALUE in each line")
-    return content
+    return dict(found[0])

@@ -54,6 +54,7 @@ UNUSED = frozenset(
         "optimize",
         "retina_masks",
         "save_conf",
+        "save_dir",
         "save_crop",
         "save_frames",
         "save_txt",
@@ -74,6 +75,7 @@ UNUSED = frozenset(
 FLAGS = ("exist_ok", "rect", "resume", "save", "save_json")
 """Booleans that are no setting of `TrainSettings`."""
 NO_PLACE = {
+    "cfg": "its settings are not read; convert that file with `yolojob from-yolo FILE`",
     "crop_fraction": "Ultralytics has removed it",
     "label_smoothing": "Ultralytics has removed it",
     "save_json": "run `yolo val save_json=True` with the finished weights",
@@ -171,7 +173,7 @@ def convert(arguments: dict[str, Any]) -> Conversion:
             continue
         elif name in REPLACED or name in NO_PLACE:
             if value not in (False, "", 0):
-                conversion.notes.append(f"{name}={value}: {REPLACED.get(name) or NO_PLACE[name]}")
+                conversion.notes.append(f"{name}={value}: {NO_PLACE.get(name) or REPLACED[name]}")
         else:
             known = [*TrainSettings.model_fields, *REPLACED, *NO_PLACE, *UNUSED]
             raise NotConvertible(f"{name}: {unknown_field(name, known)}")
@@ -303,14 +305,6 @@ def _multi_scale(value: Any, conversion: Conversion) -> None:
         conversion.manifest["spec"]["train"]["multi_scale"] = value
 
 
-def _cfg(value: Any, conversion: Conversion) -> None:
-    conversion.notes.append(f"cfg={value}: its settings are not read; convert that file with `yolojob from-yolo FILE`")
-
-
-def _save_dir(value: Any, conversion: Conversion) -> None:
-    """An args.yaml of a finished run has it; a job has a folder of its own."""
-
-
 _CONVERTERS: dict[str, Callable[[Any, Conversion], None]] = {
     "model": _model,
     "data": _data,
@@ -321,8 +315,6 @@ _CONVERTERS: dict[str, Callable[[Any, Conversion], None]] = {
     "time": _time,
     "pretrained": _pretrained,
     "multi_scale": _multi_scale,
-    "cfg": _cfg,
-    "save_dir": _save_dir,
 }
 
 

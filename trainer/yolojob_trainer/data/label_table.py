@@ -8,6 +8,7 @@ reference counts.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -23,9 +24,9 @@ T = TypeVar("T")
 class Items(Sequence[T]):
     """A sequence whose items are made when they are asked for."""
 
+    @abstractmethod
     def item(self, i: int) -> T:
         """Return the item at this index from 0 on."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, i: int) -> T: ...

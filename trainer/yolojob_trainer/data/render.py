@@ -17,7 +17,7 @@ from yolojob_trainer.data.image_cache import Image
 from yolojob_trainer.data.recipe import CHANNELS, GRAY, Recipe, Shape
 
 _MARGIN = 2
-"""Image around the visible part of the canvas: interpolation needs one, and rounding may need another."""
+"""Pixels around the visible part of the canvas: interpolation needs one, and rounding may need another."""
 
 
 class ShapeError(ValueError):
