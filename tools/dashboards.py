@@ -5,6 +5,7 @@ Each row answers one question. tests/e2e run every query against a Prometheus th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as enums
 from grafana_foundation_sdk.models import dashboard as models
 
+from yolojob.api.task import MAIN_METRICS
 from yolojob.api.time_parts import TimeGroup, in_group
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -21,6 +23,12 @@ JOB = 'namespace=~"$namespace", job_name=~"$job"'
 NAMESPACE = 'namespace=~"$namespace"'
 WAITING = f'{NAMESPACE}, part=~"{"|".join(in_group(TimeGroup.WAITING))}"'
 RATE = "$__rate_interval"
+METRIC_PATTERNS = [re.escape(name).replace("\\", "\\\\") for name in MAIN_METRICS]
+"""Regular expressions of the metrics, as a string in PromQL."""
+VALIDATION_METRICS = (
+    "max by (namespace, job_name, metric) "
+    f'(yolojob_trainer_validation_metric{{{JOB}, metric=~"{"|".join(METRIC_PATTERNS)}"}})'
+)
 WIDE, HALF, THIRD, SIXTH = 24, 12, 8, 4
 
 
@@ -320,13 +328,10 @@ TRAINING = Board(
             "Accuracy and loss",
             (
                 Panel(
-                    title="mAP",
-                    unit="percentunit",
+                    title="Metrics of the validation",
                     width=THIRD,
-                    queries=(
-                        (_of_job("map_ratio"), "{{job_name}} mAP50-95"),
-                        (_of_job("map50_ratio"), "{{job_name}} mAP50"),
-                    ),
+                    text="The main metrics of all tasks; more is better. B: boxes, M: masks, P: poses.",
+                    queries=((VALIDATION_METRICS, "{{job_name}} {{metric}}"),),
                 ),
                 Panel(title="Loss", width=THIRD, queries=((_of_job("loss"), "{{job_name}}"),)),
                 Panel(

@@ -20,10 +20,11 @@ from yolojob_trainer.data import dataset_config  # isort: skip
 from yolojob_trainer.distributed.world import World  # isort: skip
 from yolojob_trainer.model import resolve  # isort: skip
 from yolojob_trainer.observability.trace import Trace  # isort: skip
+from yolojob_trainer.training.callbacks import Callback  # isort: skip
 from yolojob_trainer.training.setup import TrainerInputs  # isort: skip
 from yolojob_trainer.training.span import Span  # isort: skip
 from yolojob_trainer.training.time_account import StartupTimes  # isort: skip
-from yolojob_trainer.training.trainer import Trainer  # isort: skip
+from yolojob_trainer.training.trainer import Trainer, trainer_class  # isort: skip
 
 from gpu.scale import cache_folder, scale, work_folder  # isort: skip
 from gpu.training_run import run_of, synthetic_uri  # isort: skip
@@ -62,21 +63,25 @@ def prepared_trainer(train: dict[str, Any], *, on_cpu: bool = False) -> Iterator
     spec, cache = run.spec, cache_folder()
     located = dataset_config.locate(spec.dataset, cache=cache, volumes=folder, progress=lambda *_: None)
     boundary = dataset_config.link_boundary(spec.dataset, located, folder)
-    description = dataset_config.describe(located, spec.dataset.config, spec.train.split or "val", boundary)
+    network = resolve.resolve(spec.model, volumes=folder, cache=cache)
+    split = spec.train.split or "val"
+    description = dataset_config.describe(located, spec.dataset.config, split, boundary, network.task)
     run_folder = RunFolder(folder / "out", run, lambda _: None)
     inputs = TrainerInputs(
         run=run,
         world=world,
         data_config=description.write(folder / "dataset"),
         data_boundary=boundary,
-        network=resolve.resolve(spec.model, volumes=folder, cache=cache),
+        network=network,
         save_dir=run_folder.path,
         cache=cache,
         warn=lambda message: print("warning:", message),
     )
     times = StartupTimes(started=time.time(), rendezvous=0.0, staging=0.0)
     # With a trace, because a training writes one and that takes time.
-    trainer = Trainer(inputs, run_folder=run_folder, callbacks=[Trace(world, run_folder, 1)], startup_times=times)
+    listeners: list[Callback] = [Trace(world, run_folder, 1)]
+    new_trainer = trainer_class(network.task)
+    trainer = new_trainer(inputs, run_folder=run_folder, callbacks=listeners, startup_times=times)
     with trainer.prepared():
         yield trainer
 

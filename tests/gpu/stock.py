@@ -122,9 +122,9 @@ def speed(batch: int, cache: Any, workers: int) -> list[Row]:
 def _network_file() -> str:
     """Write the network's description for stock Ultralytics; return the path."""
     model = ModelRef.model_validate(scale().network)
-    description, _ = resolve(model, volumes=work_folder(), cache=cache_folder())
+    source = resolve(model, volumes=work_folder(), cache=cache_folder())
     path = work_folder() / "network.yaml"
-    path.write_text(yaml.safe_dump({**description, "nc": CLASSES}))
+    path.write_text(yaml.safe_dump({**source.description, "nc": CLASSES}))
     return str(path)
 
 

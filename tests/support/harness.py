@@ -64,9 +64,9 @@ def network_file(network: str, folder: Path) -> str:
 
     from yolojob.api.spec import ModelRef
 
-    description, _ = resolve(ModelRef.model_validate(NETWORKS[network]), volumes=folder, cache=folder)
+    source = resolve(ModelRef.model_validate(NETWORKS[network]), volumes=folder, cache=folder)
     path = folder / f"{network}.yaml"
-    path.write_text(yaml.safe_dump({**description, "nc": 10}))
+    path.write_text(yaml.safe_dump({**source.description, "nc": 10}))
     return str(path)
 
 

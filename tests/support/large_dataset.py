@@ -22,7 +22,7 @@ import cv2  # noqa: E402 - after `prepare`
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 from ultralytics.cfg import get_cfg  # noqa: E402
-from yolojob_trainer.data.dataset import DetectionDataset, MicroBatches, TrainSamples, loader  # noqa: E402
+from yolojob_trainer.data.dataset import MicroBatches, NodeDataset, TrainSamples, loader  # noqa: E402
 from yolojob_trainer.data.mosaic_window import MosaicWindow  # noqa: E402
 from yolojob_trainer.data.sample_order import SampleOrder  # noqa: E402
 
@@ -54,9 +54,9 @@ def write(folder: Path, images: int) -> None:
                 np.savetxt(path, boxes, fmt=["%d"] + ["%.6f"] * 4)
 
 
-def open_dataset(folder: Path) -> DetectionDataset:
+def open_dataset(folder: Path) -> NodeDataset:
     args = get_cfg(overrides={"imgsz": IMGSZ, "batch": BATCH, "task": "detect"})
-    return DetectionDataset(
+    return NodeDataset(
         label_folder=folder / "caches",
         boundary=None,
         img_path=str(folder / "images" / "train"),
@@ -80,7 +80,7 @@ def mebibytes(process: psutil.Process, kind: str) -> int:
     return int(getattr(process.memory_full_info(), kind) / 2**20)
 
 
-def load_batches(dataset: DetectionDataset, processes: int, count: int) -> dict[str, Any]:
+def load_batches(dataset: NodeDataset, processes: int, count: int) -> dict[str, Any]:
     """Load batches with loader processes; return the private memory of each."""
     order = SampleOrder(samples=len(dataset), batch=BATCH, shards=1, seed=0)
     window = MosaicWindow(order)

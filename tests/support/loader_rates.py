@@ -59,7 +59,7 @@ def stock(data: dict[str, Any], args: Any, cache: str | bool) -> Iterator[Any]:
 
 
 def ours(data: dict[str, Any], args: Any, folder: Path, *, cache: bool = False, recipes: bool = False) -> Iterator[Any]:
-    built = dataset.DetectionDataset(
+    built = dataset.NodeDataset(
         label_folder=folder / "caches",
         boundary=None,
         img_path=data["train"],

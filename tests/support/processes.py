@@ -188,11 +188,12 @@ def free_port() -> int:
             return port
 
 
-def tiny(*, model: str = "yolo11", replicas: int = 4, **spec: Any) -> Run:
+def tiny(*, model: str = "yolo11", task: str = "", replicas: int = 4, **spec: Any) -> Run:
     """A run of a very small model on a few images.
 
     Args:
         model: a key of TINY.
+        task: suffix of the model and of the dataset for another task than detection: "-seg".
         replicas: spec.workers.replicas, which fixes the number of shards.
         spec: other parts of the spec; `train` is merged into the defaults.
     """
@@ -205,8 +206,9 @@ def tiny(*, model: str = "yolo11", replicas: int = 4, **spec: Any) -> Run:
         "fraction": float(IMAGES),
     }
     train |= {"warmup_epochs": 0, "optimizer": "AdamW", "lr0": 0.001, **spec.pop("train", {})}
-    network: dict[str, Any] = {"name": f"{model}n.yaml", "scale": TINY[model]}
+    network: dict[str, Any] = {"name": f"{model}n{task}.yaml", "scale": TINY[model]}
     if weights := spec.pop("weights", None):
         network["weights"] = weights
+    spec.setdefault("dataset", {"uri": f"builtin://digits{task}"})
     document = minimal(model=network, train=train, workers={"replicas": replicas}, **spec)
     return Run(name="digits", spec=parse(document).spec)

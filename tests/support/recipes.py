@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 from ultralytics.cfg import get_cfg
-from yolojob_trainer.data.dataset import DetectionDataset
+from yolojob_trainer.data.dataset import NodeDataset
 
 IMAGES, IMGSZ = 24, 64
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -40,9 +40,9 @@ def write_images(folder: Path) -> None:
         np.savetxt(folder / "labels" / f"{i}.txt", boxes, fmt=["%d"] + ["%.5f"] * 4)
 
 
-def dataset(folder: Path, **settings: Any) -> DetectionDataset:
+def dataset(folder: Path, **settings: Any) -> NodeDataset:
     args = get_cfg(overrides={"imgsz": IMGSZ, "task": "detect", **settings})
-    return DetectionDataset(
+    return NodeDataset(
         label_folder=folder / "caches",
         boundary=None,
         img_path=str(folder / "images"),

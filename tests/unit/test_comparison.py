@@ -55,7 +55,7 @@ def test_comparison_page_has_its_sections_and_a_picture(compared: comparison.Com
         "Energy",
     ):
         assert f"<h2>{heading}</h2>" in text
-    assert "Cost of reaching an mAP" in text
+    assert "Cost of reaching mAP50-95" in text
     assert NAME not in text, "the job's name is not escaped"
     assert "http://" not in text.split("</head>")[1]
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")

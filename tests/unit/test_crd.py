@@ -18,7 +18,7 @@ def test_crd_is_small_enough_for_client_side_apply() -> None:
 
 def test_columns_are_unchanged() -> None:
     """Scripts may parse the output of `kubectl get`."""
-    assert [c[0] for c in COLUMNS] == ["Phase", "Workers", "Restarts", "Epoch", "mAP50", "Img/s", "ETA", "Cost", "Age"]
+    assert [c[0] for c in COLUMNS] == ["Phase", "Workers", "Restarts", "Epoch", "Score", "Img/s", "ETA", "Cost", "Age"]
 
 
 def test_crd_describes_every_field_of_the_spec() -> None:

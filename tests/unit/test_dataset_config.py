@@ -9,7 +9,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from yolojob_trainer.data.dataset_config import DatasetDescription, Split, describe, link_boundary
+from yolojob_trainer.data.dataset_config import describe, link_boundary
+from yolojob_trainer.data.dataset_description import DatasetDescription, Split
 from yolojob_trainer.errors import BadInput
 
 from yolojob.api.spec import Dataset

@@ -12,7 +12,7 @@ from support.recipes import IMAGES, IMGSZ, SETTINGS, dataset, seed, write_images
 from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import Compose
 from yolojob_trainer.data import recipe
-from yolojob_trainer.data.dataset import DetectionDataset
+from yolojob_trainer.data.dataset import NodeDataset
 from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.recipe import Recipe
 from yolojob_trainer.data.sample_order import SampleOrder
@@ -28,12 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def upstream(built: DetectionDataset, **settings: Any) -> DetectionDataset:
+def upstream(built: NodeDataset, **settings: Any) -> NodeDataset:
     """The same dataset with Ultralytics' transforms."""
     stock = copy.copy(built)
     stock.augment = True
     args = get_cfg(overrides={"imgsz": IMGSZ, "task": "detect", **settings})
-    stock.transforms = super(DetectionDataset, stock).build_transforms(args)
+    stock.transforms = super(NodeDataset, stock).build_transforms(args)
     stock.augment = False
     for transform in recipe.flatten(stock.transforms):
         if hasattr(transform, "buffer_enabled"):

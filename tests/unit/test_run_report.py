@@ -23,7 +23,9 @@ class TestFromFolder:
             {"startup": 5.0, "data_wait": 7.2, "forward": 1.2, "backward": 2.4, "all_reduce": 1.8, "validation": 1.5}
         )
         assert report.rates == pytest.approx([16 / 1.05] * 3)
-        assert report.reached == pytest.approx((0.9, 0.6))
+        assert report.reached == pytest.approx({"mAP50": 0.9, "mAP50-95": 0.6})
+        assert report.score is not None
+        assert report.score[0] == "mAP50-95"
         assert "data wait is 38%: cache: ram would save about 2 s" in map(str, report.advice)
         assert any("rank 1 takes 1.17 times as long" in str(advice) for advice in report.advice)
 

@@ -6,8 +6,10 @@ originals fails `test_overridden_methods_are_known`: read the difference before 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +31,23 @@ OVERRIDES = {
     "BaseDataset.load_image": "088d1a20",
     "BaseDataset.set_rectangle": "f771615e",
     "BaseDataset.update_labels": "d6efeab1",
+    "BaseTrainer._build_train_pipeline": "07afcc06",
     "BaseTrainer._setup_train": "aecd0c11",
+    "BaseTrainer.get_dataset": "611e9c8a",
     "BaseTrainer.optimizer_step": "bec16cbc",
     "BaseTrainer.setup_model": "33c98eec",
     "BaseTrainer.train": "b7f76d34",
+    "ClassificationDataset.__getitem__": "007e08a8",
+    "ClassificationDataset.verify_images": "2cd145ae",
+    "ClassificationTrainer.build_dataset": "4d46eb05",
+    "ClassificationTrainer.get_validator": "ad851cd1",
+    "ClassificationTrainer.setup_model": "a99c0b3d",
+    "ClassificationValidator.gather_stats": "586ce5e0",
+    "DepthDataset.build_transforms": "64bf9459",
+    "DepthDataset.get_image_and_label": "1c3bad7f",
+    "DepthDataset.get_label_files": "d7577b12",
+    "DepthTrainer.get_validator": "43960b9b",
+    "DepthValidator.gather_stats": "63adcf0c",
     "DetectionTrainer._build_train_pipeline": "a86453b5",
     "DetectionTrainer.build_dataset": "2d004adb",
     "DetectionTrainer.get_validator": "f470ff2f",
@@ -40,9 +55,24 @@ OVERRIDES = {
     "Format._format_img": "9f56f5f6",
     "Format.apply_image": "a312558a",
     "Mosaic.apply_image": "14d7e32e",
+    "OBBTrainer.get_validator": "9a4115c8",
+    "PolygonSemanticDataset.get_label_files": "3143c3a3",
+    "PoseTrainer.get_dataset": "54ccc881",
+    "PoseTrainer.get_validator": "76353f52",
+    "PoseValidator.gather_stats": "a181e6d6",
     "RandomFlip.apply_image": "0cdfdf57",
     "RandomHSV.apply_image": "052261e4",
     "RandomPerspective.apply_image": "1fc062da",
+    "SegmentationTrainer.get_validator": "d486a6f8",
+    "SegmentationValidator.gather_stats": "9ecf4eee",
+    "SemanticDataset.get_image_and_label": "ae07637d",
+    "SemanticDataset.get_label_files": "ab56fb07",
+    "SemanticDataset.load_image": "b8af7292",
+    "SemanticDataset.update_labels": "97e13d61",
+    "SemanticDataset.verify_labels": "0c0ef683",
+    "SemanticSegmentationTrainer.get_dataset": "a716781d",
+    "SemanticSegmentationTrainer.get_validator": "01cc5ae8",
+    "SemanticSegmentationValidator.gather_stats": "697bf0b7",
     "YOLODataset._load_or_scan_cache": "f36510a1",
     "YOLODataset.build_transforms": "be130919",
     "YOLODataset.get_label_files": "3143c3a3",
@@ -83,11 +113,11 @@ def settings(**overrides: Any) -> Any:
 def both(data: dict[str, Any], cache: Path, mode: str = "train", **overrides: Any) -> tuple[Any, Any]:
     """Returns (upstream's dataset, ours) of the same settings."""
     from ultralytics.data.build import build_yolo_dataset
-    from yolojob_trainer.data.dataset import DetectionDataset
+    from yolojob_trainer.data.dataset import NodeDataset
 
     args = settings(**overrides)
     upstream = build_yolo_dataset(args, data[mode], 4, data, mode=mode, rect=mode == "val", stride=32)
-    ours = DetectionDataset(
+    ours = NodeDataset(
         label_folder=cache,
         boundary=None,
         img_path=data[mode],
@@ -219,7 +249,10 @@ def test_pickled_label_cache_in_the_dataset_is_not_read(data: dict[str, Any], tm
 def test_settings_of_the_dataset_equal_those_of_upstream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`TrainerData.build_dataset` passes what upstream's `build_yolo_dataset` passes."""
     from ultralytics.data import build
+    from yolojob_trainer.tasks.vision_task import VISION_TASKS
     from yolojob_trainer.training import trainer_data
+
+    from yolojob.api.task import Task
 
     passed: list[dict[str, Any]] = []
 
@@ -228,14 +261,14 @@ def test_settings_of_the_dataset_equal_those_of_upstream(monkeypatch: pytest.Mon
         raise ValueError("recorded")
 
     monkeypatch.setattr(build, "YOLODataset", record)
-    monkeypatch.setattr(trainer_data, "DetectionDataset", record)
+    task = dataclasses.replace(VISION_TASKS[Task.DETECT], dataset=record)
     args = settings(single_cls=True, classes=[0], fraction=0.5, cache="disk")
     for mode in ("train", "val"):
         passed.clear()
         with pytest.raises(ValueError, match="recorded"):
             build.build_yolo_dataset(args, "images", 4, {"names": {}}, mode=mode, rect=mode == "val", stride=32)
         with pytest.raises(Exception, match="recorded"):
-            trainer_data.TrainerData.build_dataset(trainer(args, tmp_path), "images", mode, 4)
+            trainer_data.TrainerData.build_dataset(trainer(args, tmp_path, task), "images", mode, 4)
         upstream, ours = passed
         added = {"label_folder", "boundary"}
         assert {key: value for key, value in ours.items() if key not in {*added, "prefix"}} == {
@@ -244,7 +277,7 @@ def test_settings_of_the_dataset_equal_those_of_upstream(monkeypatch: pytest.Mon
         assert set(ours) - set(upstream) == added
 
 
-def trainer(args: Any, tmp_path: Path) -> Any:
+def trainer(args: Any, tmp_path: Path, task: Any) -> Any:
     """Returns what `build_dataset` needs of a trainer."""
     import torch
     from yolojob_trainer.distributed.world import World
@@ -253,7 +286,7 @@ def trainer(args: Any, tmp_path: Path) -> Any:
     self = TrainerSetup.__new__(TrainerSetup)
     self.model = torch.nn.Identity()
     self.model.stride = torch.tensor([32.0])
-    self.args, self.data = args, {"names": {}}
+    self.args, self.data, self.task = args, {"names": {}}, task
     self.world = World(
         rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"), on_lost_peer=print
     )
@@ -265,11 +298,15 @@ def overridden() -> Iterator[tuple[str, Any]]:
     """Yields each method of Ultralytics that a class of the trainer overrides: (its name, the original)."""
     from yolojob_trainer.bench import bench  # noqa: F401 - imports all modules that define such classes
     from yolojob_trainer.data import recipe
-    from yolojob_trainer.data.dataset import DetectionDataset
-    from yolojob_trainer.training.trainer import Trainer
-    from yolojob_trainer.training.validator import ArrayValidator
+    from yolojob_trainer.data.dataset import NodeDataset
+    from yolojob_trainer.data.image_folders import ImageFolders
+    from yolojob_trainer.data.pixel_labels import DepthImages, MaskImages, PolygonMaskImages
+    from yolojob_trainer.tasks.vision_task import VISION_TASKS
+    from yolojob_trainer.training.trainer import trainer_class
 
-    for cls in (DetectionDataset, Trainer, ArrayValidator, *recipe.RECORDERS.values()):
+    datasets = (NodeDataset, ImageFolders, MaskImages, PolygonMaskImages, DepthImages)
+    tasks = [(trainer_class(name), task.validator) for name, task in VISION_TASKS.items()]
+    for cls in (*datasets, *itertools.chain(*tasks), *recipe.RECORDERS.values()):
         own = [base for base in cls.__mro__ if base.__module__.startswith("yolojob_trainer")]
         upstream = [base for base in cls.__mro__ if base.__module__.startswith("ultralytics")]
         for name in {name for base in own for name, value in vars(base).items() if callable(value)}:
@@ -331,15 +368,13 @@ def test_weights_that_name_other_classes_are_refused(tmp_path: Path, attack: str
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("yolo11n-seg.yaml", "its last module is Segment, but only detectors are trained"),
+        ("yoloe-11-seg.yaml", "its last module is YOLOESegment, but only networks that end with one of"),
         ("rtdetr-l.yaml", "RTDETRDecoder"),
-        ("yolo11n-obb.yaml", "OBB"),
-        ("yolo11n-cls.yaml", "Classify"),
         ("yolo11m.pt", "weights need spec.model.weights.uri.*use yolo11m.yaml"),
         ("yolo99n.yaml", "no architecture of this name; similar names: "),
     ],
 )
-def test_model_that_is_no_detector_is_refused_before_the_training(tmp_path: Path, name: str, message: str) -> None:
+def test_model_that_is_not_trained_is_refused_before_the_training(tmp_path: Path, name: str, message: str) -> None:
     from yolojob_trainer.errors import BadInput
     from yolojob_trainer.model.resolve import resolve
 

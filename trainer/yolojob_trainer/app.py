@@ -33,9 +33,9 @@ from yolojob_trainer.system.process import process_start
 if TYPE_CHECKING:
     from yolojob_trainer.checkpoint.run_folder import RunFolder
     from yolojob_trainer.distributed.world import World
+    from yolojob_trainer.model.resolve import NetworkSource
     from yolojob_trainer.observability.progress_report import Reporter
     from yolojob_trainer.training.callbacks import Callback
-    from yolojob_trainer.training.setup import NetworkSource
     from yolojob_trainer.training.time_account import StartupTimes
     from yolojob_trainer.training.trainer import Trainer
 
@@ -265,7 +265,9 @@ def _train(context: RunContext) -> Result:
     trainer = _build_trainer(context, staged, run_folder, callbacks, _startup_times(context, staged))
     trainer.train()
     base = run_folder.uri if run_folder else "rank 0"
-    return Result(weights=f"{base}/weights/best.pt", **trainer.state.best_metrics)
+    result = Result(weights=f"{base}/weights/best.pt")
+    result.set_metrics(trainer.state.best_metrics)
+    return result
 
 
 def _open_run_folder(context: RunContext) -> RunFolder | None:
@@ -287,9 +289,10 @@ def _stage(context: RunContext) -> StagedInputs:
     with context.world.node_leaders_first("staged"):
         folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
         boundary = dataset_config.link_boundary(spec.dataset, folder, volumes)
-        description = dataset_config.describe(folder, spec.dataset.config, spec.train.split or "val", boundary)
+        network = resolve.resolve(spec.model, volumes=volumes, cache=cache, task=spec.stated_task)
+        split = spec.train.split or "val"
+        description = dataset_config.describe(folder, spec.dataset.config, split, boundary, network.task)
         config = description.write(context.scratch / "dataset")
-        network = resolve.resolve(spec.model, volumes=volumes, cache=cache)
     return StagedInputs(
         folder=folder, boundary=boundary, config=config, network=network, seconds=time.perf_counter() - began
     )
@@ -318,7 +321,7 @@ def _build_trainer(
 ) -> Trainer:
     from yolojob_trainer.system import upstream_log
     from yolojob_trainer.training.setup import TrainerInputs
-    from yolojob_trainer.training.trainer import Trainer
+    from yolojob_trainer.training.trainer import trainer_class
 
     if context.world.is_main:
         upstream_log.forward(context.reporter.warn, verbose=bool(context.run.spec.train.verbose))
@@ -333,7 +336,8 @@ def _build_trainer(
         warn=context.reporter.warn,
     )
     with _invalid_settings_as_bad_input():
-        return Trainer(inputs, run_folder=run_folder, callbacks=[context.reporter, *callbacks], startup_times=times)
+        trainer = trainer_class(staged.network.task)
+        return trainer(inputs, run_folder=run_folder, callbacks=[context.reporter, *callbacks], startup_times=times)
 
 
 @contextmanager

@@ -51,12 +51,17 @@ COLUMNS = (
     ("Workers", "integer", ".status.workers.ready", "Ready workers"),
     ("Restarts", "integer", ".status.restarts", "Failed attempts"),
     ("Epoch", "integer", ".status.progress.epoch", "Completed epochs"),
-    ("mAP50", "number", ".status.progress.map50", "mAP at IoU 0.50 of the newest validation"),
+    ("Score", "number", ".status.progress.score", "Main metric of the newest validation"),
     ("Img/s", "number", ".status.progress.imagesPerSecond", "Images trained per second"),
     ("ETA", "string", ".status.progress.eta", "Expected end of the training"),
     ("Cost", "number", ".status.cost.soFar", "Cost so far"),
     ("Age", "date", ".metadata.creationTimestamp", "Time since the job was created"),
 )
+WIDE_COLUMNS = (
+    ("Task", "string", ".spec.task", "What the model predicts, if the job states it"),
+    ("Metric", "string", ".status.progress.mainMetric", "Name of the metric in the column Score"),
+)
+"""Columns of `kubectl get -o wide` only."""
 
 
 def structural(schema: Schema, definitions: dict[str, Schema], *, object_defaults: bool = False) -> Schema:
@@ -218,6 +223,10 @@ def crd() -> dict[str, Any]:
                     "additionalPrinterColumns": [
                         {"name": name, "type": kind, "jsonPath": path, "description": description}
                         for name, kind, path, description in COLUMNS
+                    ]
+                    + [
+                        {"name": name, "type": kind, "jsonPath": path, "description": description, "priority": 1}
+                        for name, kind, path, description in WIDE_COLUMNS
                     ],
                     "subresources": {
                         "status": {},

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from yolojob.api.constants import MAX_NAME_LENGTH
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.api.task import NAME_END, SUFFIXES, tasks_of_name
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_MESSAGE = (
@@ -63,6 +64,20 @@ RULES = (
         cel="!self.model.name.endsWith('.pt') || has(self.model.weights)",
         holds=lambda s: not s.model.name.endswith(".pt") or s.model.weights is not None,
         value=lambda s: s.model.name,
+    ),
+    Rule(
+        field="task",
+        message="contradicts the name of the model, which states the task "
+        f"({', '.join(f'{suffix}: {task}' for suffix, task in SUFFIXES.items())}); leave spec.task out, or choose "
+        "another model. To start from weights of another task, name an architecture for your task in spec.model.name "
+        "and the weights in spec.model.weights",
+        cel="!has(self.task) || "
+        + " && ".join(
+            f"(self.task == '{task}' || !self.model.name.matches('{suffix}{NAME_END}$'))"
+            for suffix, task in SUFFIXES.items()
+        ),
+        holds=lambda s: s.task is None or set(tasks_of_name(s.model.name)) <= {s.task},
+        value=lambda s: f"{s.task} for {s.model.name}",
     ),
     Rule(
         field="workers.gpu.count",
@@ -120,7 +135,7 @@ RULES = (
     ),
 )
 
-FIXED = ("model", "dataset", "train", "storage")
+FIXED = ("task", "model", "dataset", "train", "storage")
 """Immutable parts of the spec. Only the API server can check this."""
 
 TRANSITIONS = (
@@ -139,6 +154,11 @@ TRANSITIONS = (
         "scheduling.gang",
         "self.scheduling.gang == oldSelf.scheduling.gang || (self.runPolicy.suspend && oldSelf.runPolicy.suspend)",
         "can be changed only while the job is suspended",
+    ),
+    (
+        "task",
+        "has(self.task) == has(oldSelf.task)",
+        "cannot be added or removed; create another job",
     ),
     (
         "storage",

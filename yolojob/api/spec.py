@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from yolojob.api.base import ApiModel
 from yolojob.api.fields import MAX_INT32, AutoOrCount, AutoOrQuantity, DatasetUri, Quantity, StorageUri, WeightsUri
 from yolojob.api.pod_template import PodTemplateSchema
+from yolojob.api.task import Task, tasks_of_name
 from yolojob.api.train_settings import TrainSettings
 
 WholeSeconds = Annotated[int, Field(ge=0, le=MAX_INT32)]
@@ -210,6 +211,8 @@ class YoloTrainingJobSpec(ApiModel):
 
     model_config = ConfigDict(title="spec")
 
+    task: Annotated[Task, Field(strict=False)] | None = None
+    """What the model predicts. Default: by its name (yolo26n-seg.yaml) or, for weights of your own, by their file."""
     model: ModelRef
     """The model to train."""
     dataset: Dataset
@@ -232,3 +235,8 @@ class YoloTrainingJobSpec(ApiModel):
     """Trials before the first epoch."""
     pricing: Pricing = Field(default_factory=Pricing)
     """The price of a worker."""
+
+    @property
+    def stated_task(self) -> Task | None:
+        """The task that the job states, directly or by the name of its model; None if only the model's file tells."""
+        return self.task or next(iter(tasks_of_name(self.model.name)), None)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, PlainSerializer
 
 from yolojob.api.base import LenientModel
 from yolojob.api.fields import Count
+from yolojob.api.task import labelled, main_metric
 from yolojob.api.time_parts import STEP_PARTS, TimePart, sum_trainer_parts
 
 
@@ -30,6 +31,13 @@ def _phases(seconds: dict[str, float]) -> dict[str, float]:
     return seconds
 
 
+def _metric_names(metrics: dict[str, float]) -> dict[str, float]:
+    if not all(re.fullmatch(r"[A-Za-z0-9_.()-]{1,40}", name) for name in metrics) or len(metrics) > MAX_METRICS:
+        raise ValueError("at most 32 metrics, with names of 1 to 40 letters, digits and _.()-")
+    return metrics
+
+
+MAX_METRICS = 32
 Time = Annotated[
     AwareDatetime,
     Field(strict=False),
@@ -100,8 +108,37 @@ class Position(LenientModel):
     """Steps completed in the current epoch."""
 
 
-class Progress(LenientModel):
-    """Progress of the training."""
+class Accuracy(LenientModel):
+    """The metrics of a validation."""
+
+    metrics: Annotated[dict[str, float], AfterValidator(_metric_names)] | None = None
+    """All metrics of the validation, by Ultralytics' names: mAP50-95(B) of boxes, (M) of masks, (P) of poses,
+    accuracy_top1, mIoU, delta1…"""
+    main_metric: Annotated[str, Field(max_length=40)] | None = None
+    """Name of the metric in `score`: that of the task's own output, such as mAP50-95(M) of a segmentation."""
+    score: float | None = None
+    """Value of mainMetric, 0 to 1; more is better."""
+    map50: float | None = None
+    """mAP at IoU 0.50 of the boxes, 0 to 1; also in `metrics`."""
+    map: float | None = None
+    """mAP at IoU 0.50 to 0.95 of the boxes, 0 to 1; also in `metrics`."""
+
+    def set_metrics(self, metrics: dict[str, float]) -> None:
+        """Set all fields of this class from the metrics of a validation by their names."""
+        self.metrics = metrics or None
+        self.main_metric = main_metric(metrics)
+        self.score = round(metrics[self.main_metric], 4) if self.main_metric else None
+        self.map50, self.map = metrics.get("mAP50(B)"), metrics.get("mAP50-95(B)")
+
+    @property
+    def labelled(self) -> dict[str, float]:
+        """The metrics that people read first, by their names for people."""
+        boxes = {"mAP50(B)": self.map50, "mAP50-95(B)": self.map}  # all that trainers of older versions report
+        return labelled(self.metrics or {name: value for name, value in boxes.items() if value is not None})
+
+
+class Progress(Accuracy):
+    """Progress of the training. Its metrics are those of the newest validation."""
 
     epoch: Count = 0
     """Epochs completed."""
@@ -123,10 +160,6 @@ class Progress(LenientModel):
     """Number of rollbacks to a checkpoint because the loss was not finite."""
     loss: float | None = None
     """Sum of the loss items, averaged over the current epoch so far."""
-    map50: float | None = None
-    """mAP at IoU 0.50 of the newest validation, 0 to 1."""
-    map: float | None = None
-    """mAP at IoU 0.50 to 0.95 of the newest validation, 0 to 1."""
     eta: Time | None = None
     """Expected end of the training."""
     updated_at: Time | None = None
@@ -253,15 +286,11 @@ class Attempt(LenientModel):
     """podSeconds × perWorkerHour."""
 
 
-class Result(LenientModel):
-    """The result of the training."""
+class Result(Accuracy):
+    """The result of the training. Its metrics are those of the best model."""
 
     weights: Annotated[str, Field(max_length=4096)]
     """URI of best.pt."""
-    map50: float | None = None
-    """mAP at IoU 0.50 of the best model, 0 to 1."""
-    map: float | None = None
-    """mAP at IoU 0.50 to 0.95 of the best model, 0 to 1."""
 
 
 class YoloTrainingJobStatus(LenientModel):

@@ -11,14 +11,15 @@ REMOTE_SCHEMES = ("s3", "gs", "https")
 DATASET_SCHEMES = ("builtin", "pvc", "file", *REMOTE_SCHEMES)
 WEIGHTS_SCHEMES = ("pvc", "file", *REMOTE_SCHEMES)
 STORAGE_SCHEMES = ("pvc", "file", "s3", "gs")
-BUILTIN_DATASETS = ("digits",)
+BUILTIN_DATASETS = ("digits", "digits-seg", "digits-pose", "digits-obb", "digits-cls", "digits-sem", "digits-depth")
+"""Digits in small scenes, for detection and for other tasks."""
 
 # No path segment is "..", so that paths stay inside their claim. RE2 has no look-around, hence the alternatives.
 _SEGMENT = r"([^./][^/]*|\.|\.[^./][^/]*|\.\.[^/]+)?"
 _BUCKET = rf"[a-z0-9]([-._a-z0-9]{{1,220}}[a-z0-9])(/{_SEGMENT})*"
 _HOST = r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?"
 _FORMS = {
-    "builtin": (f"({'|'.join(BUILTIN_DATASETS)})", "builtin://digits"),
+    "builtin": (f"({'|'.join(BUILTIN_DATASETS)})", " or ".join(f"builtin://{name}" for name in BUILTIN_DATASETS)),
     "pvc": (rf"[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?(/{_SEGMENT})*", "pvc://CLAIM/PATH, without '..'"),
     "file": (r".+", "file:///FOLDER"),
     "s3": (_BUCKET, "s3://BUCKET/PATH, without '..'"),

@@ -16,7 +16,7 @@ from yolojob.api.status import Attempt, Condition, Cost, JobPhase, Progress, Yol
 from yolojob.api.trainer_report import Report
 from yolojob.cli.console import PIPE_WIDTH, print_line
 from yolojob.cli.live_view import epochs_done, progress_figures, stacked_bar
-from yolojob.format import coarse_age, duration
+from yolojob.format import coarse_age, duration, metrics_line
 
 MIN_TABLE_WIDTH = 80
 """Columns of the list of jobs on a narrower terminal, which breaks the lines."""
@@ -29,11 +29,12 @@ def show_jobs(jobs: list[YoloTrainingJob], console: Console) -> None:
     """
     table = Table(box=None, pad_edge=False, header_style="", padding=(0, 1, 0, 0))
     table.add_column("NAME", overflow="fold")
-    for name, *_ in COLUMNS:
+    columns = [name for name, *_ in COLUMNS]
+    for name in columns:
         table.add_column(name.upper(), no_wrap=True)
     for job in jobs:
         cells = _job_cells(job)
-        table.add_row(job.metadata.name, *(cells[name] for name, *_ in COLUMNS))
+        table.add_row(job.metadata.name, *(cells[name] for name in columns))
     width = max(console.width, MIN_TABLE_WIDTH) if console.is_terminal else PIPE_WIDTH
     console.print(table, width=width, crop=False)
 
@@ -48,7 +49,7 @@ def _job_cells(job: YoloTrainingJob) -> dict[str, str]:
         "Workers": f"{status.workers.ready}/{status.workers.desired}",
         "Restarts": str(status.restarts),
         "Epoch": f"{progress.epoch}/{progress.epochs}" if progress.epochs else "",
-        "mAP50": f"{progress.map50:.3f}" if progress.map50 is not None else "",
+        "Score": f"{progress.score:.3f}" if progress.score is not None else "",
         "Img/s": f"{progress.images_per_second:.1f}" if progress.images_per_second else "",
         "ETA": coarse_age(max((progress.eta - now).total_seconds(), 0)) if progress.eta else "",
         "Cost": f"{cost.so_far:.2f} {cost.currency}" if cost and cost.so_far is not None else "",
@@ -122,8 +123,7 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
         limit = job.spec.run_policy.backoff_limit
         console.print(f"Restarts: {status.restarts} (limit {limit}), disruptions: {status.disruptions}")
     if result := status.result:
-        accuracy = f", mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}" if result.map50 is not None else ""
-        print_line(console, f"Result: {result.weights}{accuracy}")
+        print_line(console, ", ".join(filter(None, [f"Result: {result.weights}", metrics_line(result.labelled)])))
 
 
 def _attempts_table(history: list[Attempt]) -> Table:

@@ -15,7 +15,7 @@ from yolojob.api.status import Progress
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import Report, TrainerState, TuningReport
 from yolojob.cli.console import print_line
-from yolojob.format import byte_size, duration
+from yolojob.format import byte_size, duration, metrics_line
 
 
 def progress_figures(report: Report) -> dict[str, str]:
@@ -26,8 +26,7 @@ def progress_figures(report: Report) -> dict[str, str]:
         "step": f"{p.step}/{p.steps}" if p.step else "",
         "img/s": f"{p.images_per_second:.1f}" if p.images_per_second else "",
         "loss": f"{p.loss:.4f}" if p.loss is not None else "",
-        "mAP50": f"{p.map50:.3f}" if p.map50 is not None else "",
-        "mAP50-95": f"{p.map:.3f}" if p.map is not None else "",
+        **{label: f"{value:.3f}" for label, value in p.labelled.items()},
         "ETA": duration(max((p.eta - datetime.now(UTC)).total_seconds(), 0)) if p.eta else "",
     }
     return {name: value for name, value in figures.items() if value}
@@ -165,9 +164,6 @@ def show_summary(name: str, report: Report, console: Console) -> None:
     for warning in report.warnings:
         print_line(console, f"! {warning}", style="yellow")
     if result := report.result:
-        accuracy = (
-            f"mAP50 {result.map50:.3f}, mAP50-95 {result.map:.3f}" if result.map50 is not None else "not validated"
-        )
-        print_line(console, f"\nBest model: {accuracy}", style="bold")
+        print_line(console, f"\nBest model: {metrics_line(result.labelled) or 'not validated'}", style="bold")
         print_line(console, result.weights)
         print_line(console, f"Try it: yolo predict model={result.weights} source=IMAGE", style="dim")

@@ -14,7 +14,7 @@ from yolojob.cli.console import print_line
 from yolojob.estimation.bench_records import Record
 from yolojob.estimation.estimator import Estimator
 from yolojob.estimation.option import Option, cost_text
-from yolojob.format import byte_size, duration, rough_duration, short_duration
+from yolojob.format import byte_size, duration, metrics_line, rough_duration, short_duration
 from yolojob.reports.run_report import NO_ADVICE, RunReport, cost_description
 
 
@@ -139,7 +139,7 @@ def show_run_report(report: RunReport, console: Console) -> None:
     for part, seconds in report.parts.items():
         console.print(f"  {part.label:12} {duration(seconds):>9}  {seconds / report.total:6.1%}", highlight=False)
     if report.reached:
-        console.print(f"mAP50 {report.reached[0]:.3f}, mAP50-95 {report.reached[1]:.3f}", highlight=False)
+        console.print(metrics_line(report.reached), highlight=False)
     print_line(console, f"Cost: {cost_description(report.cost)}")
     for advice in report.advice:
         print_line(console, f"→ {advice}", style="bold")

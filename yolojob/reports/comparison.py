@@ -51,7 +51,7 @@ def build_comparison(
         recommendation=recommend(options, estimator.assumptions),
         assumptions=[f"{key} = {value}" for key, value in assumptions.items()],
         buying=break_even(options, estimator.assumptions),
-        curve=[e for e in epochs if e.map is not None],
+        curve=[e for e in epochs if e.score is not None],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yolojob.api.task import named_score
 from yolojob.estimation.estimate import Estimate
 from yolojob.estimation.option import Option, cost_text
 from yolojob.estimation.recommendation import flattening, pareto
@@ -96,21 +97,22 @@ def _scaling(comparison: Comparison, unit: str, scale: float) -> Section:
 
 
 def _reached(comparison: Comparison) -> list[Section]:
-    """The cost of reaching an mAP, by the curve of a finished run."""
+    """The cost of reaching a score, by the curve of a finished run."""
     if not comparison.curve:
         return []
-    best = max(e.map or 0.0 for e in comparison.curve)
+    label, _ = named_score(comparison.curve[0].metrics) or ("", 0.0)
+    best = max(e.score or 0.0 for e in comparison.curve)
     rows = []
     for fraction in REACHED_FRACTIONS:
-        first = next(e for e in comparison.curve if (e.map or 0.0) >= fraction * best)
+        first = next(e for e in comparison.curve if (e.score or 0.0) >= fraction * best)
         share = first.epoch / comparison.epochs
         cells = []
         for o in comparison.options:
             cost = o.bill.total.times(share) if o.bill.total else None
             cells.append(f"{rough_duration(o.seconds * share)}, {cost_text(cost, o.bill.currency)}")
         rows.append([f"{fraction * best:.3f}", str(first.epoch), *cells])
-    title = "Cost of reaching an mAP"
-    return [Section(title=title, columns=["mAP50-95", "epoch", *(o.name for o in comparison.options)], rows=rows)]
+    title = f"Cost of reaching {label}"
+    return [Section(title=title, columns=[label, "epoch", *(o.name for o in comparison.options)], rows=rows)]
 
 
 def _buying(comparison: Comparison) -> Section:

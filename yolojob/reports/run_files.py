@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolojob.api.errors import UserError
+from yolojob.api.task import PREFIX, main_metric, metrics_by_name
 from yolojob.api.time_parts import TimePart, sum_trainer_parts
 
 
@@ -25,8 +26,14 @@ class Epoch:
     """Training and validation time since the start of the run."""
     loss: float | None
     """Sum of the mean training losses."""
-    map50: float | None
-    map: float | None
+    metrics: dict[str, float]
+    """Metrics of the validation by their names; empty without one."""
+
+    @property
+    def score(self) -> float | None:
+        """The value of the main metric; None without a validation."""
+        name = main_metric(self.metrics)
+        return self.metrics[name] if name else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +73,13 @@ def epochs(folder: Path) -> list[Epoch]:
 
 
 def _epoch(row: dict[str, str]) -> Epoch:
-    def number(name: str) -> float | None:
-        return float(row[name]) if row.get(name) else None
-
+    numbers = {name: float(value) for name, value in row.items() if name.startswith(PREFIX) and value}
     losses = [float(value) for name, value in row.items() if name.startswith("train/") and value]
     return Epoch(
         epoch=int(float(row["epoch"])),
         seconds=float(row["time"]),
         loss=sum(losses) if losses else None,
-        map50=number("metrics/mAP50(B)"),
-        map=number("metrics/mAP50-95(B)"),
+        metrics=metrics_by_name(numbers),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from yolojob.api.errors import ClusterError
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import Attempt, Cost
+from yolojob.api.task import labelled, named_score
 from yolojob.api.time_parts import NETWORK_PARTS, TRAINER_PARTS, TimePart, in_order
 from yolojob.client.client import Client
 from yolojob.reports import advice, run_files
@@ -37,8 +38,10 @@ class RunReport:
     cost: Cost | None = None
     """Cost of a job in a cluster; None for a run's folder alone."""
     attempts: list[Attempt] = field(default_factory=list)
-    reached: tuple[float, float] | None = None
-    """(mAP50, mAP50-95) of the best model."""
+    reached: dict[str, float] = field(default_factory=dict)
+    """Metrics of the best model by their names for people, such as mAP50-95; empty without a validation."""
+    score: tuple[str, float] | None = None
+    """(name for people, value) of the main metric of the best model."""
 
     @property
     def total(self) -> float:
@@ -68,7 +71,7 @@ def from_folder(folder: Path) -> RunReport:
         if phase in TRAINER_PARTS
     }
     stragglers = _stragglers(lines)
-    best = max((e for e in epochs if e.map is not None), key=lambda e: e.map or 0.0, default=None)
+    best = max((e for e in epochs if e.score is not None), key=lambda e: e.score or 0.0, default=None)
     return RunReport(
         name=folder.resolve().name,
         parts=parts,
@@ -77,7 +80,8 @@ def from_folder(folder: Path) -> RunReport:
         rates=[_rate([x for x in rank0_lines if x.epoch == n and x.images]) for n in epoch_numbers],
         stragglers=stragglers,
         advice=advice.suggest(parts, stragglers, None),
-        reached=(best.map50 or 0.0, best.map or 0.0) if best else None,
+        reached=labelled(best.metrics) if best else {},
+        score=named_score(best.metrics) if best else None,
     )
 
 
@@ -123,7 +127,8 @@ def from_status(job: YoloTrainingJob) -> RunReport:
         advice=advice.suggest(parts, {}, job.spec),
         cost=status.cost,
         attempts=status.history,
-        reached=(result.map50 or 0.0, result.map or 0.0) if result and result.map50 is not None else None,
+        reached=result.labelled if result else {},
+        score=named_score(result.metrics or {}) if result else None,
     )
 
 

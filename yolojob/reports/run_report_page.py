@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from yolojob.api.task import labelled
 from yolojob.format import duration, rough_duration, time_unit
 from yolojob.reports import html, plots
 from yolojob.reports.html import Section
@@ -37,20 +38,18 @@ def _sections(report: RunReport) -> list[Section]:
                 figure=plots.lines({"img/s": (epoch_numbers, report.rates)}, "epoch", "images per second"),
             ),
         ]
-    validated = [e for e in report.epochs if e.map is not None]
+    validated = [e for e in report.epochs if e.score is not None]
     if validated:
         times = [e.seconds * scale for e in validated]
-        curves = {
-            "mAP50-95": (times, [e.map or 0.0 for e in validated]),
-            "mAP50": (times, [e.map50 or 0.0 for e in validated]),
-        }
-        sections.append(Section(title="Accuracy over time", figure=plots.lines(curves, unit, "mAP")))
+        shown = [labelled(e.metrics) for e in validated]
+        curves = {label: (times, [metrics[label] for metrics in shown]) for label in shown[0]}
+        sections.append(Section(title="Accuracy over time", figure=plots.lines(curves, unit, "metric")))
         if report.cost and report.cost.so_far is not None:
             # The time before the first epoch costs, too: the whole cost is reached at the last epoch.
             spent = [report.cost.so_far * e.seconds / validated[-1].seconds for e in validated]
             over = {name: (spent, values) for name, (_, values) in curves.items()}
             note = "The whole cost, distributed over the epochs in proportion to their time."
-            figure = plots.lines(over, report.cost.currency or "", "mAP")
+            figure = plots.lines(over, report.cost.currency or "", "metric")
             sections.append(Section(title="Accuracy over cost", paragraphs=[note], figure=figure))
     if len(report.stragglers) > 1:
         rows = [[f"rank {rank}", f"{seconds * 1000:.1f} ms"] for rank, seconds in report.stragglers.items()]
@@ -83,7 +82,8 @@ def _money(report: RunReport) -> Section:
         ]
         for a in report.attempts
     ]
-    if cost and cost.so_far and report.reached and report.reached[1]:
-        paragraphs.append(f"{cost.so_far / report.reached[1] / 100:.4g} {cost.currency} per 0.01 of mAP50-95.")
+    if cost and cost.so_far and report.score and report.score[1]:
+        metric, score = report.score
+        paragraphs.append(f"{cost.so_far / score / 100:.4g} {cost.currency} per 0.01 of {metric}.")
     columns = ["attempt", "workers", "pod time", "price per worker and hour", "cost", "ended by"]
     return Section(title="Cost", paragraphs=paragraphs, columns=columns, rows=rows)

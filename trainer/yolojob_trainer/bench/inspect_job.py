@@ -7,17 +7,19 @@ from pathlib import Path
 
 import torch
 from ultralytics.data.utils import IMG_FORMATS
-from ultralytics.nn.tasks import DetectionModel
 
 from yolojob.api.measurement import DataFacts, ModelProfile
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.spec import YoloTrainingJobSpec
+from yolojob.api.task import Task
 from yolojob_trainer.data import dataset_config
+from yolojob_trainer.data.dataset_description import Split
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import resolve
 from yolojob_trainer.model.profile import profile_model
+from yolojob_trainer.tasks.vision_task import VISION_TASKS
 
 DEFAULT_CLASSES = 80
 """Number of classes of COCO; used while the dataset's own number is unknown. It changes the head a little."""
@@ -29,10 +31,10 @@ def inspect_job(run: Run, *, cache: Path, volumes: Path) -> tuple[ModelProfile, 
     Raises:
         BadInput: model or dataset do not exist or cannot be used.
     """
-    classes, facts = _count_dataset(run.spec, cache=cache, volumes=volumes)
-    description, _ = resolve.resolve(run.spec.model, volumes=volumes, cache=cache)
+    source = resolve.resolve(run.spec.model, volumes=volumes, cache=cache, task=run.spec.stated_task)
+    classes, facts = _count_dataset(run.spec, source.task, cache=cache, volumes=volumes)
     try:
-        model = DetectionModel(description, nc=classes or DEFAULT_CLASSES, verbose=False)
+        model = VISION_TASKS[source.task].network(source.description, nc=classes or DEFAULT_CLASSES, verbose=False)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
         raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
     amp = run.spec.train.amp
@@ -47,7 +49,9 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _count_dataset(spec: YoloTrainingJobSpec, *, cache: Path, volumes: Path) -> tuple[int | None, DataFacts]:
+def _count_dataset(
+    spec: YoloTrainingJobSpec, task: Task, *, cache: Path, volumes: Path
+) -> tuple[int | None, DataFacts]:
     """Return (classes, facts), as far as they are known without a download."""
     dataset, fraction, split = spec.dataset, spec.train.fraction, spec.train.split or "val"
     if dataset.uri.is_remote:
@@ -57,7 +61,7 @@ def _count_dataset(spec: YoloTrainingJobSpec, *, cache: Path, volumes: Path) -> 
         return None, DataFacts(bytes=total)
     folder = dataset_config.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
     boundary = dataset_config.link_boundary(dataset, folder, volumes)
-    description = dataset_config.describe(folder, dataset.config, split, boundary)
+    description = dataset_config.describe(folder, dataset.config, split, boundary, task)
     train, val = (_count_images(description.splits[name]) for name in ("train", split))
     if fraction is not None:
         train = int(fraction) if fraction > 1 else round(train * fraction)
@@ -65,7 +69,7 @@ def _count_dataset(spec: YoloTrainingJobSpec, *, cache: Path, volumes: Path) -> 
     return classes, DataFacts(images=train, val_images=val, bytes=folder_bytes(folder))
 
 
-def _count_images(split: dataset_config.Split) -> int:
+def _count_images(split: Split) -> int:
     """Return the number of a split's files that have an image's name."""
     files = itertools.chain(split.images, *(folder.rglob("*") for folder in split.folders))
     return sum(file.suffix[1:].lower() in IMG_FORMATS for file in files)

@@ -39,7 +39,7 @@ LoadedSamples = tuple[list[dict[str, Any]], torch.Tensor | None]
 """Samples, and the pixels of all of them unless they hold their own or recipes."""
 
 
-class DetectionDataset(YOLODataset):
+class NodeDataset(YOLODataset):
     """A dataset whose label cache is in a folder of this node.
 
     Upstream keeps a pickle beside the labels and trusts any file with that name. A dataset is untrusted: pickles inside
@@ -65,6 +65,8 @@ class DetectionDataset(YOLODataset):
     """The decoded images that were loaded last, if they are kept in memory."""
     keeps_recent = True
     """Whether an image is needed again soon after it was loaded: without mosaics it is not."""
+    caches_labels = True
+    """Whether scanned labels are written to the label cache."""
     not_recorded: str | None = None
     """Why samples of this dataset are not described by recipes; None if they are."""
 
@@ -240,29 +242,31 @@ class DetectionDataset(YOLODataset):
         return files
 
     def _check_links(self, files: list[str]) -> None:
-        """Check that links do not lead out of the volume: messages quote what a label file holds.
+        check_links(files, self._boundary)
 
-        Raises:
-            ValueError: a file or its folder is a link that does.
-        """
-        if self._boundary is None:
-            return
-        # Whole paths are resolved only for links: a dataset has few folders and, as a rule, no links.
-        paths = [Path(file) for file in files]
-        folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
-        for file in paths:
-            real = file.resolve() if file.is_symlink() else folders[file.parent]
-            if not real.is_relative_to(self._boundary):
-                raise ValueError(f"{file} is a link to {real}, which is outside of the volume; copy the data into it")
+    @property
+    def in_memory(self) -> bool:
+        """Whether all decoded images are kept in memory."""
+        return self.shared is not None
+
+    def unlink_shared(self) -> None:
+        """Remove the name of the shared images. All ranks of this node must have opened them."""
+        if self.shared:
+            self.shared.unlink()
+
+    def warnings(self) -> list[str]:
+        """Return messages about images without labels."""
+        return self.scan.warnings(self.labels.labelled)
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
         self._scan_hash = cache_hash
         path = self._label_folder / f"{cache_path.stem}-{cache_hash}.npz"
-        scan = label_cache.read(path, self.im_files, cache_hash)
+        scan = label_cache.read(path, self.im_files, cache_hash) if self.caches_labels else None
         exists = scan is not None
         if scan is None:
             scan = self._scan_labels()
-            label_cache.write(path, scan)
+            if self.caches_labels:
+                label_cache.write(path, scan)
         self.scan = ScanCounts.from_results(scan["results"])
         self.left_out, notes = split_messages(scan["msgs"], self.prefix)
         self.notes += notes
@@ -285,6 +289,27 @@ class DetectionDataset(YOLODataset):
                 f"no labels found for {len(self.im_files)} images: the label of {self.im_files[0]} must be "
                 f"{self.label_files[0]}, and so for the others"
             ) from None
+
+
+def check_links(files: list[str], boundary: Path | None) -> None:
+    """Check that links do not lead out of the volume: messages quote what a label file holds.
+
+    Args:
+        files: of a dataset.
+        boundary: the volume; None if links may lead anywhere.
+
+    Raises:
+        ValueError: a file or its folder is a link that does.
+    """
+    if boundary is None:
+        return
+    # Whole paths are resolved only for links: a dataset has few folders and, as a rule, no links.
+    paths = [Path(file) for file in files]
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
+    for file in paths:
+        real = file.resolve() if file.is_symlink() else folders[file.parent]
+        if not real.is_relative_to(boundary):
+            raise ValueError(f"{file} is a link to {real}, which is outside of the volume; copy the data into it")
 
 
 def _check_jpeg(path: str, _repair: Any) -> None:
@@ -324,7 +349,7 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, dataset: DetectionDataset, *, seed: int, window: MosaicWindow, close_mosaic_at: int, hyp: Any
+        self, dataset: NodeDataset, *, seed: int, window: MosaicWindow, close_mosaic_at: int, hyp: Any
     ) -> None:
         self.dataset = dataset
         self.seed = seed

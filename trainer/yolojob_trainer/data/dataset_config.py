@@ -6,8 +6,9 @@ paths must stay inside the dataset.
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, field
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import yaml
 
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import Dataset
-from yolojob_trainer.data import builtin_digits
+from yolojob.api.task import Task
+from yolojob_trainer.data import builtin_digits, class_folders
+from yolojob_trainer.data.dataset_description import DatasetDescription, Split
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import ProgressCallback, Stage
 from yolojob_trainer.errors import BadInput
@@ -27,51 +30,10 @@ CONFIG_DEPTH = 3
 """Folders below the dataset in which the data file is searched: archives often wrap everything in one or two."""
 LISTED_FILES = 10
 """Files that an error message lists."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Where the images of a split are."""
-
-    folders: list[Path] = field(default_factory=list)
-    images: list[Path] = field(default_factory=list)
-    """Images that text files list, absolute; not all of them need exist."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetDescription:
-    """The content of a data file, checked."""
-
-    names: dict[int, str]
-    splits: dict[str, Split]
-    """`train` and the split for validation."""
-    channels: int
-    keypoint_shape: tuple[int, int] | None
-    """(key points, values for each) of a dataset for poses: a detector uses only its boxes."""
-
-    def write(self, folder: Path) -> Path:
-        """Write the data file that Ultralytics reads, with absolute paths.
-
-        Args:
-            folder: only for this process; the files are overwritten.
-
-        Returns:
-            Path of the data file.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        content: dict[str, Any] = {"names": self.names, "channels": self.channels}
-        if self.keypoint_shape:
-            content["kpt_shape"] = list(self.keypoint_shape)
-        for name, split in self.splits.items():
-            content[name] = [str(path) for path in split.folders]
-            if split.images:
-                listing = folder / f"{name}.txt"
-                listing.write_text("".join(f"{path}\n" for path in split.images), encoding="utf-8")
-                content[name].append(str(listing))
-        content.setdefault("val", content["train"])  # Ultralytics demands the key, also if another split validates
-        path = folder / "data.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=True), encoding="utf-8")
-        return path
+IGNORED_PIXEL = 255
+"""Class id of the pixels of a mask that do not count."""
+MAX_MASK_CLASSES = IGNORED_PIXEL - 1
+"""One of the ids of a byte is the background of polygons."""
 
 
 def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCallback) -> Path:
@@ -84,7 +46,8 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCa
     uri = dataset.uri
     stage = Stage(cache / "datasets", progress, "spec.dataset.uri")
     if uri.scheme == "builtin":
-        return stage.make(f"digits-v{builtin_digits.DATASET_VERSION}", builtin_digits.write)
+        name = f"{uri.location}-v{builtin_digits.DATASET_VERSION}"
+        return stage.make(name, builtin_digits.WRITERS[uri.location])
     if uri.is_remote:
         return stage.fetch(ObjectStore(str(uri), "spec.dataset.uri"))
     path = uri.under(volumes).resolve()
@@ -118,36 +81,42 @@ def link_boundary(dataset: Dataset, folder: Path, volumes: Path) -> Path | None:
     return claim if dataset.uri.scheme == "pvc" and folder.resolve().is_relative_to(claim) else folder.resolve()
 
 
-def describe(folder: Path, config: str, split: str = "val", boundary: Path | None = None) -> DatasetDescription:
-    """Read and check the data file of a dataset.
+def describe(
+    folder: Path, config: str, split: str = "val", boundary: Path | None = None, task: Task = Task.DETECT
+) -> DatasetDescription:
+    """Read and check the data file of a dataset; for a classification, the folders of its classes.
 
     Args:
         folder: the dataset.
         config: path of the data file below the folder. If it is not there, a folder further down is searched.
         split: the split for validation. Other splits than this and `train` need not exist.
         boundary: see `link_boundary`.
+        task: of the training.
 
     Raises:
         BadInput: the message names the key and what is wrong with it.
     """
-    return _DataFile(folder, config, boundary).describe(split)
+    if task is Task.CLASSIFY:
+        return class_folders.describe(folder.resolve(), split, boundary)
+    return _DataFile(folder, config, boundary, task).describe(split)
 
 
 class _DataFile:
     """The data file of a dataset."""
 
-    def __init__(self, folder: Path, config: str, boundary: Path | None) -> None:
+    def __init__(self, folder: Path, config: str, boundary: Path | None, task: Task) -> None:
         """
         Args:
             folder: the dataset.
             config: path of the data file below the folder.
             boundary: see `link_boundary`.
+            task: of the training.
 
         Raises:
             BadInput: it does not exist, or is not a YAML mapping.
         """
         self._folder = folder.resolve()
-        self._boundary = boundary
+        self._boundary, self._task = boundary, task
         self._path = _find_config(self._folder, config)
         self._content = self._read()
         self._bases = self._find_bases()
@@ -161,7 +130,7 @@ class _DataFile:
             names=self._names(),
             splits={name: self._split(name) for name in dict.fromkeys(("train", split))},
             channels=self._channels(),
-            keypoint_shape=self._keypoint_shape(),
+            settings=self._settings(),
         )
 
     def _error(self, message: str) -> BadInput:
@@ -193,6 +162,87 @@ class _DataFile:
             raise self._error(f"channels: {self._content['channels']!r}: must be 1 or 3")
         return channels
 
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of the task."""
+        match self._task:
+            case Task.SEMANTIC:
+                return self._masks()
+            case Task.DEPTH:
+                return self._depths()
+        return self._keypoints()
+
+    def _masks(self) -> dict[str, Any]:
+        """Return the settings of masks. Without a folder of masks they are drawn from polygons."""
+        if len(self._names()) > MAX_MASK_CLASSES:
+            raise self._error(f"names: {len(self._names())} classes: a mask has at most {MAX_MASK_CLASSES}")
+        folder = self._content.get("masks_dir")
+        if folder is None:
+            return {}
+        if not isinstance(folder, str) or not re.fullmatch(r"[^/\\\0]{1,255}", folder) or folder in (".", ".."):
+            raise self._error(f"masks_dir: {_short(folder)}: must be the name of the folder that stands for images")
+        settings: dict[str, Any] = {"masks_dir": folder}
+        mapping = self._content.get("label_mapping")
+        if mapping is not None:
+            settings["label_mapping"] = self._label_mapping(mapping)
+        return settings
+
+    def _label_mapping(self, mapping: Any) -> dict[int, int]:
+        if not isinstance(mapping, dict):
+            raise self._error(f"label_mapping: {_short(mapping)}: must map the ids of masks to class ids")
+        ids = {
+            _integer(key): IGNORED_PIXEL if value in (None, "ignore_label") else _integer(value)
+            for key, value in mapping.items()
+        }
+        checked = {k: v for k, v in ids.items() if k is not None and v is not None and 0 <= v <= IGNORED_PIXEL}
+        if len(checked) != len(mapping):
+            raise self._error(
+                f"label_mapping: {_short(mapping)}: must map integers to class ids from 0, or to ignore_label"
+            )
+        return checked
+
+    def _depths(self) -> dict[str, Any]:
+        """Return the settings of maps of depth."""
+        settings = {}
+        for key in ("depth_scale", "max_depth"):
+            value = self._content.get(key)
+            if value is not None and not _is_positive(value):
+                raise self._error(f"{key}: {_short(value)}: must be a positive number")
+            if value is not None:
+                settings[key] = value
+        return settings
+
+    def _keypoints(self) -> dict[str, Any]:
+        """Return the settings of key points; empty without any."""
+        shape = self._keypoint_shape()
+        if shape is None and self._task is Task.POSE:
+            raise self._error(
+                "kpt_shape: is missing: a training of poses needs [number of key points, 2 or 3], such as [17, 3]"
+            )
+        if shape is None:
+            return {}
+        count = shape[0]
+        settings: dict[str, Any] = {"kpt_shape": list(shape)}
+        flipped = self._content.get("flip_idx")
+        if flipped:
+            numbers = [_integer(value) for value in flipped] if isinstance(flipped, list) else []
+            if sorted(number for number in numbers if number is not None) != list(range(count)):
+                raise self._error(f"flip_idx: {_short(flipped)}: must name each key point from 0 to {count - 1} once")
+            settings["flip_idx"] = numbers
+        if sigmas := self._content.get("kpt_oks_sigmas"):
+            if not (isinstance(sigmas, list) and len(sigmas) == count and all(_is_positive(value) for value in sigmas)):
+                raise self._error(f"kpt_oks_sigmas: {_short(sigmas)}: must be {count} positive numbers")
+            settings["kpt_oks_sigmas"] = [float(value) for value in sigmas]
+        if names := self._content.get("kpt_names"):
+            settings["kpt_names"] = self._keypoint_names(names, count)
+        return settings
+
+    def _keypoint_names(self, names: Any, count: int) -> dict[int, list[str]]:
+        by_class = {_integer(key): value for key, value in names.items()} if isinstance(names, dict) else {}
+        lists = all(isinstance(value, list) and len(value) == count for value in by_class.values())
+        if not by_class or None in by_class or not lists:
+            raise self._error(f"kpt_names: {_short(names)}: must have a list of {count} names for each class id")
+        return {key: [str(name) for name in value] for key, value in by_class.items() if key is not None}
+
     def _keypoint_shape(self) -> tuple[int, int] | None:
         shape = self._content.get("kpt_shape")
         if shape is None:
@@ -206,6 +256,8 @@ class _DataFile:
     def _names(self) -> dict[int, str]:
         content = self._content
         names, count = content.get("names"), _integer(content.get("nc"))
+        if names is None and self._task is Task.DEPTH:
+            return {0: "depth"}
         if names is None and count is not None and 0 < count <= MAX_CLASSES:
             names = [f"class_{i}" for i in range(count)]
         if isinstance(names, list):
@@ -299,6 +351,15 @@ class _DataFile:
                 f"{split}: {listing}: {line[:200]} leads out of the dataset; list paths as ./images/a.jpg"
             )
         return next((path for path in inside if path.exists()), inside[0])
+
+
+def _short(value: Any) -> str:
+    """Return a value from a data file for a message."""
+    return repr(value)[:200]
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _is_path(text: str) -> bool:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from yolojob_trainer.data.dataset import DetectionDataset
+from yolojob_trainer.data.dataset import NodeDataset
 from yolojob_trainer.data.recipe import CHANNELS, Shape, loaded_shape
 from yolojob_trainer.data.render_batch import ImageMemory
 from yolojob_trainer.system import host
@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.5
 """Of the device's free memory; the rest is for the training."""
 
 
-def why_not(dataset: DetectionDataset, device: torch.device) -> str | None:
+def why_not(dataset: NodeDataset, device: torch.device) -> str | None:
     """Return why the images cannot be kept in the memory of a device; None if they can."""
     if dataset.not_recorded:
         return f"cache: gpu: {dataset.not_recorded}"
@@ -30,11 +30,11 @@ def why_not(dataset: DetectionDataset, device: torch.device) -> str | None:
     )
 
 
-def _shapes(dataset: DetectionDataset) -> list[Shape]:
+def _shapes(dataset: NodeDataset) -> list[Shape]:
     return [loaded_shape(dataset.labels.shape(i), dataset.imgsz) for i in range(dataset.ni)]
 
 
-def _decode(dataset: DetectionDataset, device: torch.device) -> tuple[ImageMemory, list[int]]:
+def _decode(dataset: NodeDataset, device: torch.device) -> tuple[ImageMemory, list[int]]:
     """Return all images, and the numbers of those whose shape is another one than the label scan has read."""
     shapes, wrong = _shapes(dataset), []
     starts = [0, *torch.tensor([CHANNELS * math.prod(shape) for shape in shapes]).cumsum(0).tolist()]
@@ -49,7 +49,7 @@ def _decode(dataset: DetectionDataset, device: torch.device) -> tuple[ImageMemor
     return ImageMemory(pixels=pixels, index=index.to(device)), wrong
 
 
-def load(dataset: DetectionDataset, device: torch.device) -> ImageMemory:
+def load(dataset: NodeDataset, device: torch.device) -> ImageMemory:
     """Decode all images into the memory of a device.
 
     Args:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from yolojob_trainer.data.label_cache import joined
 
 T = TypeVar("T")
+TEXTS = ("mask_file", "mode")
+"""Entries of the labels of a semantic segmentation."""
 
 
 class Items(Sequence[T]):
@@ -81,14 +83,16 @@ class LabelTable(Items[dict[str, Any]]):
         """
         self.files = Texts([label["im_file"] for label in labels])
         self._shapes = np.array([label["shape"] for label in labels if "shape" in label], np.int32).reshape(-1, 2)
-        self._boxes = joined([np.hstack([label["cls"], label["bboxes"]]) for label in labels], (5,))
+        self._boxes = joined([np.hstack([label["cls"].reshape(-1, 1), label["bboxes"]]) for label in labels], (5,))
         self._box_ends = _ends(label["cls"] for label in labels)
         polygons = [np.asarray(points, np.float32) for label in labels for points in label["segments"]]
         self._points, self._point_ends = joined(polygons, (2,)), _ends(polygons)
         self._polygon_ends = _ends(label["segments"] for label in labels)
-        keypoints = [label["keypoints"] for label in labels]
+        keypoints: list[Any] = [label.get("keypoints") for label in labels]
         has_keypoints = bool(keypoints) and keypoints[0] is not None
         self._keypoints = joined(keypoints, keypoints[0].shape[1:]) if has_keypoints else None
+        present = [key for key in TEXTS if labels and key in labels[0]]
+        self._texts = {key: Texts([label[key] for label in labels]) for key in present}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -104,6 +108,7 @@ class LabelTable(Items[dict[str, Any]]):
             "keypoints": None if self._keypoints is None else self._keypoints[mine],
             "normalized": True,
             "bbox_format": "xywh",
+            **{key: texts[i] for key, texts in self._texts.items()},
         }
         return {**label, "shape": self.shape(i)} if len(self._shapes) else label
 

@@ -35,6 +35,10 @@ class SampleOrder:
         """Number of global batches of an epoch; the last one may be smaller."""
         return -(-self.samples // self.batch)
 
+    def images(self, step: int) -> int:
+        """Return the number of images in the global batch of a step."""
+        return min(self.batch, self.samples - step * self.batch)
+
     def permutation(self, epoch: int) -> NDArray[np.int64]:
         """Return all samples, each once, in the order of this epoch."""
         return np.random.default_rng([self.seed, epoch]).permutation(self.samples)
@@ -51,7 +55,7 @@ class SampleOrder:
         A small last batch may leave a rank without samples. The rank still takes part in the step, with one microbatch
         of zero images.
         """
-        base, extra = divmod(min(self.batch, self.samples - step * self.batch), self.shards)
+        base, extra = divmod(self.images(step), self.shards)
         return [n for n in (base + (s < extra) for s in self.shards_of(rank, world_size)) if n] or [0]
 
     def stream(self, rank: int, world_size: int, epoch: int, step: int) -> Iterator[tuple[int, int, list[int]]]:

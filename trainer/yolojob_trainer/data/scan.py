@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-IGNORED = "ignoring corrupt image/label"
-"""Text in upstream's messages about images that it leaves out."""
+IGNORED = re.compile(r": ignoring (corrupt image/\w+: |image with )")
+"""Text in upstream's messages about images that it leaves out, between the image and the reason."""
 DUPLICATES = "duplicate labels removed"
 EXAMPLES = 3
 """Files that a message names for each reason; the log lists all."""
@@ -64,16 +64,16 @@ def split_messages(messages: list[str], prefix: str) -> tuple[list[str], list[st
     lines = [one_line(message.removeprefix(prefix)) for message in messages]
     duplicates = [line for line in lines if DUPLICATES in line]
     notes = [f"{len(duplicates)} label file(s) have duplicate rows: {duplicates[0]}"] if duplicates else []
-    return [line for line in lines if IGNORED in line], notes
+    return [line for line in lines if IGNORED.search(line)], notes
 
 
 def summarize(left_out: list[str]) -> str:
     """Return the reasons why images are left out: for each the number of images, a few of them, and what to do."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for message in left_out:
-        image, _, reason = message.partition(f": {IGNORED}: ")
-        # Numbers differ from image to image; the reason is the same.
-        by_reason[re.sub(r"\[.*\]|-?\d+(\.\d+)?", "N", reason)].append(f"{image}: {reason[:REASON_CHARACTERS]}")
+        image, _, reason = IGNORED.split(message, maxsplit=1)
+        # Numbers and files differ from image to image; the reason is the same.
+        by_reason[re.sub(r"\[.*\]|/\S+|-?\d+(\.\d+)?", "N", reason)].append(f"{image}: {reason[:REASON_CHARACTERS]}")
     parts = []
     for examples in sorted(by_reason.values(), key=len, reverse=True):
         more = f" and {len(examples) - EXAMPLES} more like it" if len(examples) > EXAMPLES else ""

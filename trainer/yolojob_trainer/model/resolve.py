@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ultralytics.utils import YAML
 
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import ModelRef
+from yolojob.api.task import Task
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
@@ -22,8 +24,20 @@ from yolojob_trainer.system.upstream_patches import forbid_network
 
 CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
 SCALES = "nsmlx"
-HEADS = ("Detect", "v10Detect")
-"""Last modules of the networks that detect objects without text prompts, by their names in a network description."""
+HEADS = {
+    "Detect": Task.DETECT,
+    "v10Detect": Task.DETECT,
+    "Segment": Task.SEGMENT,
+    "Segment26": Task.SEGMENT,
+    "Pose": Task.POSE,
+    "Pose26": Task.POSE,
+    "OBB": Task.OBB,
+    "OBB26": Task.OBB,
+    "Classify": Task.CLASSIFY,
+    "SemanticSegment": Task.SEMANTIC,
+    "Depth": Task.DEPTH,
+}
+"""Tasks by the name of the last module in a network description. Networks with text prompts are not trained."""
 ALLOWED_GLOBALS = re.compile(
     r"ultralytics\.(yolo\.)?nn\.(modules(\.\w+)?|tasks)\.\w+|ultralytics\.(yolo\.)?utils\.IterableSimpleNamespace"
     r"|ultralytics\.utils\.(loss|tal)\.\w+|torch\.nn\.modules(\.\w+)?\.\w+|builtins\.getattr"
@@ -33,6 +47,17 @@ ALLOWED_GLOBALS = re.compile(
 are classes whose constructor fetches an address that the file chooses."""
 
 forbid_network()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSource:
+    """The network of spec.model."""
+
+    task: Task
+    description: dict[str, Any]
+    """Ultralytics' description of the network."""
+    weights: torch.nn.Module | None
+    """To start from."""
 
 
 def architectures() -> dict[str, str]:
@@ -49,16 +74,17 @@ def architectures() -> dict[str, str]:
     return heads
 
 
-def resolve(model: ModelRef, *, volumes: Path, cache: Path) -> tuple[dict[str, Any], torch.nn.Module | None]:
-    """Return the network description, and the weights to start from or None.
+def resolve(model: ModelRef, *, volumes: Path, cache: Path, task: Task | None = None) -> NetworkSource:
+    """Return the network description, its task, and the weights to start from.
 
     Args:
         model: of the specification.
         volumes: folder of the mounted volumes.
         cache: cache folder of this node.
+        task: that the job states.
 
     Raises:
-        BadInput: the model does not exist or cannot be used.
+        BadInput: the model does not exist, cannot be used, or is for another task.
     """
     folder, weights_file = _locate_weights(model, volumes, cache)
     if model.name.endswith(".pt"):
@@ -77,19 +103,20 @@ def resolve(model: ModelRef, *, volumes: Path, cache: Path) -> tuple[dict[str, A
     else:
         weights = _load(weights_file) if weights_file else None
         description = _description(model.name, folder)
-    if (head := _head(description)) not in HEADS:
+    found = _task(model, description)
+    if task not in (None, found):
         raise BadInput(
             Reason.INVALID_MODEL,
-            f"spec.model.name: {model.name}: its last module is {head}, but only detectors are trained "
-            f"({', '.join(HEADS)}); as a start for a detector, name its weights in spec.model.weights.uri and a "
-            "detector such as yolo11n.yaml in spec.model.name",
+            f"spec.task: {task}: the model {model.name} is for the task {found}: its last module is "
+            f"{_head(description)}; leave spec.task out, or choose another model. To start from its weights, name them "
+            f"in spec.model.weights.uri and an architecture for {task} in spec.model.name",
         )
     if model.scale:
         depth, width, max_channels = model.scale
         description |= {"scales": {"n": [depth, width, max_channels]}, "scale": "n"}
     if description.get("scales") and not description.get("scale"):
         description["scale"] = next(iter(description["scales"]))
-    return description, weights
+    return NetworkSource(task=found, description=description, weights=weights)
 
 
 def _locate_weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path | None, Path | None]:
@@ -124,13 +151,30 @@ def _description(name: str, folder: Path | None) -> dict[str, Any]:
         return dict(description)
     heads = architectures()
     if name not in heads:
-        detectors = sorted(known for known, head in heads.items() if head in HEADS)
-        near = difflib.get_close_matches(name, detectors, n=3, cutoff=0.4)
+        trained = sorted(known for known, head in heads.items() if head in HEADS)
+        near = difflib.get_close_matches(name, trained, n=3, cutoff=0.4)
         hint = f"; similar names: {', '.join(near)}" if near else ""
         raise BadInput(
             Reason.MODEL_NOT_FOUND, f"spec.model.name: {name}: Ultralytics has no architecture of this name{hint}"
         )
     return dict(yaml_model_load(name))
+
+
+def _task(model: ModelRef, description: dict[str, Any]) -> Task:
+    """Return the task of a network.
+
+    Raises:
+        BadInput: it is none that is trained.
+    """
+    head = _head(description)
+    if head in HEADS:
+        return HEADS[head]
+    raise BadInput(
+        Reason.INVALID_MODEL,
+        f"spec.model.name: {model.name}: its last module is {head}, but only networks that end with one of "
+        f"{', '.join(HEADS)} are trained; to start from its weights, name them in spec.model.weights.uri and an "
+        "architecture such as yolo26n.yaml in spec.model.name",
+    )
 
 
 def _head(description: Any) -> str:

@@ -65,8 +65,12 @@ class TrainerMetrics:
         self.epoch_steps = gauge("epoch_steps", "Steps of an epoch")
         self.images_per_second = gauge("images_per_second", "Images trained per second by the whole job")
         self.loss = gauge("loss", "Sum of the loss items, mean of the epoch so far")
-        self.map50 = gauge("map50_ratio", "mAP at IoU 0.50 of the newest validation")
-        self.map = gauge("map_ratio", "mAP at IoU 0.50 to 0.95 of the newest validation")
+        self._validation = Gauge(
+            "yolojob_trainer_validation_metric",
+            "Metrics of the newest validation, by Ultralytics' names: mAP50-95(B), accuracy_top1",
+            (*METRIC_LABELS, "metric"),
+            registry=self.registry,
+        )
         self.gpu_memory_peak = gauge("gpu_memory_peak_bytes", "Peak of the allocated GPU memory; 0 without a GPU")
         self.gpu_utilization = gauge(
             "gpu_utilization_ratio", "Share of the time in which the GPU computes, by NVML; 0 without a GPU"
@@ -87,6 +91,10 @@ class TrainerMetrics:
         self.step_seconds.observe(span.duration)
         if span.reduction is not None:
             self.reduction_seconds.observe(span.reduction)
+
+    def observe_metric(self, name: str, value: float) -> None:
+        """Set a metric of the newest validation."""
+        self._validation.labels(**self._labels, metric=name).set(value)
 
     def describe(self, facts: dict[str, str]) -> None:
         self._info.labels(**self._labels).info(facts)

@@ -150,20 +150,20 @@ class Reporter(Callback):
             progress.step, progress.steps = train_state.step, trainer.steps
             progress.images_per_second = round(rate, 1) if rate else None
             progress.loss = trainer.losses.value
-            progress.map50, progress.map = train_state.map50, train_state.map
+            progress.set_metrics(train_state.metrics)
             progress.rollbacks = train_state.rollbacks or None
             remaining = trainer.remaining_seconds(rate)
             progress.eta = now + timedelta(seconds=remaining) if remaining is not None else None
             progress.updated_at = now
             report.timing = train_state.clocks.timing()
+        for name, number in train_state.metrics.items():
+            self.metrics.observe_metric(name, number)
         gpu_memory, gpu_utilization = trainer.gpu_usage()
         self.metrics.epoch.set(progress.epoch)
         self.metrics.rollbacks.set(train_state.rollbacks)
         for gauge, value in (
             (self.metrics.images_per_second, progress.images_per_second),
             (self.metrics.loss, progress.loss),
-            (self.metrics.map50, progress.map50),
-            (self.metrics.map, progress.map),
             (self.metrics.gpu_memory_peak, gpu_memory),
             (self.metrics.gpu_utilization, gpu_utilization),
         ):

@@ -23,12 +23,13 @@ from yolojob.api.run import Run
 from yolojob.api.train_settings import OWN_SETTINGS
 from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.data import device_images
-from yolojob_trainer.data.dataset import DetectionDataset, LimitedLoader, TrainSamples
+from yolojob_trainer.data.dataset import LimitedLoader, NodeDataset, TrainSamples
 from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.render_batch import ImageMemory, render_batch
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import precision
+from yolojob_trainer.model.resolve import NetworkSource
 from yolojob_trainer.system.compiler import has_c_compiler
 from yolojob_trainer.system.torch_patches import without_annotations
 from yolojob_trainer.system.upstream_patches import raise_detection_limit
@@ -36,10 +37,6 @@ from yolojob_trainer.training.execution import ExecutionSettings
 from yolojob_trainer.training.phase_clock import Mark, PhaseClock
 from yolojob_trainer.training.train_state import TrainedObjects, TrainState
 from yolojob_trainer.training.trainer_data import GPU_CACHE, TrainerData
-from yolojob_trainer.training.validator import ArrayValidator
-
-NetworkSource = tuple[dict[str, Any], torch.nn.Module | None]
-"""Network description and starting weights, as `yolojob_trainer.model.resolve.resolve` returns them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ class TrainerSetup(TrainerData):
             "plots": False,
             "verbose": False,
             **requested,
-            "task": "detect",
+            "task": self.task.name.value,  # it is saved with the weights
             "mode": "train",
             "model": "yolojob.yaml",
             "data": str(data),
@@ -145,9 +142,11 @@ class TrainerSetup(TrainerData):
     def setup_model(self) -> None:
         # The initial weights must be the same on every rank and for every number of ranks.
         torch.manual_seed(self.args.seed)
-        description, weights = self._network_source
+        source = self._network_source
         try:
-            self.model = self.get_model(cfg=deepcopy(description), weights=weights, verbose=bool(self.args.verbose))
+            self.model = self.get_model(
+                cfg=deepcopy(source.description), weights=source.weights, verbose=bool(self.args.verbose)
+            )
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
             raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
 
@@ -176,8 +175,10 @@ class TrainerSetup(TrainerData):
             rank=self.world.rank if self.world.world_size > 1 else -1,
             device=self.device,
         )
-        raise_detection_limit(self.args, {"train": dataset, "val": validation})
-        unwrap_model(self.model).set_head_attr(max_det=self.args.max_det)
+        if self.task.has_objects:
+            raise_detection_limit(self.args, {"train": dataset, "val": validation})
+            unwrap_model(self.model).set_head_attr(max_det=self.args.max_det)
+        self.task.finish_network(unwrap_model(self.model), validation)
 
         self._configure_or_decode()
         if self.device.type == "cuda":
@@ -219,8 +220,8 @@ class TrainerSetup(TrainerData):
     def tune(self) -> None:
         """Choose execution settings by trials if the job asks for it. Called on all ranks, without an optimizer yet."""
 
-    def get_validator(self) -> ArrayValidator:
-        return ArrayValidator(
+    def get_validator(self) -> Any:
+        return self.task.validator(
             self.world, self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
         )
 
@@ -253,14 +254,14 @@ class TrainerSetup(TrainerData):
         if not on_device:
             self.images = None
         reason = device_images.why_not(dataset, self.device) if on_device and not self.images else None
-        if keep and not dataset.shared:
+        if keep and not dataset.in_memory:
             reason = dataset.why_not_in_memory()
         if self.world.any(reason is not None):
             raise CacheError(reason or f"cache: {execution.cache}: the images do not fit on another worker")
         if on_device and not self.images:
             self.images = device_images.load(dataset, self.device)
         self.samples.sends_recipes = on_device
-        if keep != (dataset.shared is not None):
+        if keep != dataset.in_memory:
             with self.world.rank0_then_node_then_rest(f"cache/{next(self._cache_changes)}"):
                 dataset.keep_in_memory(keep)
             self._unlink_shared_images(dataset)
@@ -380,5 +381,5 @@ class TrainerSetup(TrainerData):
 class _LoaderStub:
     """The part of a train loader that upstream's set-up reads; `data.dataset.loader` loads the batches."""
 
-    def __init__(self, dataset: DetectionDataset) -> None:
+    def __init__(self, dataset: NodeDataset) -> None:
         self.dataset = dataset

@@ -89,8 +89,10 @@ class StepTrainer(TrainerSetup):
             self.clock.mark(TimePart.FORWARD)
             loss, items = self.compute_loss(batch, predictions)
             # Ultralytics' loss is a mean times the size of the microbatch: a sum over images, independent of the
-            # sharding. DDP takes the mean over ranks, hence the factor.
-            self.loss = loss.sum() * (self.world.world_size if size else 0)
+            # sharding. A classification's is the mean, which is weighted by the share of the global batch instead.
+            # DDP takes the mean over ranks, hence the factor.
+            weight = size / self.order.images(self.step) if self.task.mean_loss else bool(size)
+            self.loss = loss.sum() * (self.world.world_size * weight)
             self.loss_items = items
             self.losses.add(items, size)
             self.clock.mark(TimePart.LOSS)
@@ -130,7 +132,7 @@ class StepTrainer(TrainerSetup):
 
     def end_step(self) -> None:
         """Complete the span of the step that has just been trained."""
-        images = min(self.order.batch, self.order.samples - (self.step - 1) * self.order.batch)
+        images = self.order.images(self.step - 1)
         self.clock.end(TimePart.OTHER, epoch=self.epoch, step=self.step - 1, images=images)
         self.collect_spans()
 

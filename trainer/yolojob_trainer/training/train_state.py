@@ -24,6 +24,8 @@ FIXED_PARTS = ("model", "dataset", "train")
 """Parts of the spec that must not change between a checkpoint and a resume."""
 CHANGEABLE_SETTINGS = ("cache", "channels_last", "patience", "plots", "save_period", "val_period", "verbose", "workers")
 """Settings of spec.train that may change: they have no effect on the weights, or only on when the training ends."""
+OLD_METRICS = {"map50": "mAP50(B)", "map": "mAP50-95(B)"}
+"""Current names of the metrics in checkpoints of older versions."""
 
 
 def run_identity(spec: YoloTrainingJobSpec) -> dict[str, Any]:
@@ -91,10 +93,9 @@ class TrainState:
     """Epoch and step that run next, counted from 0."""
     best_fitness: float | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
-    """map50 and map of the best validation so far."""
-    map50: float | None = None
-    map: float | None = None
-    """Metrics of the newest validation."""
+    """Metrics of the best validation so far, by their names."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the newest validation, by their names."""
     clocks: TimeAccount = field(default_factory=TimeAccount)
     validations: int = 0
     rollbacks: int = 0
@@ -116,6 +117,8 @@ class TrainState:
         """Set all fields from a dictionary that holds at least the entries of `state_dict`."""
         for name, default in vars(self).items():
             value = content.get(name, default)  # checkpoints of older versions lack some
+            if name == "best_metrics":
+                value = {OLD_METRICS.get(metric, metric): number for metric, number in value.items()}
             setattr(self, name, TimeAccount(**value) if name == "clocks" else value)
 
 

@@ -17,12 +17,14 @@ import torch
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.reasons import Reason
+from yolojob.api.task import Task, metrics_by_name
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import TuningReport
 from yolojob_trainer.checkpoint.run_folder import RunFolder
 from yolojob_trainer.distributed.consensus import Decision
 from yolojob_trainer.errors import Interrupted
 from yolojob_trainer.system import gpu
+from yolojob_trainer.tasks.vision_task import VISION_TASKS
 from yolojob_trainer.training import memory
 from yolojob_trainer.training.autotune import Tuner
 from yolojob_trainer.training.callbacks import Callback, TrainEvent, emit
@@ -336,11 +338,10 @@ class Trainer(ResumableTrainer):
         self.fitness = None if fitness is None else float(fitness)
         if self.world.is_main:
             state = self.state
-            state.map50 = self.metrics["metrics/mAP50(B)"]
-            state.map = self.metrics["metrics/mAP50-95(B)"]
+            state.metrics = metrics_by_name(self.metrics)
             if self.best_fitness == fitness or not state.best_metrics:
                 self.best_fitness = self.fitness
-                state.best_metrics = {"map50": state.map50, "map": state.map}
+                state.best_metrics = state.metrics
         self.validation_seconds = time.perf_counter() - began
         self.state.validations += 1
         self.end_span(TimePart.VALIDATION)
@@ -390,3 +391,9 @@ class Trainer(ResumableTrainer):
             self.losses = self.new_losses()  # the trials may have chosen another number format
         elif tuning.mode == "Auto" and self._checkpoint is not None:
             self.execution = ExecutionSettings(**self._checkpoint["choice"])
+
+
+def trainer_class(task: Task) -> type[Trainer]:
+    """Return the trainer of a task: the loop of this package, with upstream's trainer of the task as its last base."""
+    parts = VISION_TASKS[task]
+    return type(f"{parts.upstream.__name__}OfYolojob", (Trainer, parts.upstream), {"task": parts})

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
+from yolojob.api.task import Task
 from yolojob_trainer.data import recent_images
-from yolojob_trainer.data.dataset import DetectionDataset, MicroBatches, TrainSamples, loader
+from yolojob_trainer.data.dataset import MicroBatches, NodeDataset, TrainSamples, loader
 from yolojob_trainer.data.render_batch import ImageMemory
 from yolojob_trainer.data.sample_order import SampleOrder
 from yolojob_trainer.data.scan import one_line, summarize
@@ -22,14 +24,20 @@ from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.system import host, shared_memory
 from yolojob_trainer.system.process import available_cpus
+from yolojob_trainer.tasks.vision_task import VisionTask
 from yolojob_trainer.training.execution import ExecutionSettings
 
 GPU_CACHE = "gpu"
 """Value of spec.train.cache."""
 
 
-class TrainerData(DetectionTrainer):  # type: ignore[misc]
-    """Builds datasets and loads batches for a rank. `TrainerSetup` sets the attributes."""
+class TrainerData(BaseTrainer):  # type: ignore[misc]
+    """Builds datasets and loads batches for a rank. `TrainerSetup` sets the attributes.
+
+    A class to use has upstream's trainer of a task as another base, see `yolojob_trainer.training.trainer`.
+    """
+
+    task: VisionTask
 
     run: Run
     world: World
@@ -50,11 +58,18 @@ class TrainerData(DetectionTrainer):  # type: ignore[misc]
         elastic_limit = spec.elastic.max_replicas * spec.workers.processes if spec.elastic else 0
         return max(spec.workers.world_size, self.world.world_size, elastic_limit)
 
-    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> DetectionDataset:
+    def get_dataset(self) -> dict[str, Any]:
+        """Return the content of the data file. Upstream would look for the folders of a classification itself."""
+        if self.task.name is not Task.CLASSIFY:
+            return super().get_dataset()  # type: ignore[no-any-return]
+        data: dict[str, Any] = check_det_dataset(self.args.data, split=self.args.split)
+        return {**data, "names": {0: "item"}, "nc": 1} if self.args.single_cls else data
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> NodeDataset:
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         try:
             with self.world.rank0_then_node_then_rest(f"labels/{mode}"):
-                dataset = DetectionDataset(
+                dataset: NodeDataset = self.task.dataset(
                     label_folder=self._label_cache,
                     boundary=self._data_boundary,
                     img_path=img_path,
@@ -68,7 +83,7 @@ class TrainerData(DetectionTrainer):  # type: ignore[misc]
                     stride=stride,
                     pad=0.0 if mode == "train" else 0.5,
                     prefix=f"{mode}: ",
-                    task="detect",
+                    task=self.task.name.value,
                     classes=self.args.classes,
                     data=self.data,
                     fraction=self.args.fraction if mode == "train" else 1.0,
@@ -80,10 +95,10 @@ class TrainerData(DetectionTrainer):  # type: ignore[misc]
         self._report_scan(dataset, mode)
         return dataset
 
-    def _unlink_shared_images(self, dataset: DetectionDataset) -> None:
+    def _unlink_shared_images(self, dataset: NodeDataset) -> None:
         """Remove the name of the shared images. All ranks of this node must have opened them."""
-        if dataset.shared and self.world.local_rank == 0:
-            dataset.shared.unlink()
+        if self.world.local_rank == 0:
+            dataset.unlink_shared()
 
     def _image_cache(self, requested: bool | str) -> bool | str:
         """Return where decoded images are kept. On a CPU the memory of the device is that of the machine."""
@@ -94,7 +109,7 @@ class TrainerData(DetectionTrainer):  # type: ignore[misc]
         requested = "ram" if self.args.cache is True else self.args.cache or None
         return None if mode == "train" and requested == "ram" else requested
 
-    def _report_scan(self, dataset: DetectionDataset, mode: str) -> None:
+    def _report_scan(self, dataset: NodeDataset, mode: str) -> None:
         """Warn about images that are left out or have no labels.
 
         Raises:
@@ -106,7 +121,7 @@ class TrainerData(DetectionTrainer):  # type: ignore[misc]
             )
         if not self.world.is_main:
             return
-        for note in [*dataset.scan.warnings(dataset.labels.labelled), *dataset.notes]:
+        for note in [*dataset.warnings(), *dataset.notes]:
             self.warn(f"{mode}: {note}")
         if dataset.left_out:
             # All of them in the log: the warning names only a few.
@@ -115,7 +130,7 @@ class TrainerData(DetectionTrainer):  # type: ignore[misc]
             images = len(dataset.left_out)
             self.warn(f"{mode}: {images} image(s) cannot be used and are left out: {summarize(dataset.left_out)}")
 
-    def _check_batch_norm(self, dataset: DetectionDataset) -> None:
+    def _check_batch_norm(self, dataset: NodeDataset) -> None:
         """Check that batch norm gets more than one value per channel.
 
         Raises:
@@ -135,9 +150,9 @@ class TrainerData(DetectionTrainer):  # type: ignore[misc]
             )
 
     def _validation_batch(self) -> int:
-        return max(self.run.spec.train.batch // self.world.world_size, 1) * 2
+        return max(self.run.spec.train.batch // self.world.world_size, 1) * self.task.validation_batches
 
-    def _sample_order(self, dataset: DetectionDataset, execution: ExecutionSettings) -> SampleOrder:
+    def _sample_order(self, dataset: NodeDataset, execution: ExecutionSettings) -> SampleOrder:
         shards = self._shards * execution.micro_batches
         return SampleOrder(samples=len(dataset), batch=self.args.batch, shards=shards, seed=self.args.seed)
 

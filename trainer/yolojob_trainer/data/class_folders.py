@@ -1,0 +1,74 @@
+"""Finds the splits and classes of a classification: a folder for each split, with a folder of images for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolojob.api.reasons import Reason
+from yolojob_trainer.data.dataset_description import DatasetDescription, Split
+from yolojob_trainer.errors import BadInput
+
+SPLIT_NAMES = {"val": ("val", "valid", "validation", "test"), "test": ("test", "val", "valid", "validation")}
+"""Folders that hold a split, in Ultralytics' order. Without a split for validation it takes that for tests."""
+DEPTH = 3
+"""Folders below the dataset in which `train` is searched: archives often wrap everything in one or two."""
+MAX_CLASSES = 100_000
+MAX_NAME_LENGTH = 200
+
+
+def describe(folder: Path, split: str, boundary: Path | None) -> DatasetDescription:
+    """Return the description of a dataset whose classes are folders.
+
+    Args:
+        folder: the dataset, without links.
+        split: the split for validation.
+        boundary: folder that links must not leave; None if they may lead anywhere.
+
+    Raises:
+        BadInput: a folder is missing, or a link leads out.
+    """
+    root = _root(folder)
+    names = SPLIT_NAMES.get(split, (split,))
+    validation = next((root / name for name in names if (root / name).is_dir()), None)
+    if validation is None:
+        raise _error(f"{root}: has no folder for the validation: expected {' or '.join(names)}")
+    for path in (root / "train", validation):
+        if boundary and not path.resolve().is_relative_to(boundary):
+            raise _error(f"{path}: is a link out of the volume; copy the data into it")
+    classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    if not 0 < len(classes) <= MAX_CLASSES:
+        raise _error(
+            f"{root / 'train'}: has {len(classes)} folders; it needs one for each class, at most {MAX_CLASSES}"
+        )
+    for name in classes:
+        if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+            raise _error(f"{root / 'train'}: {name[:MAX_NAME_LENGTH]!r} is no name for a class")
+    return DatasetDescription(
+        names=dict(enumerate(classes)),
+        splits={"train": Split(folders=[root / "train"]), split: Split(folders=[validation])},
+        channels=3,
+        settings={},
+    )
+
+
+def _root(folder: Path) -> Path:
+    """Return the folder with `train`: the dataset, or one further down.
+
+    Raises:
+        BadInput: there is none, or more than one.
+    """
+    if (folder / "train").is_dir():
+        return folder
+    patterns = ["/".join(["*"] * depth + ["train"]) for depth in range(1, DEPTH + 1)]
+    found = [path.parent for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()]
+    found = [path for path in found if "__MACOSX" not in path.parts]
+    if len(found) == 1:
+        return found[0]
+    problem = "several folders named train" if found else "no folder named train"
+    raise _error(
+        f"{folder}: has {problem}; a classification needs train and val, each with a folder of images for each class"
+    )
+
+
+def _error(message: str) -> BadInput:
+    return BadInput(Reason.INVALID_DATASET, f"spec.dataset: {message}")

@@ -1,0 +1,121 @@
+"""What differs between the tasks, in one object for each. The training loop is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.depth import DepthTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.models.yolo.semantic import SemanticSegmentationTrainer
+from ultralytics.nn import tasks
+
+from yolojob.api.task import Task
+from yolojob_trainer.data.dataset import NodeDataset
+from yolojob_trainer.data.image_folders import ImageFolders
+from yolojob_trainer.data.pixel_labels import depth_images, semantic_images
+from yolojob_trainer.tasks import validators
+from yolojob_trainer.tasks.validators import GatheredStatistics
+
+
+def _nothing(network: Any, validation: Any) -> None:
+    """Leave the network as it is."""
+
+
+def _set_transforms(network: Any, validation: Any) -> None:
+    """Give a network the transforms of the validation, which Ultralytics' prediction applies to images."""
+    network.transforms = validation.torch_transforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTask:
+    """The parts of Ultralytics that a task uses, and what else the training must know of it."""
+
+    name: Task
+    upstream: type[BaseTrainer]
+    """Upstream's trainer: it builds the network, tells it the classes, and prepares the batches."""
+    network: type[nn.Module]
+    dataset: Callable[..., Any]
+    """Returns a dataset for the arguments of upstream's, with `label_folder` and `boundary`; see `NodeDataset`."""
+    validator: type[GatheredStatistics]
+    has_objects: bool = False
+    """Whether a label is a list of objects, whose number `max_det` limits."""
+    mean_loss: bool = False
+    """Whether upstream's loss is the mean over the images of a batch; otherwise it is the sum."""
+    validation_batches: int = 1
+    """Size of a batch of the validation, in batches of the training, as in upstream's set-up."""
+    finish_network: Callable[[Any, Any], None] = _nothing
+    """Called with the network and the dataset of the validation."""
+
+
+VISION_TASKS = {
+    task.name: task
+    for task in (
+        VisionTask(
+            name=Task.DETECT,
+            upstream=DetectionTrainer,
+            network=tasks.DetectionModel,
+            dataset=NodeDataset,
+            validator=validators.BoxValidator,
+            has_objects=True,
+            validation_batches=2,
+        ),
+        VisionTask(
+            name=Task.SEGMENT,
+            upstream=SegmentationTrainer,
+            network=tasks.SegmentationModel,
+            dataset=NodeDataset,
+            validator=validators.InstanceMaskValidator,
+            has_objects=True,
+            validation_batches=2,
+        ),
+        VisionTask(
+            name=Task.POSE,
+            upstream=PoseTrainer,
+            network=tasks.PoseModel,
+            dataset=NodeDataset,
+            validator=validators.KeypointValidator,
+            has_objects=True,
+            validation_batches=2,
+        ),
+        VisionTask(
+            name=Task.OBB,
+            upstream=OBBTrainer,
+            network=tasks.OBBModel,
+            dataset=NodeDataset,
+            validator=validators.RotatedBoxValidator,
+            has_objects=True,
+        ),
+        VisionTask(
+            name=Task.CLASSIFY,
+            upstream=ClassificationTrainer,
+            network=tasks.ClassificationModel,
+            dataset=ImageFolders,
+            validator=validators.ClassValidator,
+            mean_loss=True,
+            validation_batches=2,
+            finish_network=_set_transforms,
+        ),
+        VisionTask(
+            name=Task.SEMANTIC,
+            upstream=SemanticSegmentationTrainer,
+            network=tasks.SemanticSegmentationModel,
+            dataset=semantic_images,
+            validator=validators.ClassMaskValidator,
+        ),
+        VisionTask(
+            name=Task.DEPTH,
+            upstream=DepthTrainer,
+            network=tasks.DepthModel,
+            dataset=depth_images,
+            validator=validators.DepthMapValidator,
+        ),
+    )
+}
