@@ -95,9 +95,7 @@ def test_other_arguments_go_to_their_own_fields(arguments: str, part: str, expec
         ("", "must begin with yolo"),
         ("python train.py", "must begin with yolo"),
         ("yolo 'train", "cannot be read"),
-        ("yolo segment train data=x", "task: segment: a job can only detect"),
-        ("yolo train model=yolo11n-seg.pt", "model: yolo11n-seg.pt: is for the task segment"),
-        ("yolo train model=yolo26n-pose.yaml", "is for the task pose"),
+        ("yolo train task=segmentation", "task: segmentation: must be detect, segment, pose, obb, classify"),
         ("yolo predict model=x.pt", "mode: predict: a job can only train"),
         ("yolo train epoch=3", "epoch: unknown field; did you mean epochs?"),
         ("yolo train epochs", "epochs: is no task"),
@@ -171,3 +169,33 @@ def test_any_command_is_parsed_or_refused(text: str) -> None:
         parse_command(f"yolo {text}")
     except NotConvertible as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("command", "task", "model"),
+    [
+        ("yolo segment train data=x.yaml", None, "yolo26n-seg.pt"),
+        ("yolo train model=yolo11n-pose.pt", None, "yolo11n-pose.pt"),
+        ("yolo pose train model=runs/best.pt", "pose", "best.pt"),
+        ("yolo detect train model=yolo26s.pt", None, "yolo26s.pt"),
+        ("yolo obb train model=yolov8n-p2.yaml", None, "yolov8n-p2.yaml"),
+        ("yolo depth train data=x.yaml", None, "yolo26n-depth.pt"),
+    ],
+)
+def test_task_is_that_of_the_model_or_stated_for_a_model_of_the_users_own(
+    command: str, task: str | None, model: str
+) -> None:
+    spec = spec_of(command)
+    assert (spec.get("task"), spec["model"]["name"]) == (task, model)
+
+
+def test_task_that_contradicts_the_model_is_noted() -> None:
+    notes = convert(parse_command("yolo segment train model=yolo26n.pt data=x.yaml")).notes
+    assert "task=segment: the model yolo26n.pt is for detect, which counts, as in Ultralytics" in notes
+
+
+@pytest.mark.parametrize(("arguments", "imgsz"), [("", 224), ("imgsz=64", 64), ("imgsz=640", None)])
+def test_classification_takes_a_folder_and_ultralytics_own_image_size(arguments: str, imgsz: int | None) -> None:
+    spec = spec_of(f"yolo classify train data=/sets/Flowers {arguments}")
+    assert spec["dataset"] == {"uri": "pvc://data/flowers"}
+    assert spec["train"].get("imgsz") == imgsz

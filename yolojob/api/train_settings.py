@@ -38,7 +38,7 @@ REPLACED: dict[str, str] = {
     "save": "use spec.checkpoint",
     "cfg": "write the settings directly under spec.train",
     "time": "use spec.runPolicy.activeDeadlineSeconds",
-    "task": "only detection is supported",
+    "task": "use spec.task",
     "mode": "a job always trains",
     "pretrained": "use spec.model.weights",
     "rect": "rectangular batches cannot be combined with shuffling samples across workers",

@@ -16,23 +16,18 @@ from typing import Any
 from yolojob.api.constants import API_VERSION, KIND, MAX_NAME_LENGTH
 from yolojob.api.errors import UserError
 from yolojob.api.structural import unknown_field
+from yolojob.api.task import SUFFIXES, Task, tasks_of_name
 from yolojob.api.train_settings import OWN_SETTINGS, REPLACED, TrainSettings
 
-TASKS = ("detect", "segment", "classify", "pose", "obb", "semantic", "depth")
 MODES = ("train", "val", "predict", "export", "track", "benchmark")
-TASK_OF_SUFFIX = {
-    "-seg": "segment",
-    "-cls": "classify",
-    "-pose": "pose",
-    "-obb": "obb",
-    "-sem": "semantic",
-    "-depth": "depth",
-}
-"""The task of a model, by the end of its name."""
-TASK, MODE = "detect", "train"
+MODE = "train"
 """What a job does."""
-DEFAULT_MODEL = "yolo26n.pt"
-"""Ultralytics' model of a detection without `model`."""
+DEFAULT_MODEL = "yolo26n"
+"""Ultralytics' model without `model`; the suffix of the task follows."""
+OFFICIAL_DETECTOR = re.compile(r"yolo(v\d+|\d+)[a-z]?u?(-p[26])?\.(pt|yaml)")
+"""Names of Ultralytics' models for detection, which have no suffix."""
+CLASSIFY_IMGSZ = 224
+"""Ultralytics' image size of a classification without `imgsz`."""
 CLAIM = "data"
 """Claim of the volume with local data, in the manifest."""
 SECONDS_PER_HOUR = 3600
@@ -94,6 +89,7 @@ class Conversion:
     """A manifest, and notes about the arguments that are not simply copied."""
 
     manifest: dict[str, Any]
+    task: Task = Task.DETECT
     notes: list[str] = field(default_factory=list)
     """In the order of the arguments."""
 
@@ -117,7 +113,7 @@ def parse_command(command: str) -> dict[str, Any]:
         name, equals, value = word.removeprefix("--").rstrip(",").partition("=")
         if equals:
             arguments[name] = parse_value(value)
-        elif name in TASKS:
+        elif name in list(Task):
             arguments["task"] = name
         elif name in MODES:
             arguments["mode"] = name
@@ -148,18 +144,10 @@ def convert(arguments: dict[str, Any]) -> Conversion:
     Raises:
         NotConvertible: a job cannot do what the arguments say.
     """
-    for name, only in (("task", TASK), ("mode", MODE)):
-        if arguments.get(name) not in (None, only):
-            raise NotConvertible(f"{name}: {arguments[name]}: a job can only {only}")
-    spec: dict[str, Any] = {
-        "model": {},
-        "dataset": {},
-        "train": {},
-        "workers": {},
-    }
-    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "train"}, "spec": spec}
-    conversion = Conversion(document)
-    _CONVERTERS["model"](arguments.get("model") or DEFAULT_MODEL, conversion)
+    if arguments.get("mode") not in (None, MODE):
+        raise NotConvertible(f"mode: {arguments['mode']}: a job can only {MODE}")
+    conversion = _begin(arguments)
+    spec = conversion.manifest["spec"]
     _CONVERTERS["data"](arguments.get("data"), conversion)
     for name, value in arguments.items():
         if name in ("model", "data", "task", "mode") or value is None or value == ULTRALYTICS_DEFAULTS.get(name):
@@ -177,9 +165,35 @@ def convert(arguments: dict[str, Any]) -> Conversion:
         else:
             known = [*TrainSettings.model_fields, *REPLACED, *NO_PLACE, *UNUSED]
             raise NotConvertible(f"{name}: {unknown_field(name, known)}")
+    if conversion.task is Task.CLASSIFY and arguments.get("imgsz") is None:
+        spec["train"]["imgsz"] = CLASSIFY_IMGSZ
     if not spec["workers"]:
         del spec["workers"]
         conversion.notes.append("no GPU: set spec.workers.gpu.count to train on GPUs")
+    return conversion
+
+
+def _begin(arguments: dict[str, Any]) -> Conversion:
+    """Return a manifest with the task and the model.
+
+    Raises:
+        NotConvertible: there is no such task.
+    """
+    stated = arguments.get("task")
+    if stated not in (None, *Task):
+        raise NotConvertible(f"task: {stated}: must be {', '.join(Task)}")
+    suffix = next((suffix for suffix, task in SUFFIXES.items() if task == stated), "")
+    model = str(arguments.get("model") or f"{DEFAULT_MODEL}{suffix}.pt")
+    of_model = _task_of_model(model)
+    spec: dict[str, Any] = {"task": stated} if stated and not of_model else {}
+    spec |= {"model": {}, "dataset": {}, "train": {}, "workers": {}}
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "train"}, "spec": spec}
+    conversion = Conversion(document, task=of_model or Task(stated or Task.DETECT))
+    if of_model and stated not in (None, of_model):
+        conversion.notes.append(f"task={stated}: the model {model} is for {of_model}, which counts, as in Ultralytics")
+    _CONVERTERS["model"](model, conversion)
+    if conversion.task is Task.CLASSIFY and arguments.get("imgsz") is None:
+        spec["train"]["imgsz"] = CLASSIFY_IMGSZ
     return conversion
 
 
@@ -194,15 +208,18 @@ def _default(name: str) -> Any:
     return parse_value(stated[1]) if stated else None
 
 
+def _task_of_model(model: str) -> Task | None:
+    """Return the task that the name of a model states; None for a model of the user's own."""
+    name = PurePosixPath(model).name
+    return next(iter(tasks_of_name(name)), Task.DETECT if OFFICIAL_DETECTOR.fullmatch(name) else None)
+
+
 # --- arguments with a place of their own ----------------------------------------------------------------------------
 
 
 def _model(value: Any, conversion: Conversion) -> None:
     model = conversion.manifest["spec"]["model"]
     name = PurePosixPath(str(value)).name
-    task = TASK_OF_SUFFIX.get(re.sub(r".*(-[a-z]+)\.\w+$", r"\1", name))
-    if task:
-        raise NotConvertible(f"model: {value}: is for the task {task}, but a job can only {TASK}")
     model["name"] = name
     if not name.endswith(".pt"):
         if name != str(value):
@@ -221,6 +238,14 @@ def _data(value: Any, conversion: Conversion) -> None:
     text = str(value or "")
     if re.match(r"(s3|gs|https|pvc|builtin)://", text) and not text.endswith((".yaml", ".yml")):
         dataset["uri"] = text
+        return
+    if conversion.task is Task.CLASSIFY:
+        folder = _label(PurePosixPath(text).name or "data")
+        dataset["uri"] = f"pvc://{CLAIM}/{folder}"
+        conversion.notes.append(
+            f"data={text or 'not given'}: copy the folder with train and val to the folder {folder} of the volume "
+            f"claim {CLAIM}, or set spec.dataset.uri to an archive or a folder in a bucket"
+        )
         return
     path = PurePosixPath(text or "data.yaml")
     folder = path.parent.name if path.is_absolute() or len(path.parts) > 1 else path.stem
