@@ -56,8 +56,8 @@ env-operator: $(UV)  ## the same without torch: for operator, command line, char
 any-env: $(UV)
 	$(call install,$(LOCK),requirements/dev-operator.txt)
 
-demo: env  ## train the example detector here, with two worker processes and no cluster
-	$(RUN)/yolojob run manifests/examples/digits.yaml
+demo: env  ## train an example here, with two worker processes and no cluster; TASK=segment (pose, obb, classify…)
+	$(RUN)/yolojob run manifests/examples/digits$(addprefix -,$(filter-out detect,$(TASK))).yaml
 
 test: lint unit cluster  ## linters, unit tests, and the operator against a real API server
 

@@ -38,7 +38,7 @@ def test_example_job_trains_on_two_nodes(kube: Kube, volume: str, pace: Pace) ->
     pods = kube.pods("digits")
     assert len({p["spec"]["nodeName"] for p in pods}) == 2
     row = kube.run("get", "ytj", "digits").stdout.splitlines()
-    assert row[0].split() == ["NAME", "PHASE", "WORKERS", "RESTARTS", "EPOCH", "MAP50", "IMG/S", "ETA", "COST", "AGE"]
+    assert row[0].split() == ["NAME", "PHASE", "WORKERS", "RESTARTS", "EPOCH", "SCORE", "IMG/S", "ETA", "COST", "AGE"]
     assert row[1].split()[:3] == ["digits", "Running", "2"]
 
     families = metrics(kube, "digits", 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from support import minimal
 
-from yolojob.api.manifest import InvalidManifest, parse
+from yolojob.api.manifest import InvalidManifest, load, parse
 from yolojob.api.status import Progress, Result
 from yolojob.api.task import Task, labelled, main_metric, metrics_by_name, named_score, tasks_of_name
+
+EXAMPLES = Path(__file__).parent.parent.parent / "manifests" / "examples"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,12 @@ def test_report_of_an_older_trainer_shows_its_metrics() -> None:
     progress = Progress.model_validate({"map50": 0.9, "map": 0.7})
     assert progress.labelled == {"mAP50": 0.9, "mAP50-95": 0.7}
     assert progress.model_dump(exclude_none=True, by_alias=True).keys() >= {"map50", "map"}
+
+
+@pytest.mark.parametrize("task", [task for task in Task if task is not Task.DETECT])
+def test_example_of_each_task_is_valid(task: Task) -> None:
+    job = parse(load(EXAMPLES / f"digits-{task}.yaml"))
+    assert job.spec.stated_task == task
 
 
 @pytest.mark.parametrize("metrics", [{"a\nb": 1.0}, {"x" * 41: 1.0}, {f"m{i}": 1.0 for i in range(33)}])

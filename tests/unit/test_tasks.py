@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 from support.processes import IMAGES, Gang, Gangs
@@ -77,6 +78,10 @@ def test_weights_of_a_task_have_the_reported_metrics_in_stock_ultralytics(
     data = folder if task == "-cls" else folder / "data.yaml"
     stock = validate_with_stock(gang.output / "weights" / "best.pt", data, tmp_path / "val", cache)
     assert reported == pytest.approx({name: stock[f"metrics/{name}"] for name in reported}, abs=0.002)
+    assert not [warning for warning in gang.report().warnings if "predictions.jpg" in warning]
+    sheet = cv2.imread(str(gang.output / "predictions.jpg"))
+    assert sheet is not None
+    assert sheet.shape == (3 * 320, 4 * 320, 3)
     with (gang.output / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3

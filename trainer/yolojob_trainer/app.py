@@ -255,11 +255,13 @@ def _bench(context: RunContext) -> None:
 
 def _train(context: RunContext) -> Result:
     """Train the run."""
+    from yolojob_trainer.observability.prediction_sheet import PredictionSheet
     from yolojob_trainer.observability.trace import ChromeTrace, Trace
 
     run_folder = _open_run_folder(context)
     staged = _stage(context)
-    callbacks: list[Callback] = [Trace(context.world, run_folder, context.run.attempt)]
+    trace = Trace(context.world, run_folder, context.run.attempt)
+    callbacks: list[Callback] = [trace, PredictionSheet(run_folder, context.reporter.warn)]
     if steps := environment.chrome_steps():
         callbacks.append(ChromeTrace(context.world, run_folder, context.scratch, steps))
     trainer = _build_trainer(context, staged, run_folder, callbacks, _startup_times(context, staged))

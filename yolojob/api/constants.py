@@ -62,6 +62,8 @@ ENV_STORE_FD = "YOLOJOB_STORE_FD"
 ENV_TERMINATION_LOG = "YOLOJOB_TERMINATION_LOG"
 """File for the final report; Kubernetes takes its first 4096 bytes as the container's termination message."""
 
+PREDICTIONS = "predictions.jpg"
+"""File of a run with pictures of what the best model predicts."""
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT = 4096
 """Kubernetes' limit of a termination message, in bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
@@ -11,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from yolojob.api.constants import PREDICTIONS
 from yolojob.api.status import Progress
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import Report, TrainerState, TuningReport
@@ -166,4 +168,7 @@ def show_summary(name: str, report: Report, console: Console) -> None:
     if result := report.result:
         print_line(console, f"\nBest model: {metrics_line(result.labelled) or 'not validated'}", style="bold")
         print_line(console, result.weights)
+        sheet = Path(result.weights).parent.parent / PREDICTIONS
+        if sheet.exists():
+            print_line(console, f"Predictions: {sheet}")
         print_line(console, f"Try it: yolo predict model={result.weights} source=IMAGE", style="dim")

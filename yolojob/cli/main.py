@@ -38,7 +38,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Train YOLO detectors: here, or on Kubernetes with the same manifest.
+    """Train YOLO models: here, or on Kubernetes with the same manifest.
 
     Exit codes: 0 success, 1 the training failed, 2 bad input, 130 interrupted with Ctrl-C (the state is saved; the same
     command resumes).

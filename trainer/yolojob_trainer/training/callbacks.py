@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Protocol
 
 from yolojob.api.trainer_report import TuningReport
@@ -47,6 +48,13 @@ class TrainerView(Protocol):
 
     def gpu_usage(self) -> tuple[int, float]:
         """Return (peak of the allocated bytes, utilization from 0 to 1)."""
+
+    def validation_images(self) -> Sequence[str]:
+        """Return the files of the images of the validation."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of a training image in pixels."""
 
     def collect_spans(self, wait: bool = False) -> None:
         """Deliver the completed spans to the callbacks."""

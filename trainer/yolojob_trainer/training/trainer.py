@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -376,6 +376,18 @@ class Trainer(ResumableTrainer):
     def gpu_usage(self) -> tuple[int, float]:
         """Return (peak of the allocated bytes, current utilization from 0 to 1)."""
         return gpu.memory_peak(self.device), self._utilization.read()
+
+    # --- for the callbacks --------------------------------------------------------------------------------------------
+
+    def validation_images(self) -> Sequence[str]:
+        """Return the files of the images of the validation."""
+        images: Sequence[str] = self.test_loader.dataset.im_files
+        return images
+
+    @property
+    def image_size(self) -> int:
+        """Side of a training image in pixels."""
+        return int(self.args.imgsz)
 
     # --- settings that the machine decides ---------------------------------------------------------------------------
 
