@@ -21,6 +21,7 @@ import torch
 from support.processes import IMAGES, Gang, Gangs
 
 from yolojob.api.constants import ExitCode
+from yolojob.api.task import tasks_of_name
 from yolojob.api.trainer_report import Report
 
 pytestmark = pytest.mark.processes
@@ -76,6 +77,14 @@ def test_weights_of_a_task_have_the_reported_metrics_in_stock_ultralytics(
     reported = main_metrics(gang.report())
     folder = next(cache.glob(f"datasets/digits{task}-v*"))
     data = folder if task == "-cls" else folder / "data.yaml"
+    from yolojob_trainer.model.resolve import resolve
+
+    from yolojob.api.spec import ModelRef
+
+    weights = {"name": "best.pt", "weights": {"uri": f"file://{gang.output}/weights/best.pt"}}
+    source = resolve(ModelRef.model_validate(weights), volumes=tmp_path, cache=tmp_path)
+    assert [source.task] == tasks_of_name(f"yolo26n{task}.yaml")
+    assert source.weights is not None
     stock = validate_with_stock(gang.output / "weights" / "best.pt", data, tmp_path / "val", cache)
     assert reported == pytest.approx({name: stock[f"metrics/{name}"] for name in reported}, abs=0.002)
     assert not [warning for warning in gang.report().warnings if "predictions.jpg" in warning]

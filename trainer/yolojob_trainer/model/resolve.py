@@ -40,11 +40,12 @@ HEADS = {
 """Tasks by the name of the last module in a network description. Networks with text prompts are not trained."""
 ALLOWED_GLOBALS = re.compile(
     r"ultralytics\.(yolo\.)?nn\.(modules(\.\w+)?|tasks)\.\w+|ultralytics\.(yolo\.)?utils\.IterableSimpleNamespace"
+    r"|torchvision\.transforms\.(transforms\.(Resize|Compose|CenterCrop|Normalize|ToTensor)|functional\.InterpolationMode)"
     r"|ultralytics\.utils\.(loss|tal)\.\w+|torch\.nn\.modules(\.\w+)?\.\w+|builtins\.getattr"
     r"|numpy(\.\w+)*\.(dtype|scalar|_reconstruct|ndarray)|pathlib(\._local)?\.(Posix|Windows)Path"
 )
 """Classes and functions that a file of weights may name, beyond torch's own list. Ultralytics admits more; among them
-are classes whose constructor fetches an address that the file chooses."""
+are classes whose constructor fetches an address that the file chooses. A classification has its transforms."""
 
 forbid_network()
 
