@@ -100,3 +100,16 @@ def test_run_report_page_has_its_sections(tmp_path: Path) -> None:
         "What to change first",
     ):
         assert f"<h2>{heading}</h2>" in text
+
+
+def test_page_of_a_run_of_another_task_shows_the_metrics_that_each_epoch_has(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "depths")
+    rows = ["epoch,time,train/dlog_loss,metrics/delta1,metrics/abs_rel", "1,4,1.5,0.5,0.2", "2,8,1.4,0.6,", "3,9,1,,"]
+    (folder / "results.csv").write_text("\n".join(rows) + "\n")
+    report = run_report.from_folder(folder)
+    assert report.score == ("delta1", 0.6)
+    assert report.reached == {"delta1": 0.6}
+    run_report_page.write_run_report_page(report, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "Accuracy over time" in text
+    assert "abs rel" in text

@@ -28,6 +28,8 @@ EXAMPLES = Path(__file__).parent.parent.parent / "manifests" / "examples"
         ("yolo26s-depth.pt", [Task.DEPTH]),
         ("cars-segments.pt", []),
         ("cars-seg", []),
+        ("cars-seg.pt", []),
+        ("my-seg-pose.pt", []),
         ("runs-seg/best.pt", []),
         ("best.pt", []),
     ],
@@ -51,7 +53,7 @@ def test_stated_task(task: str | None, model: str, stated: Task | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "model"), [("detect", "yolo26n-seg.yaml"), ("pose", "yolov8n-seg-p6.yaml"), ("obb", "a-seg-obb.yaml")]
+    ("task", "model"), [("detect", "yolo26n-seg.yaml"), ("pose", "yolov8n-seg-p6.yaml"), ("obb", "yolo26n-seg.pt")]
 )
 def test_task_that_contradicts_the_name_of_the_model_is_refused(task: str, model: str) -> None:
     with pytest.raises(InvalidManifest, match=rf"spec.task: {task} for {model}: contradicts the name of the model"):

@@ -269,6 +269,8 @@ def test_link_of_a_classification_out_of_the_volume_is_refused(tmp_path: Path) -
         (Task.SEMANTIC, {"masks_dir": "m", "label_mapping": {0: 256}}, "must map integers to class ids"),
         (Task.SEMANTIC, {"masks_dir": "m", "label_mapping": {"x": 1}}, "must map integers to class ids"),
         (Task.SEMANTIC, {"names": [str(i) for i in range(255)]}, "a mask has at most 254"),
+        (Task.POSE, {"kpt_shape": [2, 2], "kpt_oks_sigmas": [1, 10**400]}, "must be 2 positive numbers"),
+        (Task.DEPTH, {"max_depth": 10**400}, "max_depth: .*must be a positive number"),
         (Task.DEPTH, {"depth_scale": 0}, "depth_scale: 0: must be a positive number"),
         (Task.DEPTH, {"max_depth": float("nan")}, "max_depth: nan: must be a positive number"),
         (Task.DEPTH, {"max_depth": True}, "max_depth: True: must be a positive number"),
@@ -284,3 +286,111 @@ def test_settings_of_a_task_in_the_data_file_are_checked(
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(BadInput, match=message):
         dataset_config.describe(tmp_path, "data.yaml", task=task)
+
+
+def test_yaml_that_names_a_value_many_times_is_refused_with_a_short_message(tmp_path: Path) -> None:
+    """A thousand bytes would otherwise become a text of gigabytes."""
+    (tmp_path / "images").mkdir()
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    for content in ("names: [*a11]", "names: [a]\nmasks_dir: *a11", "names: [a]\nkpt_shape: *a11"):
+        text = "\n".join([*lines, "train: images", "val: images", content])
+        (tmp_path / "data.yaml").write_text(text)
+        task = Task.SEMANTIC if "masks" in content else Task.POSE
+        with pytest.raises(BadInput) as error:
+            dataset_config.describe(tmp_path, "data.yaml", task=task)
+        assert len(str(error.value)) < 1000
+
+
+def test_keypoint_settings_do_not_matter_for_a_detection(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    text = "train: images\nval: images\nnames: [a]\nkpt_shape: [2, 3]\nflip_idx: [0, 0]\nkpt_names: [x, y]\n"
+    (tmp_path / "data.yaml").write_text(text)
+    assert dataset_config.describe(tmp_path, "data.yaml").settings == {"kpt_shape": [2, 3]}
+
+
+def test_folder_of_masks_is_found_without_a_setting(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "cityscapes8.yaml").write_text("train: images\nval: images\nnames: [a, b]\n")
+    description = dataset_config.describe(tmp_path, "cityscapes8.yaml", task=Task.SEMANTIC)
+    assert description.settings == {"masks_dir": "masks"}
+    written = description.write(tmp_path / "scratch")
+    assert written.name == "cityscapes8.yaml", "upstream knows the weights of its classes by this name"
+
+
+def test_map_of_depth_that_takes_too_much_memory_is_refused(
+    folders: dict[Task, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolojob_trainer.data import pixel_labels
+
+    monkeypatch.setattr(pixel_labels, "MAX_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"png has 16384 pixels, more than"):
+        both(folders[Task.DEPTH], Task.DEPTH, tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["train/images", "train/labels", "val/images"], "has the folders images, labels, as a dataset for detection"),
+        (["train/a", "val/a", ".ndjson.yaml/x"], "NDJSON format are not supported"),
+        (["x/train/a", "x/val/a", "y/train/a"], "several folders named train"),
+    ],
+)
+def test_folders_that_are_no_classification_are_refused(tmp_path: Path, paths: list[str], message: str) -> None:
+    for path in paths:
+        (tmp_path / path).mkdir(parents=True)
+    with pytest.raises(BadInput, match=message):
+        classes(tmp_path)
+
+
+def test_class_named_train_is_no_split(tmp_path: Path) -> None:
+    for path in ("cars/train/train", "cars/train/bus", "cars/val/train", "cars/val/bus"):
+        (tmp_path / path).mkdir(parents=True)
+    assert classes(tmp_path).names == {0: "bus", 1: "train"}
+
+
+def test_class_without_images_is_named(folders: dict[Task, Path], tmp_path: Path) -> None:
+    _, ours = folders_of_classes(tmp_path, folders[Task.CLASSIFY], True)
+    assert ours.warnings() == []
+    for path in (folders[Task.CLASSIFY] / "train" / "7").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        path.unlink()
+    _, ours = folders_of_classes(tmp_path, folders[Task.CLASSIFY], True)
+    assert ours.warnings() == ["1 of 10 classes have no image: 7"]
+    for path in tmp_path.glob("*.png"):
+        (folders[Task.CLASSIFY] / "train" / "7" / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("task", [Task.DETECT, *SUFFIXES.values()])
+def test_first_images_of_a_batch_keep_the_labels_of_the_task(
+    folders: dict[Task, Path], tmp_path: Path, task: Task
+) -> None:
+    """A bench gives a second process a part of a batch; its loss must be computable."""
+    from yolojob_trainer.bench.contention import first_images
+
+    if task is Task.CLASSIFY:
+        _, ours = folders_of_classes(tmp_path, folders[task], False)
+    else:
+        folder = folders[Task.SEGMENT if task is Task.DETECT else task]
+        _, ours = both(folder, task, tmp_path, "val")
+    samples = [ours[i] for i in range(3)]
+    for sample in samples:
+        sample.pop("im_file")
+    whole, part = ours.collate_fn(samples), ours.collate_fn([ours[i] for i in range(2)])
+    first = first_images(whole, 2)
+    for name, value in first.items():
+        torch.testing.assert_close(value, part[name], rtol=0, atol=0, msg=name)
+    assert {name for name, value in part.items() if isinstance(value, torch.Tensor)} == first.keys()
+
+
+def test_torchvision_modules_start_without_the_network(tmp_path: Path) -> None:
+    from yolojob_trainer.model.resolve import resolve
+
+    from yolojob.api.spec import ModelRef
+
+    source = resolve(ModelRef(name="yolo11-cls-resnet18.yaml"), volumes=tmp_path, cache=tmp_path)
+    assert source.task is Task.CLASSIFY
+    modules = [layer for layer in source.description["backbone"] if layer[2] == "TorchVision"]
+    assert modules
+    assert all(layer[3][2] is None for layer in modules)

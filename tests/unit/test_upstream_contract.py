@@ -46,6 +46,7 @@ OVERRIDES = {
     "DepthDataset.build_transforms": "64bf9459",
     "DepthDataset.get_image_and_label": "1c3bad7f",
     "DepthDataset.get_label_files": "d7577b12",
+    "DepthDataset.verify_labels": "340fb732",
     "DepthTrainer.get_validator": "43960b9b",
     "DepthValidator.gather_stats": "63adcf0c",
     "DetectionTrainer._build_train_pipeline": "a86453b5",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from yolojob.api.constants import MAX_NAME_LENGTH
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.spec import YoloTrainingJobSpec
-from yolojob.api.task import NAME_END, SUFFIXES, tasks_of_name
+from yolojob.api.task import NAME_BEGIN, NAME_END, SUFFIXES, tasks_of_name
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_MESSAGE = (
@@ -73,7 +73,7 @@ RULES = (
         "and the weights in spec.model.weights",
         cel="!has(self.task) || "
         + " && ".join(
-            f"(self.task == '{task}' || !self.model.name.matches('{suffix}{NAME_END}$'))"
+            f"(self.task == '{task}' || !self.model.name.matches('{NAME_BEGIN}{suffix}{NAME_END}$'))"
             for suffix, task in SUFFIXES.items()
         ),
         holds=lambda s: s.task is None or set(tasks_of_name(s.model.name)) <= {s.task},

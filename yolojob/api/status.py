@@ -32,12 +32,14 @@ def _phases(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def _metric_names(metrics: dict[str, float]) -> dict[str, float]:
-    if not all(re.fullmatch(r"[A-Za-z0-9_.()-]{1,40}", name) for name in metrics) or len(metrics) > MAX_METRICS:
+    if not all(re.fullmatch(METRIC_NAME, name) for name in metrics) or len(metrics) > MAX_METRICS:
         raise ValueError("at most 32 metrics, with names of 1 to 40 letters, digits and _.()-")
     return metrics
 
 
 MAX_METRICS = 32
+METRIC_NAME = r"[A-Za-z0-9_.()-]{1,40}"
+MetricValue = Annotated[float, Field(ge=-1e9, le=1e9)]
 Time = Annotated[
     AwareDatetime,
     Field(strict=False),
@@ -111,12 +113,12 @@ class Position(LenientModel):
 class Accuracy(LenientModel):
     """The metrics of a validation."""
 
-    metrics: Annotated[dict[str, float], AfterValidator(_metric_names)] | None = None
+    metrics: Annotated[dict[str, MetricValue], AfterValidator(_metric_names)] | None = None
     """All metrics of the validation, by Ultralytics' names: mAP50-95(B) of boxes, (M) of masks, (P) of poses,
     accuracy_top1, mIoU, delta1…"""
-    main_metric: Annotated[str, Field(max_length=40)] | None = None
+    main_metric: Annotated[str, Field(max_length=40, pattern=f"^{METRIC_NAME}$")] | None = None
     """Name of the metric in `score`: that of the task's own output, such as mAP50-95(M) of a segmentation."""
-    score: float | None = None
+    score: MetricValue | None = None
     """Value of mainMetric, 0 to 1; more is better."""
     map50: float | None = None
     """mAP at IoU 0.50 of the boxes, 0 to 1; also in `metrics`."""
@@ -131,10 +133,15 @@ class Accuracy(LenientModel):
         self.map50, self.map = metrics.get("mAP50(B)"), metrics.get("mAP50-95(B)")
 
     @property
+    def all_metrics(self) -> dict[str, float]:
+        """All metrics by their names, also of a trainer of an older version, which reports only those of boxes."""
+        boxes = {"mAP50(B)": self.map50, "mAP50-95(B)": self.map}
+        return self.metrics or {name: value for name, value in boxes.items() if value is not None}
+
+    @property
     def labelled(self) -> dict[str, float]:
         """The metrics that people read first, by their names for people."""
-        boxes = {"mAP50(B)": self.map50, "mAP50-95(B)": self.map}  # all that trainers of older versions report
-        return labelled(self.metrics or {name: value for name, value in boxes.items() if value is not None})
+        return labelled(self.all_metrics)
 
 
 class Progress(Accuracy):

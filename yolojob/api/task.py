@@ -30,8 +30,9 @@ SUFFIXES = {
 }
 """Task of an official model by a part of its name, which ends the name or is followed by a hyphen: yolov8n-seg-p6."""
 
-NAME_END = r"(-.*)?[.](pt|yaml)"
-"""Regular expression, also in CEL, for what follows the suffix in the name of a model."""
+NAME_BEGIN, NAME_END = "^yolov?[0-9]+[a-z]*", "(-p[0-9]+|-resnet[0-9]+)?[.](pt|yaml)"
+"""Regular expressions, also in CEL, for what surrounds the suffix in the name of an official model. A name of the
+user's own, such as cars-seg.pt, states nothing."""
 
 MAIN_METRICS = ("mAP50-95(M)", "mAP50-95(P)", "mAP50-95(B)", "accuracy_top1", "mIoU", "delta1")
 """The metric that stands for the quality of a model; the first that its validation reports. More is better."""
@@ -54,7 +55,7 @@ PREFIX = "metrics/"
 
 def tasks_of_name(model: str) -> list[Task]:
     """Return the tasks that the name of a model states, such as that of yolo26n-seg.pt; as a rule none or one."""
-    return [task for suffix, task in SUFFIXES.items() if re.search(rf"{suffix}{NAME_END}\Z", model)]
+    return [task for suffix, task in SUFFIXES.items() if re.fullmatch(f"{NAME_BEGIN}{suffix}{NAME_END}", model)]
 
 
 def metrics_by_name(results: Mapping[str, float]) -> dict[str, float]:

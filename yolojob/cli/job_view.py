@@ -13,6 +13,7 @@ from rich.text import Text
 from yolojob.api.crd import COLUMNS
 from yolojob.api.job import YoloTrainingJob
 from yolojob.api.status import Attempt, Condition, Cost, JobPhase, Progress, YoloTrainingJobStatus
+from yolojob.api.task import named_score
 from yolojob.api.trainer_report import Report
 from yolojob.cli.console import PIPE_WIDTH, print_line
 from yolojob.cli.live_view import epochs_done, progress_figures, stacked_bar
@@ -49,7 +50,7 @@ def _job_cells(job: YoloTrainingJob) -> dict[str, str]:
         "Workers": f"{status.workers.ready}/{status.workers.desired}",
         "Restarts": str(status.restarts),
         "Epoch": f"{progress.epoch}/{progress.epochs}" if progress.epochs else "",
-        "Score": f"{progress.score:.3f}" if progress.score is not None else "",
+        "Score": f"{score[1]:.3f}" if (score := named_score(progress.all_metrics)) else "",
         "Img/s": f"{progress.images_per_second:.1f}" if progress.images_per_second else "",
         "ETA": coarse_age(max((progress.eta - now).total_seconds(), 0)) if progress.eta else "",
         "Cost": f"{cost.so_far:.2f} {cost.currency}" if cost and cost.so_far is not None else "",

@@ -128,7 +128,7 @@ def from_status(job: YoloTrainingJob) -> RunReport:
         cost=status.cost,
         attempts=status.history,
         reached=result.labelled if result else {},
-        score=named_score(result.metrics or {}) if result else None,
+        score=named_score(result.all_metrics) if result else None,
     )
 
 
@@ -150,7 +150,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "name": report.name,
         "seconds": round(report.total, 3),
         "parts": {part.value: round(seconds, 3) for part, seconds in report.parts.items()},
-        "epochs": [asdict(e) for e in report.epochs],
+        "epochs": [{**asdict(e), "score": e.score} for e in report.epochs],
         "stragglers": {str(rank): round(seconds, 6) for rank, seconds in report.stragglers.items()},
         "cost": report.cost.model_dump(mode="json", by_alias=True, exclude_none=True) if report.cost else None,
         "advice": [{"what": a.what, "change": a.change, "savesSeconds": round(a.saves, 1)} for a in report.advice],

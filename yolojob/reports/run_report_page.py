@@ -42,12 +42,18 @@ def _sections(report: RunReport) -> list[Section]:
     if validated:
         times = [e.seconds * scale for e in validated]
         shown = [labelled(e.metrics) for e in validated]
-        curves = {label: (times, [metrics[label] for metrics in shown]) for label in shown[0]}
+        curves: dict[str, tuple[list[float], list[float]]] = {}
+        for seconds, metrics in zip(times, shown, strict=True):
+            for label, value in metrics.items():
+                curve = curves.setdefault(label, ([], []))
+                curve[0].append(seconds)
+                curve[1].append(value)
         sections.append(Section(title="Accuracy over time", figure=plots.lines(curves, unit, "metric")))
         if report.cost and report.cost.so_far is not None:
             # The time before the first epoch costs, too: the whole cost is reached at the last epoch.
             spent = [report.cost.so_far * e.seconds / validated[-1].seconds for e in validated]
-            over = {name: (spent, values) for name, (_, values) in curves.items()}
+            cost_of = dict(zip(times, spent, strict=True))
+            over = {name: ([cost_of[t] for t in at], values) for name, (at, values) in curves.items()}
             note = "The whole cost, distributed over the epochs in proportion to their time."
             figure = plots.lines(over, report.cost.currency or "", "metric")
             sections.append(Section(title="Accuracy over cost", paragraphs=[note], figure=figure))

@@ -84,11 +84,21 @@ class ContentionProbe:
         self._pipe.send((STOP_LOAD, 0, 0))
 
 
+OBJECT_LABELS = ("batch_idx", "cls", "bboxes", "keypoints")
+"""Entries of a batch with a row for each object."""
+
+
 def first_images(batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return the first images of a batch, with their boxes."""
-    selected = batch["batch_idx"] < count
-    boxes = {name: batch[name][selected] for name in ("batch_idx", "cls", "bboxes")}
-    return {"img": batch["img"][:count].contiguous(), **boxes}
+    """Return the first images of a batch, with their labels: of images, of pixels, or of objects."""
+    images = len(batch["img"])
+    per_object = [name for name in OBJECT_LABELS if "batch_idx" in batch and name in batch]
+    if "masks" in batch and len(batch["masks"]) != images:  # with overlap_mask: false, a mask for each object
+        per_object.append("masks")
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value[batch["batch_idx"] < count] if name in per_object else value[:count].contiguous()
+        for name, value in tensors.items()
+    }
 
 
 def _group(store: str, rank: int) -> Any:

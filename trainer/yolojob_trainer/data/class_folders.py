@@ -13,6 +13,10 @@ SPLIT_NAMES = {"val": ("val", "valid", "validation", "test"), "test": ("test", "
 DEPTH = 3
 """Folders below the dataset in which `train` is searched: archives often wrap everything in one or two."""
 MAX_CLASSES = 100_000
+NDJSON = ".ndjson.yaml"
+"""File beside the splits of a dataset whose folders are class ids."""
+LABELLED_FOLDERS = {"images", "labels", "annotations"}
+"""Folders of a dataset with label files."""
 MAX_NAME_LENGTH = 200
 
 
@@ -32,6 +36,8 @@ def describe(folder: Path, split: str, boundary: Path | None) -> DatasetDescript
     validation = next((root / name for name in names if (root / name).is_dir()), None)
     if validation is None:
         raise _error(f"{root}: has no folder for the validation: expected {' or '.join(names)}")
+    if (root / NDJSON).exists():
+        raise _error(f"{root / NDJSON}: folders of Ultralytics' NDJSON format are not supported; name them by class")
     for path in (root / "train", validation):
         if boundary and not path.resolve().is_relative_to(boundary):
             raise _error(f"{path}: is a link out of the volume; copy the data into it")
@@ -39,6 +45,11 @@ def describe(folder: Path, split: str, boundary: Path | None) -> DatasetDescript
     if not 0 < len(classes) <= MAX_CLASSES:
         raise _error(
             f"{root / 'train'}: has {len(classes)} folders; it needs one for each class, at most {MAX_CLASSES}"
+        )
+    if set(classes) <= LABELLED_FOLDERS:
+        raise _error(
+            f"{root / 'train'}: has the folders {', '.join(classes)}, as a dataset for detection; a classification "
+            "needs a folder of images for each class"
         )
     for name in classes:
         if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
@@ -57,13 +68,14 @@ def _root(folder: Path) -> Path:
     Raises:
         BadInput: there is none, or more than one.
     """
-    if (folder / "train").is_dir():
-        return folder
-    patterns = ["/".join(["*"] * depth + ["train"]) for depth in range(1, DEPTH + 1)]
-    found = [path.parent for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()]
-    found = [path for path in found if "__MACOSX" not in path.parts]
-    if len(found) == 1:
-        return found[0]
+    found: list[Path] = []
+    for depth in range(DEPTH + 1):
+        found = [path.parent for path in folder.glob("/".join(["*"] * depth + ["train"])) if path.is_dir()]
+        found = [path for path in found if "__MACOSX" not in path.parts]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
     problem = "several folders named train" if found else "no folder named train"
     raise _error(
         f"{folder}: has {problem}; a classification needs train and val, each with a folder of images for each class"

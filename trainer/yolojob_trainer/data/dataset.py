@@ -357,8 +357,8 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
         self.close_mosaic_at = close_mosaic_at
         self.hyp = hyp
         self.closed = False
-        self._transforms: dict[bool, tuple[Any, str | None]] = {}
-        """The transforms that were used before, by `closed`, and why they are not recorded."""
+        self._transforms: dict[bool, tuple[Any, ...]] = {}
+        """The transforms that were used before, by `closed`, with the attributes that building them sets."""
         self.sends_recipes = False
         """Whether batches hold recipes instead of pixels."""
 
@@ -406,11 +406,12 @@ class TrainSamples(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _close(self, closed: bool) -> None:
         """Switch mosaic and similar augmentations off, or on again: a rollback may go back to an earlier epoch."""
-        self._transforms[self.closed] = self.dataset.transforms, self.dataset.not_recorded
+        dataset = self.dataset
+        self._transforms[self.closed] = dataset.transforms, dataset.not_recorded, dataset.use_segments
         if closed and closed not in self._transforms:
             self.dataset.close_mosaic(hyp=self.hyp)
         else:
-            self.dataset.transforms, self.dataset.not_recorded = self._transforms[closed]
+            dataset.transforms, dataset.not_recorded, dataset.use_segments = self._transforms[closed]
         self.dataset.keeps_recent = not closed
         self.closed = closed
 

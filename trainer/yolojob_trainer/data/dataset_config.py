@@ -6,9 +6,9 @@ paths must stay inside the dataset.
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ CONFIG_DEPTH = 3
 """Folders below the dataset in which the data file is searched: archives often wrap everything in one or two."""
 LISTED_FILES = 10
 """Files that an error message lists."""
+MASKS = "masks"
+"""Ultralytics' folder of masks, if the data file names none."""
+SMALLEST, LARGEST = 1e-6, 1e6
+"""Bounds of the sizes and scales in a data file: single precision has room for their products."""
 IGNORED_PIXEL = 255
 """Class id of the pixels of a mask that do not count."""
 MAX_MASK_CLASSES = IGNORED_PIXEL - 1
@@ -101,6 +105,11 @@ def describe(
     return _DataFile(folder, config, boundary, task).describe(split)
 
 
+_REPR = reprlib.Repr()
+"""Limits what it shows of nested values, which YAML can make huge by naming a value many times."""
+_REPR.maxstring = _REPR.maxother = 100
+
+
 class _DataFile:
     """The data file of a dataset."""
 
@@ -130,6 +139,7 @@ class _DataFile:
             names=self._names(),
             splits={name: self._split(name) for name in dict.fromkeys(("train", split))},
             channels=self._channels(),
+            name=self._path.stem,
             settings=self._settings(),
         )
 
@@ -176,6 +186,8 @@ class _DataFile:
         if len(self._names()) > MAX_MASK_CLASSES:
             raise self._error(f"names: {len(self._names())} classes: a mask has at most {MAX_MASK_CLASSES}")
         folder = self._content.get("masks_dir")
+        if folder is None and (self._bases[0] / MASKS).is_dir():  # as Ultralytics does
+            folder = MASKS
         if folder is None:
             return {}
         if not isinstance(folder, str) or not re.fullmatch(r"[^/\\\0]{1,255}", folder) or folder in (".", ".."):
@@ -208,7 +220,7 @@ class _DataFile:
             if value is not None and not _is_positive(value):
                 raise self._error(f"{key}: {_short(value)}: must be a positive number")
             if value is not None:
-                settings[key] = value
+                settings[key] = float(value)
         return settings
 
     def _keypoints(self) -> dict[str, Any]:
@@ -222,6 +234,8 @@ class _DataFile:
             return {}
         count = shape[0]
         settings: dict[str, Any] = {"kpt_shape": list(shape)}
+        if self._task is not Task.POSE:  # which needs no more than the length of a row
+            return settings
         flipped = self._content.get("flip_idx")
         if flipped:
             numbers = [_integer(value) for value in flipped] if isinstance(flipped, list) else []
@@ -238,7 +252,10 @@ class _DataFile:
 
     def _keypoint_names(self, names: Any, count: int) -> dict[int, list[str]]:
         by_class = {_integer(key): value for key, value in names.items()} if isinstance(names, dict) else {}
-        lists = all(isinstance(value, list) and len(value) == count for value in by_class.values())
+        lists = all(
+            isinstance(value, list) and len(value) == count and all(_is_text(name) for name in value)
+            for value in by_class.values()
+        )
         if not by_class or None in by_class or not lists:
             raise self._error(f"kpt_names: {_short(names)}: must have a list of {count} names for each class id")
         return {key: [str(name) for name in value] for key, value in by_class.items() if key is not None}
@@ -251,7 +268,7 @@ class _DataFile:
         match numbers:
             case [int(count), 2 | 3 as values] if 0 < count <= MAX_KEYPOINTS:
                 return count, values
-        raise self._error(f"kpt_shape: {shape!r}: must be [number of key points, 2 or 3]")
+        raise self._error(f"kpt_shape: {_short(shape)}: must be [number of key points, 2 or 3]")
 
     def _names(self) -> dict[int, str]:
         content = self._content
@@ -269,6 +286,8 @@ class _DataFile:
             raise self._error(f"names: class ids must be 0 to {len(names) - 1}, each once")
         if content.get("nc") is not None and count != len(names):
             raise self._error(f"nc: {content['nc']!r}, but names has {len(names)} classes")
+        if not all(_is_text(name) for name in by_id.values()):
+            raise self._error("names: a name must be a text or a number")
         return {i: str(by_id[i]) for i in range(len(names))}
 
     # --- paths ------------------------------------------------------------------------------------------------------
@@ -355,11 +374,16 @@ class _DataFile:
 
 def _short(value: Any) -> str:
     """Return a value from a data file for a message."""
-    return repr(value)[:200]
+    return _REPR.repr(value)[:200]
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text or a number. Nested values may be huge: YAML can name a value many times."""
+    return isinstance(value, str | int | float)
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and SMALLEST <= value <= LARGEST
 
 
 def _is_path(text: str) -> bool:

@@ -26,6 +26,8 @@ class DatasetDescription:
     splits: dict[str, Split]
     """`train` and the split for validation."""
     channels: int
+    name: str = "data"
+    """Name of the data file without its suffix, by which Ultralytics recognises a few well-known datasets."""
     settings: dict[str, Any]
     """Ultralytics' settings of the task: of key points, masks or depths. Those of key points also say what the rows of
     a label file contain, of which a detector uses only the boxes."""
@@ -48,6 +50,6 @@ class DatasetDescription:
                 listing.write_text("".join(f"{path}\n" for path in split.images), encoding="utf-8")
                 content[name].append(str(listing))
         content.setdefault("val", content["train"])  # Ultralytics demands the key, also if another split validates
-        path = folder / "data.yaml"
+        path = folder / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=True), encoding="utf-8")
         return path

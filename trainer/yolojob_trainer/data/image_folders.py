@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import random
 from itertools import repeat
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch.utils.data import default_collate
 from ultralytics.data.dataset import ClassificationDataset
 from ultralytics.data.utils import verify_image
+from ultralytics.utils import IterableSimpleNamespace
 
 from yolojob_trainer.data.dataset import check_links
 from yolojob_trainer.data.scan import split_messages, summarize
+from yolojob_trainer.system import host
 from yolojob_trainer.system.process import available_cpus
 
 SAMPLE = 30
 """Images that are decoded to estimate the memory of all."""
 SAFETY_MARGIN = 0.1
+LISTED_CLASSES = 10
+"""Classes that a message names."""
 
 
 class ImageFolders(ClassificationDataset):  # type: ignore[misc]
@@ -30,6 +34,7 @@ class ImageFolders(ClassificationDataset):  # type: ignore[misc]
     shared = None
     in_memory = False
     keeps_recent = False
+    use_segments = False
     transforms: Any = None
     buffer: Any = ()
 
@@ -53,13 +58,15 @@ class ImageFolders(ClassificationDataset):  # type: ignore[misc]
         Raises:
             ValueError: the dataset cannot be used; the message is for the user.
         """
+        self._names: dict[int, str] = settings["data"]["names"]
+        self._copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each process of this worker keeps its own
         self._boundary, self._split = boundary, settings["prefix"]
         self.imgsz: int = settings["imgsz"]
         self.notes: list[str] = []
         self.left_out: list[str] = []
         super().__init__(
             img_path[0],
-            args=hyp,
+            args=IterableSimpleNamespace(**{**vars(hyp), "cache": settings.get("cache")}),
             augment=augment,
             prefix="train" if augment else hyp.split,
             names=settings["data"]["names"],
@@ -95,8 +102,11 @@ class ImageFolders(ClassificationDataset):  # type: ignore[misc]
         return len(self.samples)
 
     def warnings(self) -> list[str]:
-        """Return messages about the labels. The folder of an image is its label, so there are none."""
-        return []
+        """Return a message about classes without images in this split."""
+        present = {sample[1] for sample in self.samples}
+        missing = [name for i, name in self._names.items() if i not in present]
+        listed = ", ".join(missing[:LISTED_CLASSES])
+        return [f"{len(missing)} of {len(self._names)} classes have no image: {listed}"] if missing else []
 
     def close_mosaic(self, hyp: Any) -> None:
         """Do nothing: there are no mosaics."""
@@ -112,7 +122,7 @@ class ImageFolders(ClassificationDataset):  # type: ignore[misc]
         files = self.im_files[:: max(self.ni // SAMPLE, 1)]
         pixels = [image.nbytes for file in files if (image := self.imread(file)) is not None]
         needed = sum(pixels) / max(len(pixels), 1) * self.ni * (1 + SAFETY_MARGIN)
-        available = psutil.virtual_memory().available
+        available = host.free_memory(torch.device("cpu")) // self._copies
         if needed < available:
             return None
         return (
@@ -124,4 +134,6 @@ class ImageFolders(ClassificationDataset):  # type: ignore[misc]
         """Start or stop keeping the decoded images in memory."""
         if keep and not self.in_memory:
             self.cache_images()
+        elif not keep and self.in_memory:
+            del self.img_cache
         self.cache_ram = self.in_memory = keep

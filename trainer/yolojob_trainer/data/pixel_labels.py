@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from ultralytics.data.dataset import DepthDataset, PolygonSemanticDataset, SemanticDataset, YOLODataset
 
-from yolojob_trainer.data.dataset import NodeDataset
+from yolojob_trainer.data.dataset import MAX_PIXELS, NodeDataset
 
 
 class _ShortSide(YOLODataset):  # type: ignore[misc]
@@ -49,6 +51,26 @@ class PolygonMaskImages(NodeDataset, PolygonSemanticDataset, _ShortSide):  # typ
 
 class DepthImages(_PixelLabels, DepthDataset):  # type: ignore[misc]
     """Images with a map of depths for each."""
+
+    def verify_labels(self, labels: list[dict[str, Any]], cache_path: Path) -> None:
+        """Check the sizes of the maps: upstream compares only their shape with that of the image.
+
+        Raises:
+            ValueError: a map takes too much memory when it is loaded.
+        """
+        super().verify_labels(labels, cache_path)
+        for label in labels:
+            path = self.depth_files_by_image[label["im_file"]]
+            if (pixels := _pixels(path)) > MAX_PIXELS:
+                raise ValueError(f"{path} has {pixels} pixels, more than {MAX_PIXELS / 1e6:.0f} million")
+
+
+def _pixels(path: str) -> int:
+    """Return the number of pixels of a map of depths, without loading it."""
+    if path.endswith(".npy"):
+        return int(np.load(path, mmap_mode="r", allow_pickle=False).size)
+    with Image.open(path) as image:
+        return image.width * image.height
 
 
 def semantic_images(*, data: dict[str, Any], **settings: Any) -> NodeDataset:

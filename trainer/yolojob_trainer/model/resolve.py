@@ -112,6 +112,7 @@ def resolve(model: ModelRef, *, volumes: Path, cache: Path, task: Task | None = 
             f"{_head(description)}; leave spec.task out, or choose another model. To start from its weights, name them "
             f"in spec.model.weights.uri and an architecture for {task} in spec.model.name",
         )
+    _forbid_downloads(description)
     if model.scale:
         depth, width, max_channels = model.scale
         description |= {"scales": {"n": [depth, width, max_channels]}, "scale": "n"}
@@ -176,6 +177,13 @@ def _task(model: ModelRef, description: dict[str, Any]) -> Task:
         f"{', '.join(HEADS)} are trained; to start from its weights, name them in spec.model.weights.uri and an "
         "architecture such as yolo26n.yaml in spec.model.name",
     )
+
+
+def _forbid_downloads(description: dict[str, Any]) -> None:
+    """Make the modules of torchvision start from random weights: they would fetch others from the network."""
+    for _, _, module, arguments in description["backbone"]:
+        if module == "TorchVision" and len(arguments) > 2:
+            arguments[2] = None
 
 
 def _head(description: Any) -> str:

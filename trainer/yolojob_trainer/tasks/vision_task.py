@@ -34,6 +34,13 @@ def _set_transforms(network: Any, validation: Any) -> None:
     network.transforms = validation.torch_transforms
 
 
+def _reset_calibration(network: Any, _validation: Any) -> None:
+    """Drop the calibration of weights to start from: it is for their depths, and the training ignores it."""
+    head = network.model[-1]
+    head.cal_a.fill_(1.0)
+    head.cal_b.fill_(0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionTask:
     """The parts of Ultralytics that a task uses, and what else the training must know of it."""
@@ -47,6 +54,8 @@ class VisionTask:
     validator: type[GatheredStatistics]
     has_objects: bool = False
     """Whether a label is a list of objects, whose number `max_det` limits."""
+    pixel_bytes: int = 3
+    """Bytes of a sample for each pixel, with a label of the pixel."""
     mean_loss: bool = False
     """Whether upstream's loss is the mean over the images of a batch; otherwise it is the sum."""
     validation_batches: int = 1
@@ -99,6 +108,7 @@ VISION_TASKS = {
             network=tasks.ClassificationModel,
             dataset=ImageFolders,
             validator=validators.ClassValidator,
+            pixel_bytes=3 * 4,  # fp32
             mean_loss=True,
             validation_batches=2,
             finish_network=_set_transforms,
@@ -109,6 +119,7 @@ VISION_TASKS = {
             network=tasks.SemanticSegmentationModel,
             dataset=semantic_images,
             validator=validators.ClassMaskValidator,
+            pixel_bytes=3 + 4,  # int32
         ),
         VisionTask(
             name=Task.DEPTH,
@@ -116,6 +127,8 @@ VISION_TASKS = {
             network=tasks.DepthModel,
             dataset=depth_images,
             validator=validators.DepthMapValidator,
+            pixel_bytes=3 + 4,  # fp32
+            finish_network=_reset_calibration,
         ),
     )
 }

@@ -230,7 +230,8 @@ class Tuner:
         for size in trainer.order.sizes(step, trainer.world.rank, trainer.world.world_size):
             loss, _ = trainer.forward(next(batches))
             if size:
-                total += float(loss.detach().sum())
+                weight = size / trainer.order.images(step) if trainer.task.mean_loss else 1.0
+                total += float(loss.detach().sum()) * weight
             loss.sum().backward()  # type: ignore[no-untyped-call]
         for parameter in self._network.parameters():
             parameter.grad = None

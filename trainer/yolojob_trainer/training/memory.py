@@ -44,9 +44,9 @@ def restore(network: torch.nn.Module, buffers: dict[str, torch.Tensor]) -> None:
 
     Upstream sets the weights of classes (cls_pw) later, and a criterion reads them only when it is built.
     """
+    unwrap_model(network).criterion = None  # first: its class weights are a buffer of the network
     for name, value in network.named_buffers():
         value.copy_(buffers[name])
-    unwrap_model(network).criterion = None
 
 
 def use(trainer: TrainerSetup, settings: ExecutionSettings) -> None:

@@ -73,6 +73,7 @@ class ResumableTrainer(StepTrainer):
             "fingerprint": json.dumps(run_identity(self.run.spec)),
             "choice": dataclasses.asdict(self.execution),
             "names": list(self.data["names"].values()),
+            "keypoints": self.data.get("kpt_shape"),
             "samples": self.order.samples,
             "samples_seen": min(step * self.order.batch, self.order.samples),
             "finished": finished,
@@ -143,7 +144,7 @@ class ResumableTrainer(StepTrainer):
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return False
-        check_same_dataset(checkpoint, self.data["names"], self._storage)
+        check_same_dataset(checkpoint, self.data, self._storage)
         self._apply(checkpoint)
         if (samples := checkpoint.get("samples", self.order.samples)) != self.order.samples and self.step:
             # The samples of the epoch's first steps are not those of the new order.

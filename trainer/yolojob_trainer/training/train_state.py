@@ -64,17 +64,25 @@ def check_same_run(checkpoint: CheckpointContent, spec: YoloTrainingJobSpec, loc
         )
 
 
-def check_same_dataset(checkpoint: CheckpointContent, names: dict[int, str], location: str) -> None:
-    """Check that the classes of the dataset are those of a checkpoint.
+def check_same_dataset(checkpoint: CheckpointContent, data: dict[str, Any], location: str) -> None:
+    """Check that the classes and key points of the dataset are those of a checkpoint.
 
     Args:
         checkpoint: from `location`; those of older versions do not hold the classes.
-        names: of the dataset's classes.
+        data: the content of the data file.
         location: where the checkpoint is, for the message.
 
     Raises:
         BadInput: they are not; the network's head would not fit, or mean something else.
     """
+    names = data["names"]
+    keypoints = data.get("kpt_shape")
+    if (there := checkpoint.get("keypoints", keypoints)) != keypoints:
+        raise BadInput(
+            Reason.DIFFERENT_RUN,
+            f"{location} holds checkpoints for kpt_shape: {there}, but the data file has {keypoints}. Choose another "
+            "metadata.name or spec.storage.uri",
+        )
     saved = checkpoint.get("names", list(names.values()))
     if saved != list(names.values()):
         raise BadInput(
@@ -119,6 +127,8 @@ class TrainState:
             value = content.get(name, default)  # checkpoints of older versions lack some
             if name == "best_metrics":
                 value = {OLD_METRICS.get(metric, metric): number for metric, number in value.items()}
+            if name == "metrics" and name not in content:
+                value = {new: content[old] for old, new in OLD_METRICS.items() if content.get(old) is not None}
             setattr(self, name, TimeAccount(**value) if name == "clocks" else value)
 
 

@@ -334,6 +334,9 @@ class Trainer(ResumableTrainer):
             self.loss_names = tuple(self.loss_items)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # A rank without images to validate builds no criterion, whose class weights are buffers that upstream
+            # broadcasts.
+            self.ema.ema.criterion = None
             self.metrics, fitness = self.validate()
         self.fitness = None if fitness is None else float(fitness)
         if self.world.is_main:

@@ -184,7 +184,7 @@ class TrainerData(BaseTrainer):  # type: ignore[misc]
         """Return the number of loader processes of this rank for which there is room in shared memory."""
         images = -(-self.args.batch // self.world.world_size)
         free = shared_memory.free_bytes() // self.world.local_world_size
-        return shared_memory.loader_limit(images * 3 * self.args.imgsz**2, prefetch, free)
+        return shared_memory.loader_limit(images * self.task.pixel_bytes * self.args.imgsz**2, prefetch, free)
 
     def _loader_processes(self, requested: int | None) -> int:
         """Return the number of loader processes of this rank.
