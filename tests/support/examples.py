@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,12 +12,13 @@ import yaml
 from support import ROOT, eventually
 from support.kube import Kube
 
-EXAMPLE = ROOT / "manifests" / "examples" / "digits.yaml"
+EXAMPLES = ROOT / "manifests" / "examples"
+EXAMPLE = EXAMPLES / "digits.yaml"
 
 
-def documents(name: str, **train: Any) -> list[dict[str, Any]]:
-    """Returns the example job and its volume claim, renamed, with `train` added to the training settings."""
-    job, claim = list(yaml.safe_load_all(EXAMPLE.read_text()))
+def documents(name: str, example: Path = EXAMPLE, **train: Any) -> list[dict[str, Any]]:
+    """Returns an example job and its volume claim, renamed, with `train` added to the training settings."""
+    job, claim = list(yaml.safe_load_all(example.read_text()))
     job["metadata"]["name"] = claim["metadata"]["name"] = name
     job["spec"]["storage"]["uri"] = f"pvc://{name}"
     job["spec"]["train"] |= train
