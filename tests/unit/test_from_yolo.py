@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support import ROOT
 from support.ultralytics_defaults import ultralytics_defaults
 from typer.testing import CliRunner, Result
 
@@ -199,3 +201,24 @@ def test_classification_takes_a_folder_and_ultralytics_own_image_size(arguments:
     spec = spec_of(f"yolo classify train data=/sets/Flowers {arguments}")
     assert spec["dataset"] == {"uri": "pvc://data/flowers"}
     assert spec["train"].get("imgsz") == imgsz
+
+
+PAGE = (ROOT / "docs" / "coming-from-yolo.md").read_text()
+ROWS = re.findall(r"^\| `(yolo .*?)` \| `(.*?)` \|$", PAGE, re.M)
+
+
+def test_page_about_commands_shows_ten_of_them() -> None:
+    assert len(ROWS) == 10
+
+
+@pytest.mark.parametrize(("command", "place"), ROWS)
+def test_command_on_the_page_has_the_place_that_the_page_says(command: str, place: str) -> None:
+    assert_contains(spec_of(command), yaml.safe_load(place))
+
+
+def assert_contains(whole: Any, part: Any) -> None:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            assert_contains(whole[key], value)
+    else:
+        assert whole == part

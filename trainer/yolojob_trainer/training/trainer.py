@@ -411,4 +411,4 @@ class Trainer(ResumableTrainer):
 def trainer_class(task: Task) -> type[Trainer]:
     """Return the trainer of a task: the loop of this package, with upstream's trainer of the task as its last base."""
     parts = VISION_TASKS[task]
-    return type(f"{parts.upstream.__name__}OfYolojob", (Trainer, parts.upstream), {"task": parts})
+    return type(f"Yolojob{parts.upstream.__name__}", (Trainer, parts.upstream), {"task": parts})
