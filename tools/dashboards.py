@@ -144,11 +144,10 @@ TRAINING = Board(
                     queries=((TIME_LEFT, "{{job_name}}"),),
                 ),
                 Panel(
-                    title="mAP50-95",
+                    title="Main metric",
                     kind="figure",
                     width=SIXTH,
-                    unit="percentunit",
-                    queries=((_of_job("map_ratio"), "{{job_name}}"),),
+                    queries=((VALIDATION_METRICS, "{{job_name}} {{metric}}"),),
                 ),
                 Panel(
                     title="Images per second",

@@ -34,11 +34,9 @@ class PredictionSheet(Callback):
         """
         self._run_folder, self._warn = run_folder, warn
 
-    def on_train_end(self, trainer: TrainerView) -> None:
+    def on_trained(self, trainer: TrainerView) -> None:
         folder = self._run_folder
         if folder is None or not (weights := folder.path / "weights" / "best.pt").exists():
-            return
-        if (folder.path / PREDICTIONS).exists():  # of a finished run that was started again
             return
         try:
             sheet = draw(weights, chosen(trainer.validation_images()), trainer.image_size)

@@ -82,6 +82,7 @@ class TrainEvent(enum.StrEnum):
         # <VALIDATION_END>
         # <EPOCH_END>
         # <CHECKPOINT> if one is due, and at the end
+    # <TRAINED> unless the run was already finished; its time is accounted for
     # <TRAIN_END>
     """
 
@@ -94,6 +95,7 @@ class TrainEvent(enum.StrEnum):
     VALIDATION_START = "on_validation_start"
     VALIDATION_END = "on_validation_end"
     EPOCH_END = "on_epoch_end"
+    TRAINED = "on_trained"
     TRAIN_END = "on_train_end"
 
 
@@ -109,6 +111,7 @@ class Callback:
     def on_validation_start(self, trainer: TrainerView) -> None: ...
     def on_validation_end(self, trainer: TrainerView) -> None: ...
     def on_epoch_end(self, trainer: TrainerView) -> None: ...
+    def on_trained(self, trainer: TrainerView) -> None: ...
     def on_train_end(self, trainer: TrainerView) -> None: ...
 
     def on_span(self, span: Span) -> None:

@@ -118,6 +118,8 @@ class Trainer(ResumableTrainer):
             try:
                 self._train_epochs()
                 finished = True
+                emit(TrainEvent.TRAINED, self.listeners, self)
+                self.end_span(TimePart.OTHER)
             except Diverged:
                 self._roll_back()
             except torch.OutOfMemoryError:
