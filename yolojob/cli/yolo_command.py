@@ -165,8 +165,6 @@ def convert(arguments: dict[str, Any]) -> Conversion:
         else:
             known = [*TrainSettings.model_fields, *REPLACED, *NO_PLACE, *UNUSED]
             raise NotConvertible(f"{name}: {unknown_field(name, known)}")
-    if conversion.task is Task.CLASSIFY and arguments.get("imgsz") is None:
-        spec["train"]["imgsz"] = CLASSIFY_IMGSZ
     if not spec["workers"]:
         del spec["workers"]
         conversion.notes.append("no GPU: set spec.workers.gpu.count to train on GPUs")

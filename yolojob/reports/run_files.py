@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolojob.api.errors import UserError
-from yolojob.api.task import PREFIX, main_metric, metrics_by_name
+from yolojob.api.task import PREFIX, metrics_by_name, named_score
 from yolojob.api.time_parts import TimePart, sum_trainer_parts
 
 
@@ -32,8 +32,8 @@ class Epoch:
     @property
     def score(self) -> float | None:
         """The value of the main metric; None without a validation."""
-        name = main_metric(self.metrics)
-        return self.metrics[name] if name else None
+        named = named_score(self.metrics)
+        return named[1] if named else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from yolojob.api.reasons import Reason
-from yolojob_trainer.data.dataset_description import DatasetDescription, Split
+from yolojob_trainer.data.dataset_description import MAX_CLASSES, SEARCH_DEPTH, DatasetDescription, Split
 from yolojob_trainer.errors import BadInput
 
 SPLIT_NAMES = {"val": ("val", "valid", "validation", "test"), "test": ("test", "val", "valid", "validation")}
 """Folders that hold a split, in Ultralytics' order. Without a split for validation it takes that for tests."""
-DEPTH = 3
-"""Folders below the dataset in which `train` is searched: archives often wrap everything in one or two."""
-MAX_CLASSES = 100_000
 NDJSON = ".ndjson.yaml"
 """File beside the splits of a dataset whose folders are class ids."""
 LABELLED_FOLDERS = {"images", "labels", "annotations"}
@@ -69,7 +66,7 @@ def _root(folder: Path) -> Path:
         BadInput: there is none, or more than one.
     """
     found: list[Path] = []
-    for depth in range(DEPTH + 1):
+    for depth in range(SEARCH_DEPTH + 1):
         found = [path.parent for path in folder.glob("/".join(["*"] * depth + ["train"])) if path.is_dir()]
         found = [path for path in found if "__MACOSX" not in path.parts]
         if len(found) == 1:

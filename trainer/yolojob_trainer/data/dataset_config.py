@@ -18,16 +18,13 @@ from yolojob.api.reasons import Reason
 from yolojob.api.spec import Dataset
 from yolojob.api.task import Task
 from yolojob_trainer.data import builtin_digits, class_folders
-from yolojob_trainer.data.dataset_description import DatasetDescription, Split
+from yolojob_trainer.data.dataset_description import MAX_CLASSES, SEARCH_DEPTH, DatasetDescription, Split
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import ProgressCallback, Stage
 from yolojob_trainer.errors import BadInput
 
-MAX_CLASSES = 100_000
 MAX_CONFIG_BYTES = 10 << 20
 MAX_KEYPOINTS = 1000
-CONFIG_DEPTH = 3
-"""Folders below the dataset in which the data file is searched: archives often wrap everything in one or two."""
 LISTED_FILES = 10
 """Files that an error message lists."""
 MASKS = "masks"
@@ -410,7 +407,7 @@ def _find_config(folder: Path, config: str) -> Path:
     """
     if (folder / config).is_file():
         return folder / config
-    patterns = ["/".join(["*"] * depth) for depth in range(1, CONFIG_DEPTH + 1)]
+    patterns = ["/".join(["*"] * depth) for depth in range(1, SEARCH_DEPTH + 1)]
     parents = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()]
     found = [path / config for path in parents if (path / config).is_file() and "__MACOSX" not in path.parts]
     if len(found) == 1:

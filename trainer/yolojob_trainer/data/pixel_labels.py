@@ -22,16 +22,20 @@ class _ShortSide(YOLODataset):  # type: ignore[misc]
         return super().load_image(i, rect_mode=rect_mode, resize_short=self._augments)
 
 
-class _PixelLabels(NodeDataset):
+class _LargeImages(NodeDataset):
+    """Does not keep recent images: they are larger than `RecentImages` expects, or are not mixed."""
+
+    def keep_recent(self, count: int, memory: float) -> None:
+        """Do nothing."""
+
+
+class _PixelLabels(_LargeImages):
     """What the datasets of masks and of depths have in common: no boxes, and a file of labels for each image."""
 
     caches_labels = False  # the label cache has no place for the names of other files
 
     def warnings(self) -> list[str]:
         return []  # images without labels are left out, and named as such
-
-    def keep_recent(self, count: int, memory: float) -> None:
-        """Do nothing: images are larger than `RecentImages` expects, or are not mixed."""
 
 
 class MaskImages(_PixelLabels, SemanticDataset, _ShortSide):  # type: ignore[misc]
@@ -42,11 +46,8 @@ class MaskImages(_PixelLabels, SemanticDataset, _ShortSide):  # type: ignore[mis
         self._check_links(self.mask_files)  # also those with another suffix than the expected one
 
 
-class PolygonMaskImages(NodeDataset, PolygonSemanticDataset, _ShortSide):  # type: ignore[misc]
+class PolygonMaskImages(_LargeImages, PolygonSemanticDataset, _ShortSide):  # type: ignore[misc]
     """Images whose masks are drawn from polygons."""
-
-    def keep_recent(self, count: int, memory: float) -> None:
-        """Do nothing: images are larger than `RecentImages` expects."""
 
 
 class DepthImages(_PixelLabels, DepthDataset):  # type: ignore[misc]
