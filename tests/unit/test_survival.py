@@ -208,7 +208,6 @@ def test_reported_times_over_an_interruption_add_up_to_the_wall_clock(gangs: Gan
     wall += gang.seconds_until_report()
     report = gang.report()
     assert parts(report) == pytest.approx(wall, rel=0.05)
-    assert report.timing.training_seconds["other"] < 0.1 * parts(report)
     if world_size > 1:
         assert report.timing.all_reduce_with_overlap_seconds is not None
         assert report.timing.all_reduce_with_overlap_seconds > 0
