@@ -13,6 +13,7 @@ import typer
 from kubernetes.aio.config import ConfigException
 
 from yolojob import __version__
+from yolojob.api import uri as uris
 from yolojob.api.constants import ExitCode
 from yolojob.format import printable
 from yolojob_operator.kopf_app import supervisor
@@ -48,6 +49,13 @@ ReservedDiskShare = Annotated[
     float,
     typer.Option(
         envvar="YOLOJOB_RESERVED_DISK_SHARE", min=0, max=1, help="Share of a node's disk that staging leaves free."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        envvar="YOLOJOB_WEIGHTS",
+        help="URI of a folder with Ultralytics' official weights, for clusters without access to the Internet.",
     ),
 ]
 NetworkPolicies = Annotated[
@@ -103,6 +111,7 @@ def main(
     cache_volume: CacheVolume = None,
     coscheduling_scheduler: CoschedulingScheduler = "scheduler-plugins-scheduler",
     reserved_disk_share: ReservedDiskShare = 0.15,
+    weights: Weights = None,
     network_policies: NetworkPolicies = True,
     metrics_peers: MetricsPeers = None,
     allow: Allowed = None,
@@ -129,6 +138,7 @@ def main(
             service_account=service_account,
             cache_volume=_volume_source(cache_volume),
             reserved_disk_share=reserved_disk_share,
+            weights=_weights(weights),
             network_policies=network_policies,
             metrics_peers=_peers(metrics_peers),
             allowed=frozenset(allow or ()),
@@ -155,6 +165,15 @@ def _volume_source(text: str | None) -> dict[str, Any] | None:
     if source is not None and (not isinstance(source, dict) or len(source) != 1):
         raise typer.BadParameter(f'--cache-volume: {text!r} must be one volume source, such as {{"emptyDir": {{}}}}')
     return source
+
+
+def _weights(text: str | None) -> str | None:
+    if text:
+        try:
+            uris.parse(text, uris.REMOTE_SCHEMES)
+        except ValueError as error:
+            raise typer.BadParameter(f"--weights: {text!r} {error}") from None
+    return text or None
 
 
 def _peers(text: str | None) -> tuple[dict[str, Any], ...]:

@@ -46,7 +46,7 @@ VERDICTS: dict[str, tuple[dict[str, Any], str | None]] = {
     "zero": ({"train": {"epochs": 0}}, "spec.train.epochs"),
     "unknown choice": ({"train": {"optimizer": "adam"}}, "spec.train.optimizer"),
     "unknown precision": ({"train": {"amp": "fp8"}}, "spec.train.amp"),
-    "weights without their place": ({"model": {"name": "yolo11n.pt"}}, "spec.model.weights"),
+    "weights without their place": ({"model": {"name": "cars.pt"}}, "spec.model.weights"),
     "freeze text": ({"train": {"freeze": "10"}}, "spec.train.freeze"),
     "freeze negative": ({"train": {"freeze": -1}}, "spec.train.freeze"),
     "freeze true": ({"train": {"freeze": True}}, "spec.train.freeze"),

@@ -63,7 +63,8 @@ def test_settings_of_a_training_keep_their_names_and_defaults_are_left_out(argum
         ("device=mps", "workers", None),
         ("time=1.5", "runPolicy", {"activeDeadlineSeconds": 5400}),
         ("model=yolo11n.yaml", "model", {"name": "yolo11n.yaml"}),
-        ("model=yolo11n.pt", "model", {"name": "yolo11n.pt", "weights": {"uri": "pvc://data/weights/yolo11n.pt"}}),
+        ("model=yolo11n.pt", "model", {"name": "yolo11n.pt"}),
+        ("model=w/yolo11n.pt", "model", {"name": "yolo11n.pt", "weights": {"uri": "pvc://data/weights/yolo11n.pt"}}),
         ("model=yolo11n.pt pretrained=False", "model", {"name": "yolo11n.yaml"}),
         (
             "model=nets/mine.yaml pretrained=/w/a.pt",

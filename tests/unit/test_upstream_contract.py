@@ -371,7 +371,7 @@ def test_weights_that_name_other_classes_are_refused(tmp_path: Path, attack: str
     [
         ("yoloe-11-seg.yaml", "its last module is YOLOESegment, but only networks that end with one of"),
         ("rtdetr-l.yaml", "RTDETRDecoder"),
-        ("yolo11m.pt", "weights need spec.model.weights.uri.*use yolo11m.yaml"),
+        ("yolo11m-cars.pt", "publishes no weights of this name; similar names: yolo11m.*set spec.model.weights.uri"),
         ("yolo99n.yaml", "no architecture of this name; similar names: "),
     ],
 )

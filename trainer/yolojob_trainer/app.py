@@ -291,7 +291,9 @@ def _stage(context: RunContext) -> StagedInputs:
     with context.world.node_leaders_first("staged"):
         folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
         boundary = dataset_config.link_boundary(spec.dataset, folder, volumes)
-        network = resolve.resolve(spec.model, volumes=volumes, cache=cache, task=spec.stated_task)
+        network = resolve.resolve(
+            spec.model, volumes=volumes, cache=cache, progress=context.reporter.staging, task=spec.stated_task
+        )
         split = spec.train.split or "val"
         description = dataset_config.describe(folder, spec.dataset.config, split, boundary, network.task)
         config = description.write(context.scratch / "dataset")

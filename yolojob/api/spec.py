@@ -20,6 +20,10 @@ FILE_PATTERN = r"^([^./][^/]*|\.[^./][^/]*)(/([^./][^/]*|\.[^./][^/]*))*$"
 FileName = Annotated[str, Field(min_length=1, max_length=253, pattern=FILE_PATTERN)]
 
 
+OFFICIAL_WEIGHTS = r"^yolov?[0-9]+[a-z0-9]*(-[a-z0-9]+)*[.]pt$"
+"""Names of weights that Ultralytics may publish, such as yolo26n-seg.pt. The trainer knows each of them."""
+
+
 class Weights(ApiModel):
     """Starting weights of the training."""
 
@@ -31,9 +35,10 @@ class ModelRef(ApiModel):
     """The model to train."""
 
     name: FileName
-    """An Ultralytics architecture (yolo26n.yaml), or a .yaml or .pt file inside spec.model.weights."""
+    """Ultralytics' official weights (yolo26n.pt), an architecture of Ultralytics without weights (yolo26n.yaml), or a
+    .yaml or .pt file inside spec.model.weights."""
     weights: Weights | None = None
-    """Starting weights. Default: random initialisation."""
+    """Starting weights. Default: those that spec.model.name states, or random initialisation."""
     scale: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = None
     """Compound scale [depth, width, max_channels] instead of the architecture's own, for models smaller than n."""
 

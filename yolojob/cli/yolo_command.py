@@ -15,6 +15,7 @@ from typing import Any
 
 from yolojob.api.constants import API_VERSION, KIND, MAX_NAME_LENGTH
 from yolojob.api.errors import UserError
+from yolojob.api.spec import OFFICIAL_WEIGHTS
 from yolojob.api.structural import unknown_field
 from yolojob.api.task import SUFFIXES, Task, tasks_of_name
 from yolojob.api.train_settings import OWN_SETTINGS, REPLACED, TrainSettings
@@ -223,6 +224,8 @@ def _model(value: Any, conversion: Conversion) -> None:
         if name != str(value):
             model["weights"] = {"uri": f"pvc://{CLAIM}/models"}
             conversion.notes.append(f"model={value}: copy it to the folder models of the volume claim {CLAIM}")
+        return
+    if name == str(value) and re.fullmatch(OFFICIAL_WEIGHTS, name):
         return
     model["weights"] = {"uri": f"pvc://{CLAIM}/weights/{name}"}
     conversion.notes.append(

@@ -26,6 +26,8 @@ class Defaults:
     """Share of a node's disk that staging leaves free. A kubelet evicts pods, also those of others, when less than 10 %
     of its own file system or 15 % of that of the images is free
     (kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction)."""
+    weights: str | None = None
+    """URI of the folder with official weights; where Ultralytics publishes them unless set."""
     network_policies: bool = True
     """Whether each job gets a NetworkPolicy."""
     metrics_peers: tuple[Object, ...] = ()

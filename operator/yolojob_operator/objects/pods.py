@@ -262,6 +262,8 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, de
     }
     if (defaults.cache_volume or {"emptyDir": {}}).keys() & {"emptyDir", "hostPath"}:
         values[constants.ENV_RESERVED_DISK_SHARE] = str(defaults.reserved_disk_share)
+    if defaults.weights:
+        values[constants.ENV_WEIGHTS] = defaults.weights
     if isolation.needs_secret(job):
         values[constants.ENV_SECRET_FILE] = f"{isolation.SECRET_FOLDER}/{isolation.SECRET_KEY}"
     cpu = workers.resources.limits.get("cpu") or workers.resources.requests.get("cpu")

@@ -31,7 +31,9 @@ def inspect_job(run: Run, *, cache: Path, volumes: Path) -> tuple[ModelProfile, 
     Raises:
         BadInput: model or dataset do not exist or cannot be used.
     """
-    source = resolve.resolve(run.spec.model, volumes=volumes, cache=cache, task=run.spec.stated_task)
+    source = resolve.resolve(
+        resolve.architecture_of(run.spec.model), volumes=volumes, cache=cache, task=run.spec.stated_task
+    )
     classes, facts = _count_dataset(run.spec, source.task, cache=cache, volumes=volumes)
     try:
         model = VISION_TASKS[source.task].network(source.description, nc=classes or DEFAULT_CLASSES, verbose=False)

@@ -14,12 +14,15 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from ultralytics.nn.tasks import guess_model_scale, load_checkpoint, yaml_model_load
 from ultralytics.utils import YAML
 
+from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import ModelRef
 from yolojob.api.task import Task
-from yolojob_trainer.data.object_store import ObjectStore
-from yolojob_trainer.data.staging import Stage
+from yolojob.api.uri import Uri
+from yolojob_trainer.data.object_store import ObjectStore, Unavailable
+from yolojob_trainer.data.staging import ProgressCallback, Stage
 from yolojob_trainer.errors import BadInput
+from yolojob_trainer.model import official_weights
 from yolojob_trainer.system.upstream_patches import forbid_network
 
 CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
@@ -75,28 +78,40 @@ def architectures() -> dict[str, str]:
     return heads
 
 
-def resolve(model: ModelRef, *, volumes: Path, cache: Path, task: Task | None = None) -> NetworkSource:
+def architecture_of(model: ModelRef) -> ModelRef:
+    """Return the architecture of official weights without the weights, and any other model as it is.
+
+    It has the same size, and needs no download.
+    """
+    architecture = f"{model.name.removesuffix('.pt')}.yaml"
+    is_official = model.weights is None and model.name.endswith(".pt") and architecture in architectures()
+    return model.model_copy(update={"name": architecture}) if is_official else model
+
+
+def resolve(
+    model: ModelRef,
+    *,
+    volumes: Path,
+    cache: Path,
+    progress: ProgressCallback = lambda *_: None,
+    task: Task | None = None,
+) -> NetworkSource:
     """Return the network description, its task, and the weights to start from.
 
     Args:
         model: of the specification.
         volumes: folder of the mounted volumes.
         cache: cache folder of this node.
+        progress: called while weights are downloaded.
         task: that the job states.
 
     Raises:
         BadInput: the model does not exist, cannot be used, or is for another task.
+        Unavailable: the storage of the weights does not answer.
     """
-    folder, weights_file = _locate_weights(model, volumes, cache)
+    folder, weights_file = _locate_weights(model, volumes, cache, progress)
     if model.name.endswith(".pt"):
-        file = weights_file or (folder / model.name if folder else None)
-        if file is None:
-            architecture = f"{model.name.removesuffix('.pt')}.yaml"
-            raise BadInput(
-                Reason.MODEL_NOT_FOUND,
-                f"spec.model.name: {model.name}: weights need spec.model.weights.uri, the folder or file with them; "
-                f"to start without weights, use {architecture}",
-            )
+        file = weights_file or (folder or Path()) / model.name
         if not file.is_file():
             raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"spec.model.name: {model.name}: there is no file {file}")
         weights: Any = _load(file)
@@ -121,14 +136,34 @@ def resolve(model: ModelRef, *, volumes: Path, cache: Path, task: Task | None = 
     return NetworkSource(task=found, description=description, weights=weights)
 
 
-def _locate_weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path | None, Path | None]:
-    """Return (folder, file) of spec.model.weights; at most one of them is not None."""
-    if model.weights is None:
+def _locate_weights(
+    model: ModelRef, volumes: Path, cache: Path, progress: ProgressCallback
+) -> tuple[Path | None, Path | None]:
+    """Return (folder, file) of the weights that the model states; at most one of them is not None."""
+    if model.weights:
+        return _fetch(model.weights.uri, "spec.model.weights.uri", volumes, cache, progress)
+    if not model.name.endswith(".pt"):
         return None, None
-    uri = model.weights.uri
+    uri = official_weights.locate(model.name)
+    advice = (
+        f"copy the file to a volume or a bucket and set spec.model.weights.uri, set {constants.ENV_WEIGHTS} (in the "
+        "chart: trainer.weights) to a folder with official weights, or start without weights from "
+        f"{model.name.removesuffix('.pt')}.yaml"
+    )
+    try:
+        return _fetch(uri, f"spec.model.name: {model.name}", volumes, cache, progress)
+    except Unavailable as error:
+        raise Unavailable(f"{error}; where the network does not reach it, {advice}") from error
+    except BadInput as error:
+        raise BadInput(error.reason, f"{error}; {advice}") from error
+
+
+def _fetch(
+    uri: Uri, field: str, volumes: Path, cache: Path, progress: ProgressCallback
+) -> tuple[Path | None, Path | None]:
+    """Return (folder, file) at a URI, on this node; one of them is None."""
     if uri.is_remote:
-        store = ObjectStore(str(uri), "spec.model.weights.uri")
-        path = Stage(cache / "weights", lambda *_: None, "spec.model.weights.uri").fetch(store)
+        path = Stage(cache / "weights", progress, field).fetch(ObjectStore(str(uri), field))
         files = list(path.iterdir())
         if len(files) == 1 and files[0].suffix == ".pt":
             return None, files[0]
@@ -138,7 +173,7 @@ def _locate_weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path |
         return path, None
     if path.is_file() and path.suffix == ".pt":
         return None, path
-    raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"spec.model.weights.uri: {uri}: there is no .pt file or folder {path}")
+    raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"{field}: {uri}: there is no .pt file or folder {path}")
 
 
 def _description(name: str, folder: Path | None) -> dict[str, Any]:
