@@ -290,15 +290,14 @@ def _stage(context: RunContext) -> StagedInputs:
     began = time.perf_counter()
     with context.world.node_leaders_first("staged"):
         folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
-        boundary = dataset_config.link_boundary(spec.dataset, folder, volumes)
         network = resolve.resolve(
             spec.model, volumes=volumes, cache=cache, progress=context.reporter.staging, task=spec.stated_task
         )
-        split = spec.train.split or "val"
-        description = dataset_config.describe(folder, spec.dataset.config, split, boundary, network.task)
-        config = description.write(context.scratch / "dataset")
+        node = dataset_config.NodeFolders(cache=cache, volumes=volumes, progress=context.reporter.staging)
+        dataset = dataset_config.open_dataset(spec, folder, network.task, node)
+        config = dataset.description.write(context.scratch / "dataset")
     return StagedInputs(
-        folder=folder, boundary=boundary, config=config, network=network, seconds=time.perf_counter() - began
+        folder=folder, boundary=dataset.boundary, config=config, network=network, seconds=time.perf_counter() - began
     )
 
 

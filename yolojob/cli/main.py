@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from yolojob import __version__
-from yolojob.cli import jobs
+from yolojob.cli import convert, jobs
 from yolojob.cli.bench import bench
 from yolojob.cli.compare import compare
 from yolojob.cli.crd import crd
@@ -67,6 +67,7 @@ COMMANDS = (
 """In the order of `yolojob --help`."""
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(convert.app, name="convert")
 
 
 def main() -> None:

@@ -50,6 +50,16 @@ class Places:
         return folder.absolute()
 
 
+def require_trainer() -> None:
+    """Check that this machine has the trainer's packages.
+
+    Raises:
+        InvalidManifest: it has not.
+    """
+    if importlib.util.find_spec("yolojob_trainer") is None or importlib.util.find_spec("torch") is None:
+        raise InvalidManifest([Fault(path="yolojob", message="the trainer is missing: pip install 'yolojob[trainer]'")])
+
+
 class LocalRun:
     """The trainer's processes on this machine."""
 
@@ -78,10 +88,7 @@ class LocalRun:
         self._port = 0
         self._created: Path | None = None
         """The topmost folder that this run created."""
-        if importlib.util.find_spec("yolojob_trainer") is None or importlib.util.find_spec("torch") is None:
-            raise InvalidManifest(
-                [Fault(path="yolojob", message="the trainer is missing: pip install 'yolojob[trainer]'")]
-            )
+        require_trainer()
         try:
             self._created = next((p for p in reversed((self.output, *self.output.parents)) if not p.exists()), None)
             self.output.mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,8 @@ def _count_dataset(
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)
     folder = dataset_config.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
-    boundary = dataset_config.link_boundary(dataset, folder, volumes)
-    description = dataset_config.describe(folder, dataset.config, split, boundary, task)
+    node = dataset_config.NodeFolders(cache=cache, volumes=volumes, progress=lambda *_: None)
+    description = dataset_config.open_dataset(spec, folder, task, node).description
     train, val = (_count_images(description.splits[name]) for name in ("train", split))
     if fraction is not None:
         train = int(fraction) if fraction > 1 else round(train * fraction)

@@ -9,19 +9,44 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from yolojob.api.reasons import Reason
-from yolojob.api.spec import Dataset
+from yolojob.api.spec import Dataset, YoloTrainingJobSpec
 from yolojob.api.task import Task
 from yolojob_trainer.data import builtin_digits, class_folders
 from yolojob_trainer.data.dataset_description import MAX_CLASSES, SEARCH_DEPTH, DatasetDescription, Split
+from yolojob_trainer.data.formats import conversion
+from yolojob_trainer.data.formats.annotation import ImageFinder
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import ProgressCallback, Stage
 from yolojob_trainer.errors import BadInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFolders:
+    """Folders of this node, and what is told about the work in them."""
+
+    cache: Path
+    volumes: Path
+    """In which `pvc://CLAIM/PATH` is `CLAIM/PATH`."""
+    progress: ProgressCallback
+    """Called during a conversion, with bytes of the annotations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenDataset:
+    """A dataset on this node."""
+
+    boundary: Path | None
+    """Folder that links in it must not leave; None if they may lead anywhere."""
+    description: DatasetDescription
+
 
 MAX_CONFIG_BYTES = 10 << 20
 MAX_KEYPOINTS = 1000
@@ -63,6 +88,57 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCa
     if path.is_file():
         return stage.unpack(path)
     raise BadInput(Reason.DATASET_NOT_FOUND, f"spec.dataset.uri: {uri}: there is no folder or archive {path}")
+
+
+def open_dataset(spec: YoloTrainingJobSpec, folder: Path, task: Task, node: NodeFolders) -> OpenDataset:
+    """Describe the dataset of a job. Annotations of COCO and Pascal VOC are converted on first use.
+
+    Args:
+        spec: of the job.
+        folder: where the dataset is, see `locate`.
+        task: of the training.
+        node: folders of this node.
+
+    Raises:
+        BadInput: it cannot be used.
+    """
+    config, boundary = spec.dataset.config, link_boundary(spec.dataset, folder, node.volumes)
+    if task is not Task.CLASSIFY:
+        finder = ImageFinder(root=folder.resolve(), boundary=boundary, field="spec.dataset")
+        try:
+            _find_config(finder.root, config)
+        except BadInput as error:
+            folder, config = _converted(finder, task, node, error), conversion.DATA_FILE
+            boundary = None  # the conversion has checked all links
+    return OpenDataset(
+        boundary=boundary, description=describe(folder, config, spec.train.split or "val", boundary, task)
+    )
+
+
+def _converted(finder: ImageFinder, task: Task, node: NodeFolders, error: BadInput) -> Path:
+    """Return the folder with the converted dataset.
+
+    Raises:
+        BadInput: the annotations are not valid; `error` if there are none in a known format.
+    """
+    if not conversion.annotation_files(finder.root, task):
+        raise error
+
+    def write(target: Path) -> None:
+        annotations = conversion.find(finder, task)
+        if annotations is None:
+            raise error
+        size = annotations.bytes
+
+        def count(done: int, total: int) -> None:
+            node.progress(size * done // max(total, 1), size)
+
+        settings = conversion.ConversionSettings(task=task, place=conversion.link, count=count)
+        for line in conversion.write(annotations, target, finder, settings).summary():
+            print(f"yolojob: dataset: {line}", file=sys.stderr)  # noqa: T201
+
+    stage = Stage(node.cache / "datasets", node.progress, "spec.dataset")
+    return stage.make(f"converted-{conversion.fingerprint(finder.root, task)}", write)
 
 
 def link_boundary(dataset: Dataset, folder: Path, volumes: Path) -> Path | None:

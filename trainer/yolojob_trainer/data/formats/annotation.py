@@ -1,0 +1,141 @@
+"""Annotations of images, independent of the format of their files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from yolojob.api.reasons import Reason
+from yolojob_trainer.data.dataset_description import SEARCH_DEPTH
+from yolojob_trainer.errors import BadInput
+
+Points = npt.NDArray[np.float64]
+"""(points, 2): x and y in pixels."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
+
+ALL = "all"
+"""Name of the images of a dataset that states no splits."""
+TRAIN, VAL, TEST = "train", "val", "test"
+_SPLIT_WORDS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Annotation:
+    """One object of an image."""
+
+    name: str
+    """Of its class."""
+    box: Box
+    polygons: list[Points] = field(default_factory=list)
+    """Parts of its outline."""
+    keypoints: npt.NDArray[np.float64] | None = None
+    """(key points, 3): x and y in pixels, and visibility: 0 unlabelled, 1 hidden, 2 visible."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedImage:
+    """An image and its objects."""
+
+    file: Path
+    name: str
+    """Path of the image within its split, without "..", with slashes."""
+    width: int
+    height: int
+    annotations: list[Annotation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedDataset:
+    """All annotations of a dataset."""
+
+    format: str
+    """For people: COCO or Pascal VOC."""
+    names: list[str]
+    """Of the classes, in the order of their ids."""
+    splits: dict[str, Iterable[AnnotatedImage]]
+    """Images by split; read while they are iterated. Only `ALL` if the dataset states no splits."""
+    sizes: dict[str, int]
+    """Images of each split, as its annotations list them."""
+    keypoint_names: list[str] = field(default_factory=list)
+    """Names of the key points, if all classes with key points have the same."""
+    bytes: int = 0
+    """Size of the files of annotations."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was left out, and how often; complete when the splits are."""
+
+
+def split_of(*texts: str) -> str:
+    """Return the split that a name states, such as instances_val2017 or valid; `ALL` if none does.
+
+    Args:
+        texts: names, the most specific first.
+    """
+    for text in texts:
+        for word in re.findall(r"[a-z]+", text.lower()):
+            if word in _SPLIT_WORDS:
+                return _SPLIT_WORDS[word]
+    return ALL
+
+
+def folders_of(root: Path) -> Iterator[Path]:
+    """Yield the dataset's folder and those below it in which annotations are searched."""
+    yield root
+    for depth in range(1, SEARCH_DEPTH + 1):
+        for path in sorted(root.glob("/".join("*" * depth))):
+            if path.is_dir() and "__MACOSX" not in path.parts:
+                yield path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFinder:
+    """Finds the images of a dataset by the names in its annotations."""
+
+    root: Path
+    """The dataset, without links."""
+    boundary: Path | None
+    """Folder that links must not leave; None if they may lead anywhere."""
+    field: str
+    """Names the dataset in messages."""
+
+    def error(self, message: str) -> BadInput:
+        return BadInput(Reason.INVALID_DATASET, f"{self.field}: {message}")
+
+    def find(self, name: str, folders: Iterable[Path], source: Path) -> Path | None:
+        """Return the file of an image; None if it does not exist.
+
+        Args:
+            name: path of the image below one of the folders.
+            folders: where to look, in order.
+            source: file that states the name, for messages.
+
+        Raises:
+            BadInput: the name leads out of the dataset, or is no path.
+        """
+        if not is_relative_path(name):
+            raise self.error(f"{source}: the image {name[:200]!r} is not a path inside the dataset")
+        for folder in folders:
+            path = folder / name
+            if path.is_file():
+                if self.boundary and not path.resolve().is_relative_to(self.boundary):
+                    raise self.error(f"{path}: is a link out of the volume; copy the data into it")
+                return path
+        return None
+
+
+def is_relative_path(name: str) -> bool:
+    """Return whether a text is a path that stays inside its folder, and that the file system accepts."""
+    parts = name.split("/")
+    return (
+        name.isprintable()
+        and not name.startswith("/")
+        and ".." not in parts
+        and len(name.encode()) < 4000
+        and all(len(part.encode()) <= 250 for part in parts)
+    )

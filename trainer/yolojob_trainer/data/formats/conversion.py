@@ -1,0 +1,286 @@
+"""Converts annotated datasets to Ultralytics' layout: a data file, `images/SPLIT` and `labels/SPLIT`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+from ultralytics.data.converter import merge_multi_segment
+
+from yolojob.api.task import Task
+from yolojob_trainer.data.formats import coco, voc
+from yolojob_trainer.data.formats.annotation import (
+    ALL,
+    TRAIN,
+    VAL,
+    AnnotatedDataset,
+    AnnotatedImage,
+    Annotation,
+    ImageFinder,
+    Points,
+)
+from yolojob_trainer.errors import BadInput
+
+DATA_FILE = "data.yaml"
+MAX_MERGED_POINTS = 1000
+"""Points of a part of an outline: the time to merge two parts is the product of their points."""
+TASKS = (Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB, Task.SEMANTIC)
+"""The tasks whose labels annotations describe."""
+
+Place = Callable[[Path, Path], None]
+"""Makes an image available: (existing file, path in the new dataset)."""
+Count = Callable[[int, int], None]
+"""Called with (images done, all images)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionSettings:
+    """How to convert a dataset."""
+
+    task: Task
+    """Decides what a row of a label file contains."""
+    place: Place
+    """Makes the images available."""
+    count: Count
+    """Called for each image."""
+    val: float = 0.0
+    """Share of the images for the validation, if the dataset has no split for it; 0 demands one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionResult:
+    """What a conversion has done."""
+
+    format: str
+    images: dict[str, int]
+    """Images by split."""
+    objects: int
+    classes: int
+    notes: Counter[str]
+    """What was left out or replaced, and how often."""
+
+    def summary(self) -> list[str]:
+        """Return lines for people."""
+        splits = ", ".join(f"{split} {count}" for split, count in self.images.items())
+        found = f"{self.format}: {self.objects} objects of {self.classes} classes in {sum(self.images.values())} images"
+        return [f"{found} ({splits})", *(f"{count} {note}" for note, count in self.notes.items())]
+
+
+def find(finder: ImageFinder, task: Task) -> AnnotatedDataset | None:
+    """Return the annotations of a dataset; None if it has none in a format that is known.
+
+    Raises:
+        BadInput: the annotations are not valid.
+    """
+    if files := coco.annotation_files(finder.root, task):
+        dataset = coco.read(files, finder)
+        if dataset is not None:
+            return dataset
+    return voc.read(voc.annotation_files(finder.root), finder)
+
+
+def annotation_files(root: Path, task: Task) -> list[Path]:
+    """Return the files below a folder that may hold annotations, by their names."""
+    return coco.annotation_files(root, task) + [file for part in voc.annotation_files(root).values() for file in part]
+
+
+def fingerprint(root: Path, task: Task) -> str:
+    """Return a text that changes with the annotations and the folders of a dataset."""
+    files = annotation_files(root, task)
+    folders = {folder for file in files for folder in (file.parent, *file.parent.parent.glob("*")) if folder.is_dir()}
+    digest = hashlib.sha256(task.encode())
+    for path in [*files, *sorted(folders)]:
+        info = path.stat()
+        digest.update(f"{path}\0{info.st_size if path.is_file() else 0}\0{info.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+def write(
+    dataset: AnnotatedDataset, target: Path, finder: ImageFinder, settings: ConversionSettings
+) -> ConversionResult:
+    """Write a dataset in Ultralytics' layout.
+
+    Args:
+        dataset: annotations.
+        target: an empty folder.
+        finder: of the dataset, for messages.
+        settings: of the conversion.
+
+    Raises:
+        BadInput: the dataset cannot be converted.
+    """
+    task, val = settings.task, settings.val
+    if task not in TASKS:
+        raise finder.error(f"{dataset.format} describes no labels for the task {task}, but for {', '.join(TASKS)}")
+    if VAL not in dataset.splits and not val:
+        raise finder.error(
+            f"{dataset.format}: the annotations have no split for the validation; take a share of the images for it "
+            "with `yolojob convert data SRC DST --val 0.1`"
+        )
+    writer = _Writer(dataset, target, finder, settings)
+    total, done = sum(dataset.sizes.values()), 0
+    splits = dataset.splits if VAL in dataset.splits else _with_validation(dataset.splits, val)
+    for split, images in splits.items():
+        for image in images:
+            writer.add(split, image)
+            done += 1
+            settings.count(done, total)
+    return writer.finish()
+
+
+def _with_validation(splits: dict[str, Iterable[AnnotatedImage]], share: float) -> dict[str, Iterable[AnnotatedImage]]:
+    """Return the splits with one for the validation: a random share of the images, which depends on their names only.
+
+    It is taken from the images for the training, and has at least one of them.
+    """
+    name = TRAIN if TRAIN in splits else ALL
+    images = sorted(splits.get(name, ()), key=lambda image: hashlib.sha256(image.name.encode()).digest())
+    count = max(round(share * len(images)), 1)
+    others = {split: part for split, part in splits.items() if split != name}
+    return {TRAIN: images[count:], VAL: images[:count], **others}
+
+
+class _Writer:
+    """Writes the images and labels of a dataset one by one."""
+
+    def __init__(
+        self, dataset: AnnotatedDataset, target: Path, finder: ImageFinder, settings: ConversionSettings
+    ) -> None:
+        self._dataset, self._target, self._finder = dataset, target, finder
+        self._task, self._place = settings.task, settings.place
+        self._ids = {name: number for number, name in enumerate(dataset.names)}
+        self._written: dict[Path, str] = {}
+        """Images by their label files."""
+        self._images: Counter[str] = Counter()
+        self._objects = self._outlines = 0
+        self._keypoints = len(dataset.keypoint_names)
+
+    def add(self, split: str, image: AnnotatedImage) -> None:
+        name = image.name
+        label = (self._target / "labels" / split / name).with_suffix(".txt")
+        if self._written.get(label, name) != name:  # another suffix
+            name = re.sub(r"\.([^.]*)$", r"-\1.\1", name)
+            label = (self._target / "labels" / split / name).with_suffix(".txt")
+        rows = list(self._rows(image))
+        if label not in self._written:
+            path = self._target / "images" / split / name
+            for folder in (path.parent, label.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._place(image.file, path)
+            self._images[split] += 1
+        with label.open("a", encoding="utf-8") as file:
+            file.writelines(rows)
+        self._written[label] = image.name
+        self._objects += len(rows)
+
+    def finish(self) -> ConversionResult:
+        """Write the data file.
+
+        Raises:
+            BadInput: nothing was written, or nothing that the task needs.
+        """
+        dataset, task = self._dataset, self._task
+        missing = [split for split in (TRAIN, VAL) if not self._images[split]]
+        if missing:
+            notes = "; ".join(f"{count} {note}" for note, count in dataset.notes.items())
+            raise self._finder.error(f"{dataset.format}: there are no images for {' and '.join(missing)}: {notes}")
+        if task in (Task.SEGMENT, Task.SEMANTIC) and not self._outlines:
+            raise self._finder.error(f"{dataset.format}: has boxes, but no polygons or masks, which {task} needs")
+        if task is Task.POSE and not self._keypoints:
+            raise self._finder.error(f"{dataset.format}: has no key points, which {task} needs")
+        content = {split: f"images/{split}" for split in self._images}
+        settings = _keypoint_settings(dataset, self._keypoints) if task is Task.POSE else {}
+        names = dict(enumerate(dataset.names))
+        text = yaml.safe_dump({**content, "names": names, **settings}, sort_keys=False, allow_unicode=True)
+        (self._target / DATA_FILE).write_text(text, encoding="utf-8")
+        return ConversionResult(
+            format=dataset.format,
+            images=dict(self._images),
+            objects=self._objects,
+            classes=len(names),
+            notes=dataset.notes,
+        )
+
+    def _rows(self, image: AnnotatedImage) -> Iterator[str]:
+        size = np.array([image.width, image.height], np.float64)
+        for annotation in image.annotations:
+            values = self._values(annotation, size)
+            if values is None:
+                self._dataset.notes["object(s) outside of their image are left out"] += 1
+                continue
+            yield f"{self._ids[annotation.name]} {' '.join(f'{value:.6g}' for value in values)}\n"
+
+    def _values(self, annotation: Annotation, size: Points) -> list[float] | None:
+        """Return the row of an object without its class, in shares of the image; None if nothing of it is inside."""
+        corners = np.clip(np.array(annotation.box, np.float64).reshape(2, 2) / size, 0, 1)
+        if not np.all(corners[1] > corners[0]):
+            return None
+        if self._task in (Task.DETECT, Task.POSE):
+            box = [*corners.mean(0), *(corners[1] - corners[0])]
+            return box if self._task is Task.DETECT else [*box, *self._keypoint_values(annotation, size)]
+        outline = self._outline(annotation)
+        if self._task is Task.OBB:
+            outline = cv2.boxPoints(cv2.minAreaRect(outline.astype(np.float32)))
+        return list(np.clip(outline / size, 0, 1).reshape(-1))
+
+    def _outline(self, annotation: Annotation) -> Points:
+        """Return the outline of an object as one polygon, in pixels; the corners of its box if it has no outline."""
+        if not annotation.polygons:
+            left, top, right, bottom = annotation.box
+            if self._task is not Task.OBB:
+                self._dataset.notes["object(s) without an outline get that of their box"] += 1
+            return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        self._outlines += 1
+        if len(annotation.polygons) == 1:
+            return annotation.polygons[0]
+        parts = [part[:: -(-len(part) // MAX_MERGED_POINTS)] for part in annotation.polygons]
+        return np.concatenate(merge_multi_segment(parts))
+
+    def _keypoint_values(self, annotation: Annotation, size: Points) -> list[float]:
+        points = annotation.keypoints
+        if points is not None and not self._keypoints:
+            self._keypoints = len(points)
+        if points is None or len(points) != self._keypoints:
+            if points is not None:
+                self._dataset.notes["object(s) with another number of key points count as unlabelled"] += 1
+            return [0.0] * 3 * self._keypoints
+        shares = points[:, :2] / size
+        inside = np.all((shares >= 0) & (shares <= 1), axis=1)
+        visibility = np.where(inside, points[:, 2], 0)
+        return list(np.column_stack([np.where(visibility[:, None] > 0, shares, 0), visibility]).reshape(-1))
+
+
+def _keypoint_settings(dataset: AnnotatedDataset, count: int) -> dict[str, object]:
+    """Return what a data file says about key points. Names with left and right tell which ones a flip exchanges."""
+    names = dataset.keypoint_names
+    if not names:
+        return {"kpt_shape": [count, 3]}
+    swap = {"left": "right", "right": "left"}
+    swapped = [re.sub("left|right", lambda match: swap[match[0]], name) for name in names]
+    settings: dict[str, object] = {"kpt_shape": [count, 3]}
+    if len(set(names)) == count and set(swapped) == set(names):
+        settings["flip_idx"] = [names.index(name) for name in swapped]
+    return {**settings, "kpt_names": dict.fromkeys(range(len(dataset.names)), names)}
+
+
+def link(file: Path, path: Path) -> None:
+    """Make an image available by a link."""
+    path.symlink_to(file.resolve())
+
+
+def copy(file: Path, path: Path) -> None:
+    """Make an image available by a copy."""
+    shutil.copyfile(file, path)
+
+
+def no_annotations(finder: ImageFinder) -> BadInput:
+    """The error for a folder in which nothing was found."""
+    return finder.error(f"{finder.root}: has no annotations in COCO's JSON format or Pascal VOC's XML format")

@@ -1,0 +1,181 @@
+"""Reads annotations in Pascal VOC's XML format, which has boxes only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+from PIL import Image
+from ultralytics.data.utils import IMG_FORMATS
+
+from yolojob_trainer.data.dataset_description import MAX_CLASSES
+from yolojob_trainer.data.formats.annotation import (
+    TEST,
+    TRAIN,
+    VAL,
+    AnnotatedDataset,
+    AnnotatedImage,
+    Annotation,
+    Box,
+    ImageFinder,
+    folders_of,
+    split_of,
+)
+
+ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
+"""Folders of Pascal VOC's own layout."""
+MAX_FILE_BYTES = 1 << 20
+MAX_NAME = 200
+
+
+def annotation_files(root: Path) -> dict[str, list[Path]]:
+    """Return the XML files of each split: by Pascal VOC's lists, or by the folders in which they are."""
+    splits: dict[str, list[Path]] = {}
+    for folder in folders_of(root):
+        if files := sorted(folder.glob("*.xml")):
+            for split, part in _by_lists(folder, files).items():
+                splits.setdefault(split, []).extend(part)
+    if VAL not in splits and TEST in splits and TRAIN in splits:  # as in VOC2007
+        splits[VAL] = splits[TEST]
+    return splits
+
+
+def _by_lists(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Return the files of a folder by split."""
+    lists = folder.parent / LISTS
+    splits = {}
+    for split in (TRAIN, VAL, TEST):
+        path = lists / f"{split}.txt"
+        if folder.name == ANNOTATIONS and path.is_file():
+            names = set(path.read_text(encoding="utf-8", errors="replace").split())
+            splits[split] = [file for file in files if file.stem in names]
+    return {split: part for split, part in splits.items() if part} or {split_of(folder.name, folder.parent.name): files}
+
+
+def read(splits: dict[str, list[Path]], finder: ImageFinder) -> AnnotatedDataset | None:
+    """Read annotations; None if there are none.
+
+    The classes are in the order of their names, because Pascal VOC states no ids.
+
+    Raises:
+        BadInput: a file is not valid.
+    """
+    files = [path for part in splits.values() for path in part]
+    names: set[str] = set()
+    for path in dict.fromkeys(files):
+        root = _parse(path, finder)
+        if root is not None:
+            names |= {_text(element, "name") for element in root.iter("object")}
+    if not names:
+        return None
+    invalid = next((name for name in names if not name.isprintable() or not 0 < len(name) <= MAX_NAME), None)
+    if invalid is not None or len(names) > MAX_CLASSES:
+        problem = f"{str(invalid)[:MAX_NAME]!r} is no name for a class" if invalid is not None else "too many classes"
+        raise finder.error(f"{files[0].parent}: {problem}")
+    sizes = {split: len(part) for split, part in splits.items()}
+    size = sum(path.stat().st_size for path in files)
+    dataset = AnnotatedDataset(format="Pascal VOC", names=sorted(names), splits={}, sizes=sizes, bytes=size)
+    for split, part in splits.items():
+        dataset.splits[split] = _VocImages(part, finder, dataset)
+    return dataset
+
+
+class _VocImages:
+    """The images of a split, read while they are iterated."""
+
+    def __init__(self, files: list[Path], finder: ImageFinder, dataset: AnnotatedDataset) -> None:
+        self._files, self._finder, self._dataset = files, finder, dataset
+
+    def __iter__(self) -> Iterator[AnnotatedImage]:
+        for path in self._files:
+            root = _parse(path, self._finder)
+            if root is None:
+                continue
+            file = self._image(path, root)
+            if file is None:
+                self._dataset.notes["image(s) with annotations do not exist"] += 1
+                continue
+            size = root.find("size")
+            width, height = (_number(size, key) for key in ("width", "height"))
+            if not width or not height or min(width, height) < 1:
+                width, height = _read_size(file)
+            found = [self._annotation(element) for element in root.iter("object")]
+            yield AnnotatedImage(
+                file=file,
+                name=f"{_prefix(path, self._finder.root)}{file.name}",
+                width=int(width),
+                height=int(height),
+                annotations=[annotation for annotation in found if annotation],
+            )
+
+    def _image(self, path: Path, root: Element) -> Path | None:
+        folders = [path.parent, path.parent.parent / IMAGES, path.parent.parent / "images"]
+        stated = _text(root, "filename").replace("\\", "/").rpartition("/")[2]
+        # Exporters that rename images often leave the old name in the file.
+        suffixes = [spelling for suffix in sorted(IMG_FORMATS) for spelling in (suffix, suffix.upper())]
+        names = [f"{path.stem}.{suffix}" for suffix in suffixes] + ([stated] if stated else [])
+        return next((found for name in names if (found := self._finder.find(name, folders, path))), None)
+
+    def _annotation(self, element: Element) -> Annotation | None:
+        """Return an object; None, and a note, if it cannot be used."""
+        notes = self._dataset.notes
+        if _text(element, "difficult") == "1":
+            notes["difficult object(s) are left out, as in Ultralytics' VOC.yaml"] += 1
+            return None
+        bounds = element.find("bndbox")
+        numbers = [_number(bounds, key) for key in ("xmin", "ymin", "xmax", "ymax")]
+        left, top, right, bottom = (math.nan if number is None else number for number in numbers)
+        # Pascal VOC counts pixels from 1.
+        box: Box = (left - 1, top - 1, right, bottom)
+        if not (right >= left and bottom >= top):  # also if one is not a number
+            notes["object(s) with invalid coordinates are left out"] += 1
+            return None
+        return Annotation(name=_text(element, "name"), box=box)
+
+
+def _prefix(path: Path, root: Path) -> str:
+    """Return what tells images of the same name apart, such as those of VOC2007 and VOC2012."""
+    folder = path.parent.parent if path.parent.name == ANNOTATIONS else path.parent
+    return "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+
+
+def _parse(path: Path, finder: ImageFinder) -> Element | None:
+    """Return the root of a file; None if it is not an annotation.
+
+    Raises:
+        BadInput: it is not valid.
+    """
+    if finder.boundary and not path.resolve().is_relative_to(finder.boundary):
+        raise finder.error(f"{path}: is a link out of the volume; copy the data into it")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise finder.error(f"{path}: is larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        root: Any = fromstring(path.read_bytes())
+    except DefusedXmlException:
+        raise finder.error(f"{path}: defines entities, which an annotation does not need") from None
+    except (ParseError, ValueError, LookupError):
+        raise finder.error(f"{path}: is not valid XML") from None
+    return root if root.tag == "annotation" else None
+
+
+def _text(element: Element, tag: str) -> str:
+    return (element.findtext(tag) or "").strip()
+
+
+def _number(element: Element | None, tag: str) -> float | None:
+    """Return a number of an element; None if it has none."""
+    try:
+        value = float((element.findtext(tag) or "") if element is not None else "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and abs(value) < 1e7 else None
+
+
+def _read_size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size

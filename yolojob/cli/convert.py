@@ -1,0 +1,51 @@
+"""`yolojob convert`: converts data to the layout that YOLO models are trained from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yolojob.api.task import Task
+from yolojob.cli.options import exit_on_error
+from yolojob.client.local_run import require_trainer
+
+app = typer.Typer(no_args_is_help=True, help="Convert data to the layout that YOLO models are trained from.")
+
+
+@app.callback()
+def _group() -> None:
+    """Convert data to the layout that YOLO models are trained from."""
+
+
+@app.command()
+def data(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with images and annotations.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="New folder for the converted dataset.")],
+    task: Annotated[Task, typer.Option("--task", help="Task of the training: it decides what a label is.")] = (
+        Task.DETECT
+    ),
+    val: Annotated[
+        float,
+        typer.Option(
+            "--val", min=0, max=1, metavar="SHARE", help="Share of the images to validate with, if SRC has no split."
+        ),
+    ] = 0.0,
+    link: Annotated[bool, typer.Option("--link", help="Make links to the images instead of copies.")] = False,
+) -> None:
+    """Convert annotations in COCO's JSON format or Pascal VOC's XML format to Ultralytics' layout.
+
+    SRC may be an export of Roboflow, CVAT or Label Studio, or COCO's and Pascal VOC's own layout. It stays as it is. A
+    training converts such a dataset by itself; convert by hand to look at the result, or to take a share of the images
+    for the validation.
+
+    Example: `yolojob convert data ~/export signs --task segment --val 0.1`
+    """
+    with exit_on_error():
+        require_trainer()
+    command = [sys.executable, "-m", "yolojob_trainer.convert", str(source), str(target), "--task", task]
+    command += ["--val", str(val), *(["--link"] if link else [])]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
