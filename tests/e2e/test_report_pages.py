@@ -45,6 +45,7 @@ def pages(workspace: Path) -> Path:
     if not (folder / "volumes" / "digits" / "results.csv").exists():  # the documented commands have run it
         call("run", str(MANIFEST))
     call("report", "volumes/digits")
+    call("check", str(MANIFEST))
     comparison = call(
         *("compare", str(MANIFEST), "--on", "local", "--on", "gke:g2-standard-4x2", "--on", "eks:g4dn.xlarge"),
         *("--seconds", "10", "--assume", "watts=60", "--assume", "purchasePrice=900", "--curve", "volumes/digits"),
@@ -57,7 +58,7 @@ def pages(workspace: Path) -> Path:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("page_name", ["report", "compare"])
+@pytest.mark.parametrize("page_name", ["report", "compare", "check"])
 def test_page_is_drawn_without_errors(browser: Browser, pages: Path, page_name: str, width: int) -> None:
     """YOLOJOB_PICTURES=docs/images keeps the pictures."""
     errors: list[str] = []
@@ -79,7 +80,7 @@ def test_page_is_drawn_without_errors(browser: Browser, pages: Path, page_name: 
               .some(t => t.getBoundingClientRect().right > innerWidth + 1),
         }))"""
     )
-    assert len(plots) >= 4
+    assert len(plots) >= 3
     for plot in plots:
         assert plot["traces"] > 0
         assert plot["drawn"] > 0, plot

@@ -31,7 +31,9 @@ from yolojob_trainer.observability.termination_message import write_termination_
 from yolojob_trainer.system.process import process_start
 
 if TYPE_CHECKING:
+    from yolojob.api.spec import ModelRef
     from yolojob_trainer.checkpoint.run_folder import RunFolder
+    from yolojob_trainer.data.dataset_description import DatasetDescription
     from yolojob_trainer.distributed.world import World
     from yolojob_trainer.model.resolve import NetworkSource
     from yolojob_trainer.observability.progress_report import Reporter
@@ -63,6 +65,7 @@ class StagedInputs:
     """The dataset."""
     boundary: Path | None
     """Folder that links in the dataset must not leave."""
+    description: DatasetDescription
     config: Path
     """The data file for Ultralytics."""
     network: NetworkSource
@@ -207,6 +210,9 @@ def _run_mode(context: RunContext) -> Result | None:
     context.reporter.set_state(TrainerState.STAGING)
     if mode is Mode.TRAIN:
         return _train(context)
+    if mode is Mode.CHECK:
+        _check(context)
+        return None
     if mode is Mode.TUNE:
         _tune(context)
     else:
@@ -220,6 +226,26 @@ def _inspect(context: RunContext) -> None:
 
     profile, facts = inspect_job(context.run, cache=context.cache, volumes=context.volumes)
     context.reporter.conclude(model_profile=profile, data=facts)
+
+
+def _check(context: RunContext) -> None:
+    """Check the dataset, and write the result to a file: it is too large for the report."""
+    from yolojob_trainer.check import dataset_check
+    from yolojob_trainer.model.resolve import architecture_of
+
+    spec = context.run.spec
+    staged = _stage(context, architecture_of(spec.model))  # the weights do not matter
+    context.reporter.set_state(TrainerState.CHECKING)
+    result = dataset_check.check(
+        staged.description, staged.network.task, spec.train.imgsz, context.cache, context.reporter.staging
+    )
+
+    def build() -> Trainer:
+        return _build_trainer(context, staged, None, [], _startup_times(context, staged))
+
+    dataset_check.add_labels(result, build, context.scratch / "preview.jpg")
+    text = result.model_dump_json(by_alias=True)
+    (environment.output_dir() / constants.DATASET_CHECK).write_text(text, encoding="utf-8")
 
 
 def _tune(context: RunContext) -> None:
@@ -281,8 +307,13 @@ def _open_run_folder(context: RunContext) -> RunFolder | None:
     return RunFolder(environment.output_dir(), context.run, context.reporter.not_saved)
 
 
-def _stage(context: RunContext) -> StagedInputs:
-    """Bring dataset and weights to this node. All ranks must call it."""
+def _stage(context: RunContext, model: ModelRef | None = None) -> StagedInputs:
+    """Bring dataset and weights to this node. All ranks must call it.
+
+    Args:
+        context: of the run.
+        model: another model than that of the specification.
+    """
     from yolojob_trainer.data import dataset_config
     from yolojob_trainer.model import resolve
 
@@ -291,13 +322,18 @@ def _stage(context: RunContext) -> StagedInputs:
     with context.world.node_leaders_first("staged"):
         folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
         network = resolve.resolve(
-            spec.model, volumes=volumes, cache=cache, progress=context.reporter.staging, task=spec.stated_task
+            model or spec.model, volumes=volumes, cache=cache, progress=context.reporter.staging, task=spec.stated_task
         )
         node = dataset_config.NodeFolders(cache=cache, volumes=volumes, progress=context.reporter.staging)
         dataset = dataset_config.open_dataset(spec, folder, network.task, node)
         config = dataset.description.write(context.scratch / "dataset")
     return StagedInputs(
-        folder=folder, boundary=dataset.boundary, config=config, network=network, seconds=time.perf_counter() - began
+        folder=folder,
+        boundary=dataset.boundary,
+        description=dataset.description,
+        config=config,
+        network=network,
+        seconds=time.perf_counter() - began,
     )
 
 

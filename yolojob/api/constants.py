@@ -66,6 +66,8 @@ ENV_TERMINATION_LOG = "YOLOJOB_TERMINATION_LOG"
 
 PREDICTIONS = "predictions.jpg"
 """File of a run with pictures of what the best model predicts."""
+DATASET_CHECK = "check.json"
+"""File with the result of a check."""
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT = 4096
 """Kubernetes' limit of a termination message, in bytes."""
@@ -85,6 +87,8 @@ class Mode(enum.StrEnum):
     """Measure for a minute, and write no files."""
     INSPECT = "inspect"
     """Determine the size of model and dataset, and do not train."""
+    CHECK = "check"
+    """Check the dataset, and do not train."""
 
 
 class ExitCode(enum.IntEnum):

@@ -18,6 +18,7 @@ class TrainerState(enum.StrEnum):
 
     STARTING = "Starting"
     STAGING = "Staging"
+    CHECKING = "Checking"
     TUNING = "Tuning"
     MEASURING = "Measuring"
     TRAINING = "Training"

@@ -39,8 +39,23 @@ class BenchFailed(UserError):
         self.code = code
 
 
-def run_here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, console: Console) -> Report:
-    """Run a bench, trials or an inspection on this machine, and keep no files.
+def run_here(
+    job: YoloTrainingJob,
+    places: Places,
+    mode: Mode,
+    seconds: int,
+    console: Console,
+    collect: Callable[[Path], None] = lambda _: None,
+) -> Report:
+    """Run a bench, trials, an inspection or a check on this machine, and keep no files.
+
+    Args:
+        job: to run.
+        places: folders on this machine.
+        mode: of the trainer.
+        seconds: duration of a bench's measurements.
+        console: shows the progress.
+        collect: called with the folder of the files, if the run succeeds.
 
     Raises:
         InvalidManifest: this machine cannot run the job.
@@ -55,6 +70,8 @@ def run_here(job: YoloTrainingJob, places: Places, mode: Mode, seconds: int, con
         code, interrupted = follow_local_run(local, live_view.LiveView(job.metadata.name, console))
         report = local.report(code)
         log = local.log.read_text()[-3000:] if code == ExitCode.FAILED else ""
+        if code == ExitCode.SUCCEEDED:
+            collect(local.output)
         local.close(code)
     if interrupted:
         raise BenchFailed("interrupted", INTERRUPTED)

@@ -19,6 +19,9 @@ from yolojob.api.trainer_report import Report, TrainerState, TuningReport
 from yolojob.cli.console import print_line
 from yolojob.format import byte_size, duration, metrics_line
 
+READING = (TrainerState.STAGING, TrainerState.CHECKING)
+"""States whose progress is the part of the dataset that was read."""
+
 
 def progress_figures(report: Report) -> dict[str, str]:
     """Text by the name of the figure; figures without a value are left out."""
@@ -71,7 +74,7 @@ def report_panel(name: str, report: Report | None) -> RenderableType:
         processes = f"{report.world_size} × " if report.world_size > 1 else ""
         title.append(f"  {processes}{report.device}, {report.precision}", style="dim")
     lines: list[RenderableType] = [title]
-    if report.state == TrainerState.STAGING and report.progress.staged_bytes is not None:
+    if report.state in READING and report.progress.staged_bytes is not None:
         grid = Table.grid(padding=(0, 2))
         total = report.progress.dataset_bytes
         grid.add_row(ProgressBar(total=total, completed=report.progress.staged_bytes, width=60, pulse=not total))
@@ -121,7 +124,7 @@ class LiveView:
         if key != self._last_key:
             self._last_key = key
             figures = progress_figures(report)
-            staged = f" {_staged(p)}" if p.staged_bytes is not None else ""
+            staged = f" {_staged(p)}" if p.staged_bytes is not None and report.state in READING else ""
             text = "  ".join(f"{k} {v}" for k, v in figures.items() if k != "step")
             text = text or f"{report.state.value.lower()}{staged}"
             print_line(self._console, f"{self._name}: {text}")

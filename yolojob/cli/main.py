@@ -9,6 +9,7 @@ import typer
 from yolojob import __version__
 from yolojob.cli import convert, jobs
 from yolojob.cli.bench import bench
+from yolojob.cli.check import check
 from yolojob.cli.compare import compare
 from yolojob.cli.crd import crd
 from yolojob.cli.estimate import estimate
@@ -49,6 +50,7 @@ COMMANDS = (
     validate,
     from_yolo,
     crd,
+    check,
     run,
     jobs.submit,
     jobs.get,

@@ -8,6 +8,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
+from yolojob.api.dataset_check import DatasetCheck
 from yolojob.api.time_parts import known_part
 from yolojob.cli import live_view
 from yolojob.cli.console import print_line
@@ -15,6 +16,7 @@ from yolojob.estimation.bench_records import Record
 from yolojob.estimation.estimator import Estimator
 from yolojob.estimation.option import Option, cost_text
 from yolojob.format import byte_size, duration, metrics_line, rough_duration, short_duration
+from yolojob.reports.dataset_findings import Finding, Level, cost_of_samples, overview
 from yolojob.reports.run_report import NO_ADVICE, RunReport, cost_description
 
 
@@ -145,3 +147,21 @@ def show_run_report(report: RunReport, console: Console) -> None:
         print_line(console, f"→ {advice}", style="bold")
     if not report.advice:
         console.print(NO_ADVICE)
+
+
+def show_dataset_check(check: DatasetCheck, found: list[Finding], console: Console) -> None:
+    """Print the result of a check."""
+    columns, rows = overview(check)
+    table = Table(title=f"Dataset for {check.task}", title_justify="left", box=None)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if cost := cost_of_samples(check):
+        print_line(console, cost)
+    for finding in found:
+        style = {Level.ERROR: "bold red", Level.WARNING: "yellow"}.get(finding.level)
+        print_line(console, f"{finding.level}: {finding.message}", style=style)
+    if not found:
+        print_line(console, "Nothing was found.")

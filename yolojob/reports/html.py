@@ -18,13 +18,15 @@ PLOT_CONFIG = {"responsive": True, "displayModeBar": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, followed by paragraphs, a table and a plot, each optional."""
+    """A heading, followed by paragraphs, a table, a plot and a picture, each optional."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     figure: go.Figure | None = None
+    picture: str | None = None
+    """A JPEG in base64."""
 
 
 def render(title: str, lead: list[str], sections: list[Section], foot: str) -> str:

@@ -1,0 +1,251 @@
+"""`yolojob check`: findings about odd datasets, continued checks, and the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.cli import call, manifest, small
+from yolojob_trainer.check import dataset_check, image_facts
+from yolojob_trainer.check.image_facts import FactsFile, ImageFacts
+from yolojob_trainer.data import builtin_digits
+from yolojob_trainer.data.dataset_description import DatasetDescription, Split
+
+from yolojob.api.dataset_check import BOX_EDGES, RATIO_EDGES, DatasetCheck, FileProblem, Leak, SplitCheck
+from yolojob.api.task import Task
+from yolojob.reports import dataset_findings
+from yolojob.reports.dataset_findings import Level
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (96, 64), mode: str = "RGB", **options: Any) -> Path:
+    """Write a picture of large patches, which stay the same in another encoding and size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    patches = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), np.uint8)
+    Image.fromarray(patches).resize(size, Image.Resampling.NEAREST).convert(mode).save(path, **options)
+    return path
+
+
+def description(root: Path) -> DatasetDescription:
+    splits = {name: Split(folders=[root / "images" / name]) for name in ("train", "val")}
+    return DatasetDescription(names={0: "a", 1: "b"}, splits=splits, channels=3, settings={})
+
+
+def check(root: Path, cache: Path, task: Task = Task.DETECT) -> DatasetCheck:
+    return dataset_check.check(description(root), task, 64, cache, lambda *_: None)
+
+
+def test_files_are_described_and_problems_are_found(tmp_path: Path) -> None:
+    train, val = tmp_path / "images" / "train", tmp_path / "images" / "val"
+    first = picture(train / "a.png")
+    (train / "copy.png").write_bytes(first.read_bytes())
+    picture(train / "gray.png", 1, mode="L")
+    picture(train / "wide.png", 2, size=(300, 40))
+    (val / "a.png").parent.mkdir(parents=True)
+    (val / "a.png").write_bytes(first.read_bytes())
+    picture(val / "re-encoded.jpg", 2, size=(300, 40), quality=95)
+    picture(val / "smaller.png", 1, size=(72, 48), mode="L")
+    picture(train / "cut.jpg", 3).write_bytes(picture(train / "cut.jpg", 3).read_bytes()[:-200])
+    (train / "text.png").write_text("no image")
+    (train / "empty.jpg").touch()
+    labels = tmp_path / "labels" / "train"
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (labels / "gone.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+
+    result = check(tmp_path, tmp_path / "cache")
+    found = result.splits["train"]
+    assert (found.images, found.broken_count, found.duplicate_count, found.orphan_count) == (7, 3, 1, 1)
+    assert {Path(problem.file).name for problem in found.broken} == {"cut.jpg", "text.png", "empty.jpg"}
+    assert found.duplicates == [[str(first), str(train / "copy.png")]]
+    assert found.orphans == [str(labels / "gone.txt")]
+    assert found.modes == {"RGB": 3, "L": 1}
+    assert found.ratios[-1] == 1
+    assert sum(found.ratios) == 4
+    assert result.leak_count == 3
+    assert [leak.same_bytes for leak in result.leaks] == [True, False, False]
+    assert {Path(leak.files[1]).name for leak in result.leaks} == {"a.png", "re-encoded.jpg", "smaller.png"}
+    assert result.decode_seconds is not None
+    assert result.decode_seconds > 0
+
+
+def test_validation_with_the_images_of_the_training_is_found(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "train" / "a.png")
+    folder = Split(folders=[tmp_path / "images" / "train"])
+    both = DatasetDescription(names={0: "a"}, splits={"train": folder, "val": folder}, channels=3, settings={})
+    result = dataset_check.check(both, Task.DETECT, 64, tmp_path / "cache", lambda *_: None)
+    assert result.leak_count == 1
+
+
+def test_pictures_of_one_colour_do_not_look_the_same(tmp_path: Path) -> None:
+    for split, colour in (("train", 10), ("val", 200)):
+        path = tmp_path / "images" / split / "flat.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (40, 40), (colour,) * 3).save(path)
+    assert check(tmp_path, tmp_path / "cache").leak_count == 0
+
+
+def test_check_continues_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [picture(tmp_path / f"{number}.png", number) for number in range(6)]
+    file = tmp_path / "facts.jsonl"
+    monkeypatch.setattr(image_facts, "BATCH", 2)
+    read: list[Path] = []
+    original = image_facts.read
+
+    def recorded(path: Path) -> ImageFacts:
+        if len(read) == 4:
+            raise KeyboardInterrupt
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(image_facts, "read", recorded)
+    with pytest.raises(KeyboardInterrupt):
+        image_facts.read_all(paths, FactsFile(file), 1, lambda *_: None)
+    with file.open("a") as text:
+        text.write('["half a li')  # of a process that was killed while it was writing
+    read[:] = []
+    steps: list[tuple[int, int]] = []
+    facts = image_facts.read_all(paths, FactsFile(file), 1, lambda done, total: steps.append((done, total)))
+    assert read == paths[4:]
+    assert list(facts) == paths
+    total = sum(path.stat().st_size for path in paths)
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1] == (total, total)
+    assert {path: original(path).content for path in paths} == {path: found.content for path, found in facts.items()}
+
+    picture(paths[0], 77)
+    read[:] = []
+    assert (
+        image_facts.read_all(paths, FactsFile(file), 1, lambda *_: None)[paths[0]].content == original(paths[0]).content
+    )
+    assert read == [paths[0]]
+
+
+def test_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    assert "pixels" in (image_facts.read(path).problem or "")
+
+
+def split(**values: Any) -> SplitCheck:
+    return SplitCheck(**{"images": 100, **values})
+
+
+def result(train: SplitCheck, **values: Any) -> DatasetCheck:
+    return DatasetCheck(
+        **{
+            "task": "detect",
+            "image_size": 640,
+            "names": ["a", "b"],
+            "splits": {"train": train, "val": split()},
+            **values,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("check", "level", "message"),
+    [
+        (result(split(), refused="spec.dataset: val: is missing"), Level.ERROR, "spec.dataset: val: is missing"),
+        (
+            result(split(), leak_count=2, leaks=[Leak(files=["a", "b"], same_bytes=True)] * 2),
+            Level.WARNING,
+            "2 picture(s) are in more than one split: the validation",
+        ),
+        (
+            result(split(), leak_count=1, leaks=[Leak(files=["a", "b"], same_bytes=False)]),
+            Level.WARNING,
+            "in more than one split, some in another encoding or size",
+        ),
+        (
+            result(split(broken_count=3, broken=[FileProblem(file="x.jpg", reason="is cut")])),
+            Level.WARNING,
+            "train: 3 of 100 image(s) are left out, such as x.jpg: is cut",
+        ),
+        (result(split(duplicate_count=4)), Level.WARNING, "train: 4 image(s) are copies of others and count double"),
+        (
+            result(split(orphan_count=1, orphans=["l/x.txt"])),
+            Level.WARNING,
+            "1 label file(s) have no image, such as l",
+        ),
+        (result(split(modes={"RGB": 1, "L": 2})), Level.NOTE, "several colour modes (L: 2, RGB: 1)"),
+        (result(split(without_label=5)), Level.WARNING, "5 image(s) have no label file; they count as images without"),
+        (result(split(empty=5)), Level.NOTE, "5 image(s) have an empty label file"),
+        (
+            result(split(objects=10, box_sizes=[2, 8, 0, 0, 0, 0, 0, 0])),
+            Level.WARNING,
+            "20% of the objects are",
+        ),
+        (result(split(classes={"a": 30, "b": 0})), Level.WARNING, "train: 1 class(es) do not occur: b"),
+        (result(split(classes={"a": 30, "b": 7})), Level.WARNING, "train: 1 class(es) occur less than 20 times: b"),
+        (result(split(classes={"a": 3000, "b": 30})), Level.NOTE, "occurs 100 times as often as the rarest"),
+    ],
+)
+def test_finding_says_what_is_wrong(check: DatasetCheck, level: Level, message: str) -> None:
+    (finding,) = dataset_findings.findings(check)
+    assert finding.level is level
+    assert message in finding.message
+
+
+def test_dataset_without_problems_has_no_finding_and_worse_findings_come_first() -> None:
+    good = split(objects=100, classes={"a": 50, "b": 50}, box_sizes=[0, 0, 100, 0, 0, 0, 0, 0], modes={"RGB": 100})
+    assert dataset_findings.findings(result(good)) == []
+    bad = split(empty=1, without_label=1)
+    levels = [finding.level for finding in dataset_findings.findings(result(bad, refused="no"))]
+    assert levels == [Level.ERROR, Level.WARNING, Level.NOTE]
+
+
+def test_intervals_have_a_name_each() -> None:
+    assert len(dataset_findings.box_size_labels()) == len(BOX_EDGES) + 1 == len(SplitCheck().box_sizes)
+    assert len(dataset_findings.ratio_labels()) == len(RATIO_EDGES) + 1 == len(SplitCheck().ratios)
+
+
+@pytest.mark.processes
+def test_command_checks_a_dataset_and_writes_a_page(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "volumes" / "claim"
+    builtin_digits.WRITERS["digits"](root)
+    train = root / "images" / "train"
+    (root / "labels" / "train" / "00001.txt").unlink()
+    (train / "00002.png").write_bytes((train / "00002.png").read_bytes()[:100])
+    (root / "images" / "val" / "00003.png").write_bytes((train / "00003.png").read_bytes())
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    file = manifest(tmp_path, small(dataset={"uri": "pvc://claim"}, workers={"replicas": 2}))
+
+    done = call(tmp_path, cache, "check", file, "--page", "out/check.html", "--output", "json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    train_split = found["splits"]["train"]
+    expected = sum(len(path.read_text().splitlines()) for path in (root / "labels" / "train").glob("*.txt"))
+    lost = len((root / "labels" / "train" / "00002.txt").read_text().splitlines())
+    assert (train_split["images"], train_split["brokenCount"], train_split["withoutLabel"]) == (400, 1, 1)
+    assert train_split["objects"] == expected - lost == sum(train_split["classes"].values())
+    assert sum(train_split["boxSizes"]) == train_split["objects"]
+    assert found["leakCount"] == 1
+    assert found["sampleSeconds"] > found["decodeSeconds"] > 0
+    messages = [finding["message"] for finding in found["findings"]]
+    assert any("1 picture(s) are in more than one split" in message for message in messages)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    page = (tmp_path / "out" / "check.html").read_text()
+    assert "data:image/jpeg;base64," in page
+    assert "1 image(s) have no label file" in page
+
+    (root / "labels" / "train" / "00005.txt").write_text("12 0.5 0.5 0.1 0.1\n")
+    done = call(tmp_path, cache, "check", file)
+    assert done.returncode == 2
+    assert "error: spec.dataset: train: 1 images: " in done.stdout
+    assert "names in the data file must list all classes" in done.stdout
+    assert "Written to check.html" in done.stdout
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["digits-cls", "digits-sem"])
+def test_command_checks_tasks_without_objects(tmp_path: Path, cache: Path, name: str) -> None:
+    model = {"digits-cls": "yolo11n-cls.yaml", "digits-sem": "yolo26n-sem.yaml"}[name]
+    file = manifest(tmp_path, small(dataset={"uri": f"builtin://{name}"}, model={"name": model}))
+    done = call(tmp_path, cache, "check", file)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "images per second and core" in done.stdout
+    assert "data:image/jpeg;base64," in (tmp_path / "check.html").read_text()

@@ -1,0 +1,1 @@
+"""Checks a dataset before a training: `yolojob check`."""

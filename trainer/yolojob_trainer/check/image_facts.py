@@ -1,0 +1,154 @@
+"""Reads all images of a dataset: what they are, whether they are broken, and which are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from ultralytics.data.utils import IMG_FORMATS
+
+from yolojob_trainer.data.dataset import MAX_PIXELS
+from yolojob_trainer.data.dataset_description import Split
+
+BATCH = 256
+"""Images after which the results are written to the disk."""
+REASON_CHARACTERS = 200
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, all bytes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What a file contains."""
+
+    size: int
+    """Bytes."""
+    changed: int
+    """Time of the last change, in nanoseconds."""
+    problem: str | None = None
+    """Why it cannot be decoded."""
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    """Pillow's name of the colour mode."""
+    content: str = ""
+    """Hash of the file."""
+    look: str = ""
+    """Hash of the picture, the same in another encoding or size. Empty for a picture of one colour."""
+    seconds: float = 0.0
+    """To read and decode it."""
+
+
+def images_of(split: Split) -> list[Path]:
+    """Return the files of a split that have an image's name, in order, each once."""
+    found = [path for folder in split.folders for path in folder.rglob("*")] + split.images
+    return sorted({path for path in found if path.suffix[1:].lower() in IMG_FORMATS})
+
+
+def read(path: Path) -> ImageFacts:
+    """Read and decode an image. All errors of the file are in the result."""
+    info = path.stat()
+    began = time.perf_counter()
+    try:
+        data = path.read_bytes()
+        with Image.open(BytesIO(data)) as image:
+            width, height, mode = image.width, image.height, image.mode
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+            image.load()
+            seconds = time.perf_counter() - began
+            look = _look(image)
+    except Exception as error:  # noqa: BLE001 - an untrusted file may raise anything
+        reason = " ".join(str(error).split()).replace(str(path), path.name)[:REASON_CHARACTERS]
+        return ImageFacts(size=info.st_size, changed=info.st_mtime_ns, problem=reason or type(error).__name__)
+    return ImageFacts(
+        size=info.st_size,
+        changed=info.st_mtime_ns,
+        width=width,
+        height=height,
+        mode=mode,
+        content=hashlib.sha256(data).hexdigest(),
+        look=look,
+        seconds=seconds,
+    )
+
+
+def _look(image: Image.Image) -> str:
+    """Return the difference hash of a picture: which of 8 x 8 places are brighter than their right neighbours."""
+    pixels = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = pixels[:, 1:] < pixels[:, :-1]
+    return np.packbits(bits).tobytes().hex() if np.ptp(pixels) > 0 and bits.any() else ""
+
+
+class FactsFile:
+    """Results on the disk, by file: a check that was interrupted, or is repeated, reads only what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, ImageFacts] = dict(self._read())
+
+    def _read(self) -> Iterator[tuple[str, ImageFacts]]:
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return
+        for line in lines:
+            try:
+                name, facts = json.loads(line)
+                yield str(name), ImageFacts(**facts)
+            except (ValueError, TypeError):
+                continue  # the last line of a check that was killed
+
+    def get(self, path: Path) -> ImageFacts | None:
+        """Return the facts about a file; None if they are unknown, or the file has changed."""
+        known = self._known.get(str(path))
+        if known is None:
+            return None
+        info = path.stat()
+        return known if (known.size, known.changed) == (info.st_size, info.st_mtime_ns) else None
+
+    def add(self, facts: dict[Path, ImageFacts]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n")  # the last line of a check that was killed may have no end
+            file.writelines(json.dumps([str(path), asdict(found)]) + "\n" for path, found in facts.items())
+
+
+def read_all(paths: Iterable[Path], known: FactsFile, threads: int, progress: Progress) -> dict[Path, ImageFacts]:
+    """Return the facts about existing files.
+
+    Args:
+        paths: of images; those that do not exist are left out.
+        known: results of earlier checks; the new ones are added.
+        threads: that read and decode.
+        progress: called after some images.
+    """
+    sizes = {path: path.stat().st_size for path in paths if path.is_file()}
+    total, done = sum(sizes.values()), 0
+    facts: dict[Path, ImageFacts] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in _batches(list(sizes)):
+            old = {path: found for path in batch if (found := known.get(path))}
+            missing = [path for path in batch if path not in old]
+            new = dict(zip(missing, pool.map(read, missing), strict=True))
+            if new:
+                known.add(new)
+            facts |= old | new
+            done += sum(sizes[path] for path in batch)
+            progress(done, total)
+    return {path: facts[path] for path in sizes}
+
+
+def _batches(paths: list[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(paths), BATCH):
+        yield paths[start : start + BATCH]
