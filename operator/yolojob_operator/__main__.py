@@ -58,6 +58,13 @@ Weights = Annotated[
         help="URI of a folder with Ultralytics' official weights, for clusters without access to the Internet.",
     ),
 ]
+Datasets = Annotated[
+    str | None,
+    typer.Option(
+        envvar="YOLOJOB_DATASETS",
+        help="URI of a folder with the archives of ultralytics://NAME, for clusters without access to the Internet.",
+    ),
+]
 NetworkPolicies = Annotated[
     bool,
     typer.Option(envvar="YOLOJOB_NETWORK_POLICIES", help="Create a NetworkPolicy for each job."),
@@ -112,6 +119,7 @@ def main(
     coscheduling_scheduler: CoschedulingScheduler = "scheduler-plugins-scheduler",
     reserved_disk_share: ReservedDiskShare = 0.15,
     weights: Weights = None,
+    datasets: Datasets = None,
     network_policies: NetworkPolicies = True,
     metrics_peers: MetricsPeers = None,
     allow: Allowed = None,
@@ -138,7 +146,8 @@ def main(
             service_account=service_account,
             cache_volume=_volume_source(cache_volume),
             reserved_disk_share=reserved_disk_share,
-            weights=_weights(weights),
+            weights=_remote_folder("--weights", weights),
+            datasets=_remote_folder("--datasets", datasets),
             network_policies=network_policies,
             metrics_peers=_peers(metrics_peers),
             allowed=frozenset(allow or ()),
@@ -167,12 +176,12 @@ def _volume_source(text: str | None) -> dict[str, Any] | None:
     return source
 
 
-def _weights(text: str | None) -> str | None:
+def _remote_folder(option: str, text: str | None) -> str | None:
     if text:
         try:
             uris.parse(text, uris.REMOTE_SCHEMES)
         except ValueError as error:
-            raise typer.BadParameter(f"--weights: {text!r} {error}") from None
+            raise typer.BadParameter(f"{option}: {text!r} {error}") from None
     return text or None
 
 

@@ -75,6 +75,10 @@ def test_settings_of_a_training_keep_their_names_and_defaults_are_left_out(argum
         ("data=/sets/Street Signs/data.yaml", "dataset", None),
         ("'data=/sets/Street Signs/data.yaml'", "dataset", {"uri": "pvc://data/street-signs"}),
         ("data=https://host/set.zip", "dataset", {"uri": "https://host/set.zip"}),
+        ("data=coco8.yaml", "dataset", {"uri": "ultralytics://coco8"}),
+        ("data=ultralytics://coco128", "dataset", {"uri": "ultralytics://coco128"}),
+        ("data=sets/coco8.yaml", "dataset", {"uri": "pvc://data/sets", "config": "coco8.yaml"}),
+        ("data=imagenet10 task=classify", "dataset", {"uri": "ultralytics://imagenet10"}),
         (
             f"data=https://host/set.zip#sha256={'0' * 64}",
             "dataset",

@@ -8,11 +8,22 @@ from pathlib import Path
 
 REMOTE_SCHEMES = ("s3", "gs", "https")
 """Schemes of data that is fetched over the network."""
-DATASET_SCHEMES = ("builtin", "pvc", "file", *REMOTE_SCHEMES)
+ULTRALYTICS = "ultralytics"
+"""Scheme of datasets that Ultralytics publishes; the trainer knows their addresses."""
+DATASET_SCHEMES = ("builtin", ULTRALYTICS, "pvc", "file", *REMOTE_SCHEMES)
 WEIGHTS_SCHEMES = ("pvc", "file", *REMOTE_SCHEMES)
 STORAGE_SCHEMES = ("pvc", "file", "s3", "gs")
 BUILTIN_DATASETS = ("digits", "digits-seg", "digits-pose", "digits-obb", "digits-cls", "digits-sem", "digits-depth")
 """Digits in small scenes, for detection and for other tasks."""
+ULTRALYTICS_DATASETS = (
+    *("coco8", "coco8-grayscale", "coco8-pose", "coco8-seg", "coco12-formats", "coco128", "coco128-seg"),
+    *("african-wildlife", "brain-tumor", "construction-ppe", "HomeObjects-3K", "kitti", "medical-pills", "signature"),
+    *("carparts-seg", "crack-seg", "package-seg", "dog-pose", "hand-keypoints", "tiger-pose"),
+    *("DOTAv1", "DOTAv1.5", "dota8", "dota128", "cityscapes8", "depth8", "nyu-depth"),
+    *("caltech101", "caltech256", "cifar10", "cifar100", "fashion-mnist", "imagenet10", "imagenet100", "imagenette"),
+    *("imagewoof", "mnist", "mnist160"),
+)
+"""Names of the datasets that Ultralytics publishes as one archive."""
 
 # No path segment is "..", so that paths stay inside their claim. RE2 has no look-around, hence the alternatives.
 _SEGMENT = r"([^./][^/]*|\.|\.[^./][^/]*|\.\.[^/]+)?"
@@ -20,6 +31,10 @@ _BUCKET = rf"[a-z0-9]([-._a-z0-9]{{1,220}}[a-z0-9])(/{_SEGMENT})*"
 _HOST = r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?"
 _FORMS = {
     "builtin": (f"({'|'.join(BUILTIN_DATASETS)})", " or ".join(f"builtin://{name}" for name in BUILTIN_DATASETS)),
+    ULTRALYTICS: (
+        f"({'|'.join(re.escape(name) for name in ULTRALYTICS_DATASETS)})",
+        f"{ULTRALYTICS}://NAME, where NAME is one of {', '.join(ULTRALYTICS_DATASETS)}",
+    ),
     "pvc": (rf"[a-z0-9]([-a-z0-9]{{0,61}}[a-z0-9])?(/{_SEGMENT})*", "pvc://CLAIM/PATH, without '..'"),
     "file": (r".+", "file:///FOLDER"),
     "s3": (_BUCKET, "s3://BUCKET/PATH, without '..'"),

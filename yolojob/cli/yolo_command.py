@@ -19,6 +19,7 @@ from yolojob.api.spec import OFFICIAL_WEIGHTS
 from yolojob.api.structural import unknown_field
 from yolojob.api.task import SUFFIXES, Task, tasks_of_name
 from yolojob.api.train_settings import OWN_SETTINGS, REPLACED, TrainSettings
+from yolojob.api.uri import ULTRALYTICS, ULTRALYTICS_DATASETS
 
 MODES = ("train", "val", "predict", "export", "track", "benchmark")
 MODE = "train"
@@ -237,8 +238,12 @@ def _model(value: Any, conversion: Conversion) -> None:
 def _data(value: Any, conversion: Conversion) -> None:
     dataset = conversion.manifest["spec"]["dataset"]
     text = str(value or "")
-    if re.match(r"(s3|gs|https|pvc|builtin)://", text) and not text.endswith((".yaml", ".yml")):
+    if re.match(r"(s3|gs|https|pvc|builtin|ultralytics)://", text) and not text.endswith((".yaml", ".yml")):
         dataset["uri"] = text
+        return
+    stem = text.removesuffix(".yaml")
+    if stem in ULTRALYTICS_DATASETS and (stem == text) is (conversion.task is Task.CLASSIFY):
+        dataset["uri"] = f"{ULTRALYTICS}://{stem}"
         return
     if conversion.task is Task.CLASSIFY:
         folder = _label(PurePosixPath(text).name or "data")

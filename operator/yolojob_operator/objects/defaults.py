@@ -28,6 +28,8 @@ class Defaults:
     (kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction)."""
     weights: str | None = None
     """URI of the folder with official weights; where Ultralytics publishes them unless set."""
+    datasets: str | None = None
+    """URI of the folder with the archives of ultralytics://NAME; where Ultralytics publishes them unless set."""
     network_policies: bool = True
     """Whether each job gets a NetworkPolicy."""
     metrics_peers: tuple[Object, ...] = ()

@@ -264,6 +264,8 @@ def _environment(job: YoloTrainingJob, index: int, attempt: int, output: str, de
         values[constants.ENV_RESERVED_DISK_SHARE] = str(defaults.reserved_disk_share)
     if defaults.weights:
         values[constants.ENV_WEIGHTS] = defaults.weights
+    if defaults.datasets:
+        values[constants.ENV_DATASETS] = defaults.datasets
     if isolation.needs_secret(job):
         values[constants.ENV_SECRET_FILE] = f"{isolation.SECRET_FOLDER}/{isolation.SECRET_KEY}"
     cpu = workers.resources.limits.get("cpu") or workers.resources.requests.get("cpu")

@@ -13,7 +13,7 @@ from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob.api.task import Task
-from yolojob_trainer.data import dataset_config
+from yolojob_trainer.data import dataset_config, official_datasets
 from yolojob_trainer.data.dataset_description import Split
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
@@ -56,8 +56,8 @@ def _count_dataset(
 ) -> tuple[int | None, DataFacts]:
     """Return (classes, facts), as far as they are known without a download."""
     dataset, fraction, split = spec.dataset, spec.train.fraction, spec.train.split or "val"
-    if dataset.uri.is_remote:
-        files = ObjectStore(str(dataset.uri), "spec.dataset.uri").files()
+    if (uri := official_datasets.address(dataset.uri)).is_remote:
+        files = ObjectStore(str(uri), "spec.dataset.uri").files()
         sizes = [file.size for file in files]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)

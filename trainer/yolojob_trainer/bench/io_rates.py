@@ -12,6 +12,7 @@ import cv2
 
 from yolojob.api.measurement import Rates
 from yolojob.api.uri import Uri
+from yolojob_trainer.data import official_datasets
 from yolojob_trainer.data.dataset import TrainSamples
 from yolojob_trainer.data.object_store import ObjectStore
 
@@ -85,6 +86,7 @@ def _read_seconds(path: Path) -> float:
 
 def _store_rate(uri: Uri) -> float | None:
     """Return the bytes per second of one connection; None if the dataset is not in an object store."""
+    uri = official_datasets.address(uri)
     if not uri.is_remote:
         return None
     store = ObjectStore(str(uri), "spec.dataset.uri")

@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from yolojob.api import uri as uris
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import Dataset, YoloTrainingJobSpec
 from yolojob.api.task import Task
-from yolojob_trainer.data import builtin_digits, class_folders
+from yolojob_trainer.data import builtin_digits, class_folders, official_datasets
 from yolojob_trainer.data.dataset_description import MAX_CLASSES, SEARCH_DEPTH, DatasetDescription, Split
 from yolojob_trainer.data.formats import conversion
 from yolojob_trainer.data.formats.annotation import ImageFinder
@@ -69,7 +70,7 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCa
         BadInput: it does not exist, access is denied, it is unsafe, or it does not fit.
         Unavailable: its storage does not answer.
     """
-    uri = dataset.uri
+    uri = official_datasets.address(dataset.uri)
     stage = Stage(cache / "datasets", progress, "spec.dataset.uri")
     if uri.scheme == "builtin":
         name = f"{uri.location}-v{builtin_digits.DATASET_VERSION}"
@@ -102,8 +103,11 @@ def open_dataset(spec: YoloTrainingJobSpec, folder: Path, task: Task, node: Node
     Raises:
         BadInput: it cannot be used.
     """
-    config, boundary = spec.dataset.config, link_boundary(spec.dataset, folder, node.volumes)
-    if task is not Task.CLASSIFY:
+    uri, config = spec.dataset.uri, spec.dataset.config
+    boundary = link_boundary(spec.dataset, folder, node.volumes)
+    if uri.scheme == uris.ULTRALYTICS:
+        config = str(official_datasets.data_file(uri.location))
+    elif task is not Task.CLASSIFY:
         finder = ImageFinder(root=folder.resolve(), boundary=boundary, field="spec.dataset")
         try:
             _find_config(finder.root, config)
@@ -165,7 +169,8 @@ def describe(
 
     Args:
         folder: the dataset.
-        config: path of the data file below the folder. If it is not there, a folder further down is searched.
+        config: path of the data file below the folder. If it is not there, a folder further down is searched. Or a
+            file of Ultralytics' own.
         split: the split for validation. Other splits than this and `train` need not exist.
         boundary: see `link_boundary`.
         task: of the training.
@@ -220,7 +225,8 @@ class _DataFile:
         return BadInput(Reason.INVALID_DATASET, f"spec.dataset: {self._path}: {message}")
 
     def _read(self) -> dict[str, Any]:
-        if self._boundary and not self._path.resolve().is_relative_to(self._boundary):
+        is_ours = self._path.is_relative_to(official_datasets.DATA_FILES)
+        if self._boundary and not is_ours and not self._path.resolve().is_relative_to(self._boundary):
             raise self._error("is a link that leads out of the volume; copy the file into it")
         try:
             if self._path.stat().st_size > MAX_CONFIG_BYTES:
