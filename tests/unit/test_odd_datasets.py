@@ -28,7 +28,7 @@ def read(folder: Path, cache: Path) -> str:
     spec = YoloTrainingJobSpec.model_validate(
         {"model": {"name": "yolo11n.yaml"}, "dataset": {"uri": f"pvc://{folder.name}"}}
     )
-    node = NodeFolders(cache=cache, volumes=folder.parent, progress=lambda *_: None)
+    node = NodeFolders(cache=cache, volumes=folder.parent)
     try:
         found = dataset_config.open_dataset(spec, folder, Task.DETECT, node)
         data = found.description

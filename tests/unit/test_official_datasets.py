@@ -50,13 +50,13 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_dataset_is_described_by_the_data_file_of_ultralytics(mirror: Path, tmp_path: Path) -> None:
-    node = NodeFolders(cache=tmp_path / "cache", volumes=tmp_path, progress=lambda *_: None)
+    node = NodeFolders(cache=tmp_path / "cache", volumes=tmp_path)
     expected = yaml.safe_load(official_datasets.data_file("coco8").read_text(encoding="utf-8"))["names"]
     for name, task, classes in (("coco8", Task.DETECT, expected), ("imagenet10", Task.CLASSIFY, None)):
         spec = YoloTrainingJobSpec.model_validate(
             {"model": {"name": "yolo11n.yaml"}, "dataset": {"uri": f"ultralytics://{name}"}}
         )
-        folder = locate(spec.dataset, cache=node.cache, volumes=node.volumes, progress=node.progress)
+        folder = locate(spec.dataset, cache=node.cache, volumes=node.volumes, progress=lambda *_: None)
         found = open_dataset(spec, folder, task, node)
         assert found.description.names == (classes or {digit: str(digit) for digit in range(10)})
         assert found.boundary == folder

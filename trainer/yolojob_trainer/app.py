@@ -321,10 +321,8 @@ def _stage(context: RunContext, model: ModelRef | None = None) -> StagedInputs:
     began = time.perf_counter()
     with context.world.node_leaders_first("staged"):
         folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
-        network = resolve.resolve(
-            model or spec.model, volumes=volumes, cache=cache, progress=context.reporter.staging, task=spec.stated_task
-        )
-        node = dataset_config.NodeFolders(cache=cache, volumes=volumes, progress=context.reporter.staging)
+        network = resolve.resolve(model or spec.model, volumes=volumes, cache=cache, task=spec.stated_task)
+        node = dataset_config.NodeFolders(cache=cache, volumes=volumes)
         dataset = dataset_config.open_dataset(spec, folder, network.task, node)
         config = dataset.description.write(context.scratch / "dataset")
     return StagedInputs(

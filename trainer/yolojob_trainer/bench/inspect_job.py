@@ -62,7 +62,7 @@ def _count_dataset(
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)
     folder = dataset_config.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
-    node = dataset_config.NodeFolders(cache=cache, volumes=volumes, progress=lambda *_: None)
+    node = dataset_config.NodeFolders(cache=cache, volumes=volumes)
     description = dataset_config.open_dataset(spec, folder, task, node).description
     train, val = (_count_images(description.splits[name]) for name in ("train", split))
     if fraction is not None:

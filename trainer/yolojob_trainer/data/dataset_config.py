@@ -31,13 +31,11 @@ from yolojob_trainer.errors import BadInput
 
 @dataclass(frozen=True, kw_only=True)
 class NodeFolders:
-    """Folders of this node, and what is told about the work in them."""
+    """Folders of this node."""
 
     cache: Path
     volumes: Path
     """In which `pvc://CLAIM/PATH` is `CLAIM/PATH`."""
-    progress: ProgressCallback
-    """Called during a conversion, with bytes of the annotations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,8 @@ class OpenDataset:
 
 MAX_CONFIG_BYTES = 10 << 20
 MAX_KEYPOINTS = 1000
+LOGGED_PARTS = 10
+"""Lines in the log about the progress of a conversion."""
 LISTED_FILES = 10
 """Files that an error message lists."""
 MASKS = "masks"
@@ -132,17 +132,21 @@ def _converted(finder: ImageFinder, task: Task, node: NodeFolders, error: BadInp
         annotations = conversion.find(finder, task)
         if annotations is None:
             raise error
-        size = annotations.bytes
 
         def count(done: int, total: int) -> None:
-            node.progress(size * done // max(total, 1), size)
+            if done * LOGGED_PARTS // total > (done - 1) * LOGGED_PARTS // total:
+                _log(f"{annotations.format}: converted {done} of {total} images")
 
         settings = conversion.ConversionSettings(task=task, place=conversion.link, count=count)
         for line in conversion.write(annotations, target, finder, settings).summary():
-            print(f"yolojob: dataset: {line}", file=sys.stderr)  # noqa: T201
+            _log(line)
 
-    stage = Stage(node.cache / "datasets", node.progress, "spec.dataset")
+    stage = Stage(node.cache / "datasets", lambda *_: None, "spec.dataset")
     return stage.make(f"converted-{conversion.fingerprint(finder.root, task)}", write)
+
+
+def _log(line: str) -> None:
+    print(f"yolojob: dataset: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def link_boundary(dataset: Dataset, folder: Path, volumes: Path) -> Path | None:

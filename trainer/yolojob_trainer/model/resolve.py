@@ -20,7 +20,7 @@ from yolojob.api.spec import ModelRef
 from yolojob.api.task import Task
 from yolojob.api.uri import Uri
 from yolojob_trainer.data.object_store import ObjectStore, Unavailable
-from yolojob_trainer.data.staging import ProgressCallback, Stage
+from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import official_weights
 from yolojob_trainer.system.upstream_patches import forbid_network
@@ -93,7 +93,6 @@ def resolve(
     *,
     volumes: Path,
     cache: Path,
-    progress: ProgressCallback = lambda *_: None,
     task: Task | None = None,
 ) -> NetworkSource:
     """Return the network description, its task, and the weights to start from.
@@ -102,14 +101,13 @@ def resolve(
         model: of the specification.
         volumes: folder of the mounted volumes.
         cache: cache folder of this node.
-        progress: called while weights are downloaded.
         task: that the job states.
 
     Raises:
         BadInput: the model does not exist, cannot be used, or is for another task.
         Unavailable: the storage of the weights does not answer.
     """
-    folder, weights_file = _locate_weights(model, volumes, cache, progress)
+    folder, weights_file = _locate_weights(model, volumes, cache)
     if model.name.endswith(".pt"):
         file = weights_file or (folder or Path()) / model.name
         if not file.is_file():
@@ -136,12 +134,10 @@ def resolve(
     return NetworkSource(task=found, description=description, weights=weights)
 
 
-def _locate_weights(
-    model: ModelRef, volumes: Path, cache: Path, progress: ProgressCallback
-) -> tuple[Path | None, Path | None]:
+def _locate_weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path | None, Path | None]:
     """Return (folder, file) of the weights that the model states; at most one of them is not None."""
     if model.weights:
-        return _fetch(model.weights.uri, "spec.model.weights.uri", volumes, cache, progress)
+        return _fetch(model.weights.uri, "spec.model.weights.uri", volumes, cache)
     if not model.name.endswith(".pt"):
         return None, None
     uri = official_weights.locate(model.name)
@@ -151,19 +147,17 @@ def _locate_weights(
         f"{model.name.removesuffix('.pt')}.yaml"
     )
     try:
-        return _fetch(uri, f"spec.model.name: {model.name}", volumes, cache, progress)
+        return _fetch(uri, f"spec.model.name: {model.name}", volumes, cache)
     except Unavailable as error:
         raise Unavailable(f"{error}; where the network does not reach it, {advice}") from error
     except BadInput as error:
         raise BadInput(error.reason, f"{error}; {advice}") from error
 
 
-def _fetch(
-    uri: Uri, field: str, volumes: Path, cache: Path, progress: ProgressCallback
-) -> tuple[Path | None, Path | None]:
+def _fetch(uri: Uri, field: str, volumes: Path, cache: Path) -> tuple[Path | None, Path | None]:
     """Return (folder, file) at a URI, on this node; one of them is None."""
     if uri.is_remote:
-        path = Stage(cache / "weights", progress, field).fetch(ObjectStore(str(uri), field))
+        path = Stage(cache / "weights", lambda *_: None, field).fetch(ObjectStore(str(uri), field))
         files = list(path.iterdir())
         if len(files) == 1 and files[0].suffix == ".pt":
             return None, files[0]

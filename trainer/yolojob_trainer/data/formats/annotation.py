@@ -65,8 +65,6 @@ class AnnotatedDataset:
     """Images of each split, as its annotations list them."""
     keypoint_names: list[str] = field(default_factory=list)
     """Names of the key points, if all classes with key points have the same."""
-    bytes: int = 0
-    """Size of the files of annotations."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was left out, and how often; complete when the splits are."""
 

@@ -76,7 +76,6 @@ def read(files: list[Path], finder: ImageFinder) -> AnnotatedDataset | None:
         format="COCO",
         names=_names(list(parts.values()), finder),
         splits={},
-        bytes=sum(part.path.stat().st_size for part in parts.values()),
         sizes={split: len(part.images) for split, part in parts.items()},
         keypoint_names=_keypoint_names(list(parts.values())),
     )

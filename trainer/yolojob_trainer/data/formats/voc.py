@@ -78,8 +78,7 @@ def read(splits: dict[str, list[Path]], finder: ImageFinder) -> AnnotatedDataset
         problem = f"{str(invalid)[:MAX_NAME]!r} is no name for a class" if invalid is not None else "too many classes"
         raise finder.error(f"{files[0].parent}: {problem}")
     sizes = {split: len(part) for split, part in splits.items()}
-    size = sum(path.stat().st_size for path in files)
-    dataset = AnnotatedDataset(format="Pascal VOC", names=sorted(names), splits={}, sizes=sizes, bytes=size)
+    dataset = AnnotatedDataset(format="Pascal VOC", names=sorted(names), splits={}, sizes=sizes)
     for split, part in splits.items():
         dataset.splits[split] = _VocImages(part, finder, dataset)
     return dataset
