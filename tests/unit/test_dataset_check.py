@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.cli import call, manifest, small
+from support.cli import QUICK, call, manifest, small
 from yolojob_trainer.check import dataset_check, image_facts
 from yolojob_trainer.check.image_facts import FactsFile, ImageFacts
 from yolojob_trainer.data import builtin_digits
@@ -130,6 +131,76 @@ def test_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     assert "pixels" in (image_facts.read(path).problem or "")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["a.png", {"size": 1}]',
+        '["a.png", {"size": 1, "changed": 2, "width": 5, "height": 0}]',
+        '["a.png", {"size": 1, "changed": 2, "width": "5", "height": 5}]',
+        '["a.png", {"size": 1, "changed": 2, "width": 5, "height": 5, "mode": []}]',
+        "[]",
+        "7",
+    ],
+)
+def test_line_of_results_that_is_not_valid_is_ignored(tmp_path: Path, line: str) -> None:
+    path = picture(tmp_path / "a.png")
+    file = tmp_path / "facts.jsonl"
+    file.write_text(line.replace("a.png", str(path)) + "\n")
+    assert FactsFile(file).get(path) is None
+    facts = image_facts.read_all([path], FactsFile(file), 1, lambda *_: None)
+    assert FactsFile(file).get(path) == facts[path]
+
+
+def test_images_are_those_that_upstream_finds(tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "linked.png")
+    folder = tmp_path / "images [1]"
+    picture(folder / "a" / "deep.png", 1)
+    picture(folder / "._mac.jpg", 2)
+    (folder / "part").symlink_to(tmp_path / "elsewhere")
+    found = image_facts.images_of(Split(folders=[folder], images=[folder / "listed.PNG"]))
+    assert [path.name for path in found] == ["deep.png", "listed.PNG", "linked.png"]
+
+
+def test_lists_over_one_folder_leave_no_orphans(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    paths = [picture(images / f"{number}.png", number) for number in range(4)]
+    labels.mkdir()
+    for name in ("0", "1", "2", "3", "classes", "gone"):
+        (labels / f"{name}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    splits = {"train": Split(images=paths[:3]), "val": Split(images=paths[3:])}
+    both = DatasetDescription(names={0: "a"}, splits=splits, channels=3, settings={})
+    found = dataset_check.check(both, Task.DETECT, 64, tmp_path / "cache", lambda *_: None)
+    assert [split.orphans for split in found.splits.values()] == [[str(labels / "gone.txt")], []]
+
+
+def test_picture_in_two_forms_is_one_leak(tmp_path: Path) -> None:
+    first = picture(tmp_path / "images" / "train" / "a.png")
+    picture(tmp_path / "images" / "train" / "a2.jpg", quality=95)
+    (tmp_path / "images" / "val").mkdir()
+    (tmp_path / "images" / "val" / "b.png").write_bytes(first.read_bytes())
+    (leak,) = check(tmp_path, tmp_path / "cache").leaks
+    assert leak.same_bytes
+
+
+def test_picture_that_exif_turns_has_the_sides_and_the_look_of_its_copy(tmp_path: Path) -> None:
+    path = picture(tmp_path / "images" / "train" / "a.png", size=(96, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = tmp_path / "images" / "val" / "turned.jpg"
+    turned.parent.mkdir()
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif, quality=95)
+    assert (image_facts.read(turned).width, image_facts.read(turned).height) == (96, 64)
+    assert check(tmp_path, tmp_path / "cache").leak_count == 1
+
+
+def test_name_of_any_bytes_can_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"\xff[b].jpg")).write_bytes(b"x")
+    found = check(tmp_path, tmp_path / "cache")
+    assert "\\xff[b].jpg" in found.model_dump_json().replace("\\\\", "\\")
+
+
 def split(**values: Any) -> SplitCheck:
     return SplitCheck(**{"images": 100, **values})
 
@@ -224,13 +295,28 @@ def test_command_checks_a_dataset_and_writes_a_page(tmp_path: Path, cache: Path)
     assert train_split["objects"] == expected - lost == sum(train_split["classes"].values())
     assert sum(train_split["boxSizes"]) == train_split["objects"]
     assert found["leakCount"] == 1
-    assert found["sampleSeconds"] > found["decodeSeconds"] > 0
+    assert found["sampleSeconds"] > 0
+    assert found["decodeSeconds"] > 0
     messages = [finding["message"] for finding in found["findings"]]
     assert any("1 picture(s) are in more than one split" in message for message in messages)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     page = (tmp_path / "out" / "check.html").read_text()
     assert "data:image/jpeg;base64," in page
     assert "1 image(s) have no label file" in page
+
+    for settings, count in (({"single_cls": True}, 1), ({"classes": [3, 5]}, 2)):
+        document = small(dataset={"uri": "pvc://claim"}, train={**QUICK, **settings})
+        done = call(tmp_path, cache, "check", manifest(tmp_path, document), "--output", "json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert not any("do not occur" in finding["message"] for finding in found["findings"])
+        assert len(found["splits"]["train"]["classes"]) == count
+
+    for number in range(60):
+        (train / f"broken-{number}-[b].png").write_bytes(b"x")
+    done = call(tmp_path, cache, "check", file)
+    assert done.returncode == 0, done.stderr
+    assert "train: 61 of 460 image(s) are left out, such as " in done.stdout
 
     (root / "labels" / "train" / "00005.txt").write_text("12 0.5 0.5 0.1 0.1\n")
     done = call(tmp_path, cache, "check", file)

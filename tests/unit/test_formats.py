@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from support.cli import COMMAND, call, manifest, small
+from ultralytics.data.utils import img2label_paths
 from yolojob_trainer.data import builtin_digits
+from yolojob_trainer.data.dataset_config import NodeFolders, open_dataset
 from yolojob_trainer.data.formats import conversion, rle
 from yolojob_trainer.data.formats.annotation import ImageFinder, split_of
 from yolojob_trainer.errors import BadInput
 
+from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob.api.task import Task
 
 SIZE = builtin_digits.SIZE
@@ -155,7 +160,7 @@ def test_key_points_of_coco_are_converted_with_their_names(
     convert(tmp_path / "source", tmp_path / "converted", Task.POSE)
     content = yaml.safe_load((tmp_path / "converted" / "data.yaml").read_text())
     assert content["kpt_shape"] == [4, 3]
-    assert content.get("flip_idx") == {KEYPOINTS[0]: [1, 0, 3, 2], "a": [0, 1, 2, 3]}.get(names[0] if names else "")
+    assert content.get("flip_idx") == ([1, 0, 3, 2] if names == KEYPOINTS else None)
     for split in SPLITS:
         check_equal(rows(tmp_path / "converted", split), rows(digits["digits-pose"], split))
 
@@ -196,8 +201,15 @@ def write_one(root: Path, annotation: dict[str, Any], **image: Any) -> None:
         ({"bbox": "box"}, "object(s) with invalid coordinates are left out"),
         ({"bbox": [1, 2, -3, 4]}, "object(s) with invalid coordinates are left out"),
         ({"bbox": [], "segmentation": []}, "object(s) with invalid coordinates are left out"),
-        ({"segmentation": {"size": [9, 9], "counts": [1]}}, "object(s) with invalid coordinates are left out"),
-        ({"segmentation": {"size": [1 << 40, 9], "counts": "a"}}, "object(s) with invalid coordinates are left out"),
+        (
+            {"bbox": [], "segmentation": {"size": [9, 9], "counts": [1]}},
+            "object(s) with invalid coordinates are left out",
+        ),
+        (
+            {"bbox": None, "segmentation": {"size": [1 << 40, 9], "counts": "a"}},
+            "object(s) with invalid coordinates are left out",
+        ),
+        ({"image_id": 77}, "object(s) are of no image"),
         ({"bbox": [200, 200, 5, 5]}, "object(s) outside of their image are left out"),
     ],
 )
@@ -218,9 +230,7 @@ def test_object_that_cannot_be_used_is_left_out_and_counted(
         ({"file_name": "/etc/passwd"}, "is not a path inside the dataset"),
         ({"file_name": "a\nb.png"}, "is not a path inside the dataset"),
         ({"file_name": 3}, "file_name: must be a path"),
-        ({"width": 0}, "width and height must be numbers of pixels"),
-        ({"height": "100"}, "width and height must be numbers of pixels"),
-        ({"file_name": "b.png"}, "there are no images for train and val: 2 image.s. listed in the annotations do not"),
+        ({"file_name": "b.png"}, "there are no images for train and val; 2 image.s. listed in the annotations do not"),
     ],
 )
 def test_image_that_cannot_be_used_is_refused(tmp_path: Path, image: dict[str, Any], message: str) -> None:
@@ -290,13 +300,201 @@ def test_dataset_without_a_split_needs_a_share_for_the_validation(
     place_images(digits["digits"], "train", tmp_path / "source" / "images", content)
     (tmp_path / "source" / "result.json").write_text(json.dumps(content))
     if not share:
-        with pytest.raises(BadInput, match=r"no split for the validation; .*`yolojob convert data SRC DST --val 0.1`"):
+        with pytest.raises(
+            BadInput, match=r"no split named val for the validation; .*`yolojob convert data SRC DST --val 0.1`"
+        ):
             convert(tmp_path / "source", tmp_path / "converted")
         return
     result = convert(tmp_path / "source", tmp_path / "converted", val=share)
     assert result.images == {"train": 15, "val": 5}
     both = rows(tmp_path / "converted", "train") | rows(tmp_path / "converted", "val")
     check_equal(both, rows(digits["digits"], "train"))
+
+
+def edit(root: Path, split: str, **changes: Any) -> None:
+    """Change the lists of a file of annotations."""
+    path = root / split / "a.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", ["images/a.png", "images/train/a.png", "a b/größe\u202f1.png"])
+def test_label_is_where_ultralytics_looks_for_it(tmp_path: Path, name: str) -> None:
+    write_one(tmp_path / "source", {}, file_name=name)
+    for split in SPLITS:
+        (tmp_path / "source" / split / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / split / "a.png").rename(tmp_path / "source" / split / name)
+    convert(tmp_path / "source", tmp_path / "converted")
+    (image,) = [path for path in (tmp_path / "converted" / "images" / "train").rglob("*") if path.is_symlink()]
+    (label,) = img2label_paths([str(image)])
+    assert Path(label).read_text().startswith("0 0.25 0.4 ")
+
+
+@pytest.mark.parametrize(
+    ("image", "annotation"),
+    [
+        ({"id": "1"}, {}),
+        ({"id": 1.0}, {"image_id": "1"}),
+        ({"width": "100", "height": 100.0}, {"category_id": "1"}),
+        ({"width": 0, "height": None}, {"category_id": 1.0}),
+        ({}, {"bbox": [0, 0, 0, 0], "segmentation": [[10, 20, 40, 20, 40, 60, 10, 60]]}),
+        ({}, {"keypoints": [1, 2, 0.87], "segmentation": {"size": [1, 1], "counts": "?"}}),
+        ({}, {"segmentation": []}),
+    ],
+)
+def test_numbers_of_other_types_and_parts_of_other_tasks_do_not_matter(
+    tmp_path: Path, image: dict[str, Any], annotation: dict[str, Any]
+) -> None:
+    write_one(tmp_path / "source", annotation, **image)
+    result = convert(tmp_path / "source", tmp_path / "converted")
+    assert not result.notes
+    assert rows(tmp_path / "converted", "train")["a"] == [pytest.approx([0, 0.25, 0.4, 0.3, 0.4])]
+
+
+@pytest.mark.parametrize(
+    ("stated", "used"), [({"width": 60, "height": 100}, True), ({}, True), ({"width": 100, "height": 60}, False)]
+)
+def test_image_that_exif_turns_is_used_if_its_annotations_are_turned(
+    tmp_path: Path, stated: dict[str, int], used: bool
+) -> None:
+    write_one(tmp_path / "source", {"bbox": [6, 20, 30, 40]}, **{"width": None, "height": None, **stated})
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees: 60 wide and 100 high
+    for split in SPLITS:
+        Image.new("RGB", (100, 60)).save(tmp_path / "source" / split / "a.png", "JPEG", exif=exif)
+    if not used:
+        with pytest.raises(BadInput, match=r"2 image.s. are turned by EXIF data, but annotated as they are stored"):
+            convert(tmp_path / "source", tmp_path / "converted")
+        return
+    convert(tmp_path / "source", tmp_path / "converted")
+    assert rows(tmp_path / "converted", "train")["a"] == [pytest.approx([0, 0.35, 0.4, 0.5, 0.4])]
+
+
+def test_objects_without_key_points_before_others_get_a_whole_row(tmp_path: Path) -> None:
+    write_one(tmp_path / "source", {})
+    first = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 30, 40]}
+    for split in SPLITS:
+        edit(tmp_path / "source", split, annotations=[first, {**first, "id": 2, "keypoints": [15, 25, 2, 20, 30, 1]}])
+    result = convert(tmp_path / "source", tmp_path / "converted", Task.POSE)
+    expected = [[0, 0.25, 0.4, 0.3, 0.4, *[0.0] * 6], [0, 0.25, 0.4, 0.3, 0.4, 0.15, 0.25, 2, 0.2, 0.3, 1]]
+    assert rows(tmp_path / "converted", "train")["a"] == [pytest.approx(row) for row in expected]
+    assert any("images are not flipped" in note for note in result.notes)
+
+
+def test_images_with_one_label_file_get_names_of_their_own_again(tmp_path: Path) -> None:
+    write_one(tmp_path / "source", {})
+    names = ["a-jpg.jpg", "a.png", "a.jpg"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / "source" / "train" / name), np.zeros((100, 100, 3), np.uint8))
+    images = [{"id": i, "file_name": name, "width": 100, "height": 100} for i, name in enumerate(names)]
+    objects = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10 * i, 0, 10, 10]} for i in range(3)]
+    edit(tmp_path / "source", "train", images=images, annotations=objects)
+    convert(tmp_path / "source", tmp_path / "converted")
+    found = {stem: labels[0][1] for stem, labels in rows(tmp_path / "converted", "train").items()}
+    assert found == pytest.approx({"a-jpg": 0.05, "a": 0.15, "a-jpg-jpg": 0.25})
+    assert len(list((tmp_path / "converted" / "images" / "train").iterdir())) == 3
+
+
+def test_split_that_the_job_validates_with_is_demanded(tmp_path: Path) -> None:
+    write_one(tmp_path / "source", {})
+    (tmp_path / "source" / "val").rename(tmp_path / "source" / "test")
+    finder = ImageFinder(root=tmp_path / "source", boundary=None, field="spec.dataset")
+    for needed, splits in (("test", {"train", "test"}), ("val", {"train", "val", "test"})):
+        annotations = conversion.find(finder, Task.DETECT)
+        assert annotations is not None
+        (tmp_path / needed).mkdir()
+        settings = conversion.ConversionSettings(
+            task=Task.DETECT, place=conversion.link, count=lambda *_: None, needed=needed
+        )
+        assert set(conversion.write(annotations, tmp_path / needed, finder, settings).images) == splits
+
+
+def fingerprint(root: Path) -> str:
+    return conversion.fingerprint(root, Task.DETECT)
+
+
+def test_fingerprint_changes_with_the_dataset_and_not_with_its_neighbours(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    write_one(root, {})
+    lists = root / "voc" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (root / "voc" / "Annotations").mkdir()
+    for name in ("x", "y"):
+        (root / "voc" / "Annotations" / f"{name}.xml").write_text("<annotation/>")
+        (lists / {"x": "train.txt", "y": "val.txt"}[name]).write_text(name)
+    seen = [fingerprint(root)]
+    assert fingerprint(root) == seen[0]
+    changes: list[Callable[[], object]] = [
+        lambda: edit(root, "train", more=1),
+        lambda: (root / "train" / "new.png").write_bytes(b"x"),
+        lambda: [(lists / "train.txt").write_text("x\ny"), (lists / "val.txt").write_text("")],
+    ]
+    for change in changes:
+        change()
+        seen.append(fingerprint(root))
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "neighbour").mkdir()
+    assert fingerprint(root) == seen[-1]
+    assert conversion.fingerprint(root, Task.SEGMENT) != seen[-1]
+
+
+def test_file_that_is_no_json_does_not_hide_other_annotations(digits: dict[str, Path], tmp_path: Path) -> None:
+    for split in SPLITS:
+        voc(digits["digits"], split, tmp_path / "source" / split, tmp_path / "source" / split)
+    (tmp_path / "source" / "notes.json").write_text("{not json")
+    (tmp_path / "source" / "train" / "._a.xml").write_bytes(b"\0\5\26\7")
+    assert convert(tmp_path / "source", tmp_path / "converted").format == "Pascal VOC"
+
+
+def test_voc_with_folders_of_splits_and_names_with_spaces(digits: dict[str, Path], tmp_path: Path) -> None:
+    for split in SPLITS:
+        voc(digits["digits"], split, tmp_path / "a" / "annotations" / split, tmp_path / "a" / "images" / split)
+    assert convert(tmp_path / "a", tmp_path / "a-converted").images == {"train": 20, "val": 20}
+
+    root = tmp_path / "b"
+    for split in SPLITS:
+        names = voc(digits["digits"], split, root / "Annotations", root / "JPEGImages")
+        for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "png")):
+            (root / folder / f"{names[0]}.{suffix}").rename(root / folder / f"my {split}.{suffix}")
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join([f'"my {split}"', *names[1:]]))
+    assert convert(root, tmp_path / "b-converted").images == {"train": 20, "val": 20}
+
+
+@pytest.mark.parametrize(("config", "files"), [("sings.yaml", []), ("data.yaml", ["other.yaml"])])
+def test_data_file_that_is_missing_is_not_replaced_by_annotations(
+    tmp_path: Path, config: str, files: list[str]
+) -> None:
+    write_one(tmp_path / "source", {})
+    for name in files:
+        (tmp_path / "source" / name).write_text("names: [a]")
+    dataset = {"uri": f"file://{tmp_path}/source", "config": config}
+    spec = YoloTrainingJobSpec.model_validate({"model": {"name": "yolo11n.yaml"}, "dataset": dataset})
+    node = NodeFolders(cache=tmp_path / "cache", volumes=tmp_path)
+    with pytest.raises(BadInput, match=f"spec.dataset.config: {config}: not in "):
+        open_dataset(spec, tmp_path / "source", Task.DETECT, node)
+
+
+@pytest.mark.processes
+def test_converted_dataset_is_reused_and_its_links_are_checked_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "claim" / "source"
+    source.parent.mkdir()
+    write_one(source, {"iscrowd": 1})
+    dataset = {"uri": "pvc://claim/source"}
+    spec = YoloTrainingJobSpec.model_validate({"model": {"name": "yolo11n.yaml"}, "dataset": dataset})
+    node = NodeFolders(cache=tmp_path / "cache", volumes=tmp_path)
+    for _ in range(2):
+        assert open_dataset(spec, source, Task.DETECT, node).description.names == {0: "x"}
+        assert "2 group(s) of objects (iscrowd) are left out" in capsys.readouterr().err
+    assert len(list((tmp_path / "cache" / "datasets").glob("converted-*"))) == 1
+    image = source / "train" / "a.png"
+    times = (image.parent.stat().st_atime_ns, image.parent.stat().st_mtime_ns)
+    image.rename(tmp_path / "secret.png")
+    image.symlink_to(tmp_path / "secret.png")
+    os.utime(image.parent, ns=times)
+    with pytest.raises(BadInput, match="is a link out of the volume"):
+        open_dataset(spec, source, Task.DETECT, node)
 
 
 def test_outline_of_several_parts_and_run_lengths_give_a_mask_of_their_pixels(tmp_path: Path) -> None:
@@ -429,11 +627,14 @@ def test_xml_that_is_not_valid_is_refused(tmp_path: Path, text: str, message: st
         ("test", "test"),
         ("result", "all"),
         ("trains", "all"),
+        ("valid/_annotations.coco", "val"),
+        ("train/instances_val", "val"),
         ("evaluate", "all"),
     ],
 )
 def test_split_is_found_in_a_name(name: str, split: str) -> None:
-    assert split_of(name) == split
+    root = Path("/data/test")  # the name of the dataset states nothing
+    assert split_of(root / f"{name}.json", root) == split
 
 
 @pytest.mark.processes
@@ -467,15 +668,17 @@ def test_command_converts_by_hand(digits: dict[str, Path], tmp_path: Path) -> No
     assert "40/40" in done.stderr
     check_equal(rows(tmp_path / "new" / "signs", "val"), rows(digits["digits-seg"], "val"))
     assert not any(path.is_symlink() for path in (tmp_path / "new").rglob("*"))
+    (tmp_path / "linked").symlink_to(tmp_path / "source")
     for arguments, message in (
         (("source", "new/signs"), "DST: new/signs: exists; name a new folder"),
         (("source", "source/in"), "DST: source/in: is inside of SRC"),
         (("missing", "other"), "SRC: missing: there is no such folder"),
         (("new", "other"), "has no annotations in COCO's JSON format or Pascal VOC's XML format"),
-        (("source", "other", "--task", "classify"), "describes no labels for the task classify"),
+        (("source", "other", "--task", "classify"), "--task: classify: annotations describe labels for detect, "),
+        (("linked", "linked/in"), "DST: linked/in: is inside of SRC"),
     ):
         refused = run(*arguments)
         assert refused.returncode == 2
         assert message in refused.stderr
         assert not (tmp_path / "other").exists()
-        assert not list(tmp_path.glob(".*.partial"))
+        assert not list(tmp_path.glob(".*"))

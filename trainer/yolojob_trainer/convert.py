@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,8 @@ from yolojob.api.task import Task
 from yolojob_trainer import environment
 
 FIELD = "SRC"
+FOLDER_MODE = 0o755
+"""Of the new folder; a temporary one is only for its owner."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,21 +56,23 @@ def _convert(options: argparse.Namespace, console: Console) -> list[str]:
     from yolojob_trainer.data.formats.annotation import ImageFinder
     from yolojob_trainer.errors import BadInput
 
-    source, target = options.source.resolve(), options.target.absolute()
+    source, target = options.source.resolve(), options.target.resolve()
     if not source.is_dir():
         raise BadInput(Reason.DATASET_NOT_FOUND, f"{FIELD}: {options.source}: there is no such folder")
     if target.exists():
         raise BadInput(Reason.INVALID_DATASET, f"DST: {options.target}: exists; name a new folder")
     if target.is_relative_to(source):
         raise BadInput(Reason.INVALID_DATASET, f"DST: {options.target}: is inside of SRC, which stays as it is")
+    if options.task not in conversion.TASKS:
+        known = ", ".join(conversion.TASKS)
+        raise BadInput(Reason.INVALID_DATASET, f"--task: {options.task}: annotations describe labels for {known} only")
     finder = ImageFinder(root=source, boundary=None, field=FIELD)
     with console.status("reading annotations"):
         annotations = conversion.find(finder, options.task)
     if annotations is None:
         raise conversion.no_annotations(finder)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     try:
         with Progress(*columns, console=console) as progress:
@@ -79,6 +84,7 @@ def _convert(options: argparse.Namespace, console: Console) -> list[str]:
                 val=options.val,
             )
             result = conversion.write(annotations, partial, finder, settings)
+        partial.chmod(FOLDER_MODE)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -31,7 +31,7 @@ def data(
     val: Annotated[
         float,
         typer.Option(
-            "--val", min=0, max=1, metavar="SHARE", help="Share of the images to validate with, if SRC has no split."
+            "--val", min=0, max=0.9, metavar="SHARE", help="Share of the images to validate with, if SRC has no split."
         ),
     ] = 0.0,
     link: Annotated[bool, typer.Option("--link", help="Make links to the images instead of copies.")] = False,

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.bar import Bar
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from yolojob.api.dataset_check import DatasetCheck
@@ -162,6 +163,6 @@ def show_dataset_check(check: DatasetCheck, found: list[Finding], console: Conso
         print_line(console, cost)
     for finding in found:
         style = {Level.ERROR: "bold red", Level.WARNING: "yellow"}.get(finding.level)
-        print_line(console, f"{finding.level}: {finding.message}", style=style)
+        print_line(console, escape(f"{finding.level}: {finding.message}"), style=style)
     if not found:
         print_line(console, "Nothing was found.")

@@ -125,7 +125,7 @@ def _of_files(name: str, split: SplitCheck) -> list[Finding]:
         found.append(_warning(f"{name}: {split.orphan_count} label file(s) have no image, such as {split.orphans[0]}"))
     if len(split.modes) > 1:
         modes = ", ".join(f"{mode}: {count}" for mode, count in sorted(split.modes.items()))
-        found.append(_note(f"{name}: images have several colour modes ({modes}); all are read as RGB"))
+        found.append(_note(f"{name}: images have several colour modes ({modes}); all are read alike"))
     return found
 
 

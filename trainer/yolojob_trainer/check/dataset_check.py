@@ -6,7 +6,7 @@ import base64
 import hashlib
 import itertools
 import math
-import statistics
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -30,6 +30,8 @@ from yolojob_trainer.training.trainer import Trainer
 
 SAMPLED_BATCHES = 4
 """Batches of training samples that are timed."""
+CLASS_LIST = "classes.txt"
+"""File that some tools put beside the labels."""
 HAS_LABEL_FILES = (Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB)
 """The tasks whose labels are text files with a row for each object."""
 
@@ -51,17 +53,18 @@ def check(
     """
     images = {name: image_facts.images_of(split) for name, split in description.splits.items()}
     paths = list(dict.fromkeys(itertools.chain(*images.values())))
-    common = hashlib.sha256(str(paths[0].parent if paths else "").encode()).hexdigest()[:16]
-    known = FactsFile(cache / "checks" / f"{common}.jsonl")
+    common = hashlib.sha256(os.fsencode(paths[0].parent) if paths else b"").hexdigest()[:16]
+    known = FactsFile(cache / "checks" / f"{common}-{image_facts.FORMAT}.jsonl")
     facts = image_facts.read_all(paths, known, available_cpus(), progress)
     result = DatasetCheck(
         task=task.value,
         image_size=image_size,
         names=list(description.names.values()),
-        splits={name: _split(files, facts, task) for name, files in images.items()},
+        splits={name: _split(files, facts) for name, files in images.items()},
     )
-    times = [found.seconds for found in facts.values() if found.seconds]
-    result.decode_seconds = statistics.fmean(times) if times else None
+    if task in HAS_LABEL_FILES:
+        _add_orphans(result, images)
+    result.decode_seconds = image_facts.decode_seconds([path for path, found in facts.items() if not found.problem])
     leaks = _leaks(images, facts)
     result.leak_count, result.leaks = len(leaks), leaks[:LISTED]
     return result
@@ -81,63 +84,82 @@ def add_labels(result: DatasetCheck, build: Build, sheet: Path) -> None:
             datasets = {"train": trainer.samples.dataset, trainer.args.split: trainer.test_loader.dataset}
             for name, dataset in datasets.items():
                 if name in result.splits:
-                    _add_labels(result.splits[name], dataset, result)
+                    _add_labels(result.splits[name], dataset, result, _used_classes(trainer))
             result.sample_seconds = _sample_seconds(trainer)
             result.preview = _preview(trainer, sheet)
     except BadInput as error:
-        result.refused = str(error)
+        result.refused = _shown(str(error))
+    for split in result.splits.values():
+        _limit(split)
 
 
-def _split(files: list[Path], facts: dict[Path, ImageFacts], task: Task) -> SplitCheck:
-    """Return the facts about the files of a split."""
+def _used_classes(trainer: Trainer) -> dict[int, str]:
+    """Return the names of the classes that the training uses: spec.train may choose some, or see all as one."""
+    names: dict[int, str] = trainer.data["names"]
+    chosen = None if trainer.args.single_cls else trainer.args.classes
+    return {number: name for number, name in names.items() if chosen is None or number in chosen}
+
+
+def _split(files: list[Path], facts: dict[Path, ImageFacts]) -> SplitCheck:
+    """Return the facts about the files of a split, with all problems."""
     split = SplitCheck(images=len(files))
+    same: defaultdict[str, list[str]] = defaultdict(list)
     for path in files:
         found = facts.get(path)
         problem = found.problem if found else "does not exist"
         if found is None or problem:
-            split.broken.append(FileProblem(file=str(path), reason=problem or ""))
+            split.broken.append(FileProblem(file=_shown(path), reason=problem or ""))
             continue
         split.bytes += found.size
         split.modes[found.mode] = split.modes.get(found.mode, 0) + 1
         split.ratios[_place(found.width / found.height, RATIO_EDGES)] += 1
-    split.broken_count, split.broken = len(split.broken), split.broken[:LISTED]
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for path in files:
-        if (found := facts.get(path)) and found.content:
-            same[found.content].append(str(path))
+        same[found.content].append(_shown(path))
+    split.broken_count = len(split.broken)
     groups = [group for group in same.values() if len(group) > 1]
     split.duplicate_count, split.duplicates = sum(len(group) - 1 for group in groups), groups[:LISTED]
-    if task in HAS_LABEL_FILES:
-        orphans = _orphans(files)
-        split.orphan_count, split.orphans = len(orphans), orphans[:LISTED]
     return split
 
 
-def _orphans(files: list[Path]) -> list[str]:
-    """Return the label files beside those of the images that have no image."""
-    labels = {Path(path) for path in img2label_paths([str(file) for file in files])}
-    # Not where images and labels share a folder: other texts may be in it.
-    folders = {path.parent for path in labels} - {file.parent for file in files}
-    return sorted(str(path) for folder in folders for path in folder.glob("*.txt") if path not in labels)
+def _limit(split: SplitCheck) -> None:
+    """Count the problems of a split, and keep those that are listed."""
+    split.broken_count, split.broken = len(split.broken), split.broken[:LISTED]
+
+
+def _shown(path: Path | str) -> str:
+    """Return a path as text that can be encoded: the name of a file may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _add_orphans(result: DatasetCheck, images: dict[str, list[Path]]) -> None:
+    """Add the label files that have no image, in any split: lists may take several splits from one folder."""
+    labels = {name: [Path(path) for path in img2label_paths(list(map(str, files)))] for name, files in images.items()}
+    known, listed = set(itertools.chain(*labels.values())), set[Path]()
+    for name, paths in labels.items():
+        # Not where images and labels share a folder: other texts may be in it.
+        folders = {path.parent for path in paths} - {file.parent for file in images[name]}
+        found = {path for folder in folders for path in folder.glob("*.txt")} - known - listed
+        orphans = sorted(path for path in found if path.name != CLASS_LIST)
+        listed |= found
+        split = result.splits[name]
+        split.orphan_count, split.orphans = len(orphans), [_shown(path) for path in orphans[:LISTED]]
 
 
 def _leaks(images: dict[str, list[Path]], facts: dict[Path, ImageFacts]) -> list[Leak]:
-    """Return the pictures that are in several splits; each once, with the same bytes or with the same look."""
+    """Return the pictures of other splits that are in the first one, too; each once, preferably for the same bytes."""
+    first, *others = images
     leaks: list[Leak] = []
-    seen: set[tuple[str, ...]] = set()
+    seen: set[Path] = set()
     for same_bytes in (True, False):
-        by_hash: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        for split, files in images.items():
-            for path in files:
-                found = facts.get(path)
-                key = (found.content if same_bytes else found.look) if found else ""
-                if key:
-                    by_hash[key].setdefault(split, str(path))
-        for group in by_hash.values():
-            pair = tuple(group.values())
-            if len(pair) > 1 and pair not in seen:
-                seen.add(pair)
-                leaks.append(Leak(files=list(pair), same_bytes=same_bytes))
+        by_hash: dict[str, Path] = {}
+        for path in images[first]:
+            if (found := facts.get(path)) and (key := found.content if same_bytes else found.look):
+                by_hash.setdefault(key, path)
+        for path in itertools.chain(*(images[name] for name in others)):
+            found = facts.get(path)
+            copy = by_hash.get(found.content if same_bytes else found.look) if found else None
+            if copy and path not in seen:
+                seen.add(path)
+                leaks.append(Leak(files=[_shown(copy), _shown(path)], same_bytes=same_bytes))
     return leaks
 
 
@@ -146,17 +168,23 @@ def _place(value: float, edges: Iterable[float]) -> int:
     return int(np.searchsorted(list(edges), value, side="right"))
 
 
-def _add_labels(split: SplitCheck, dataset: Any, result: DatasetCheck) -> None:
-    """Add what the scan of the labels has found."""
+def _add_labels(split: SplitCheck, dataset: Any, result: DatasetCheck, names: dict[int, str]) -> None:
+    """Add what the scan of the labels has found.
+
+    Args:
+        split: to complete.
+        dataset: of the split, as the training reads it.
+        result: of the whole check.
+        names: of the classes that the training uses, by id.
+    """
     known = {problem.file for problem in split.broken}
     for message in dataset.left_out:
         image, _, reason = IGNORED.split(message, maxsplit=1)
-        if image not in known:
-            split.broken_count += 1
-            split.broken = [*split.broken, FileProblem(file=image, reason=reason)][:LISTED]
+        if (file := _shown(image)) not in known:
+            split.broken.append(FileProblem(file=file, reason=_shown(reason)))
     if result.task == Task.CLASSIFY:
         numbers = Counter(sample[1] for sample in dataset.samples)
-        split.classes = {name: numbers[i] for i, name in enumerate(result.names)}
+        split.classes = {name: numbers[i] for i, name in names.items()}
         return
     split.without_label, split.empty = dataset.scan.missing, dataset.scan.empty
     if Task(result.task) not in HAS_LABEL_FILES:
@@ -170,7 +198,7 @@ def _add_labels(split: SplitCheck, dataset: Any, result: DatasetCheck) -> None:
             pixels = math.sqrt(float(box_width) * width * float(box_height) * height) * scale
             split.box_sizes[_place(pixels, BOX_EDGES)] += 1
     split.objects = sum(counts.values())
-    split.classes = {name: counts[i] for i, name in enumerate(result.names)}
+    split.classes = {name: counts[i] for i, name in names.items()}
 
 
 def _sample_seconds(trainer: Trainer) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import time
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from ultralytics.data.utils import IMG_FORMATS
+from PIL import Image, ImageOps
+from ultralytics.data.utils import IMG_FORMATS, exif_size
 
 from yolojob_trainer.data.dataset import MAX_PIXELS
 from yolojob_trainer.data.dataset_description import Split
 
+FORMAT = 1
+"""Of the files of results; raise it when other facts are read."""
+TIMED_IMAGES = 50
 BATCH = 256
 """Images after which the results are written to the disk."""
 REASON_CHARACTERS = 200
@@ -45,29 +49,39 @@ class ImageFacts:
     """Hash of the file."""
     look: str = ""
     """Hash of the picture, the same in another encoding or size. Empty for a picture of one colour."""
-    seconds: float = 0.0
-    """To read and decode it."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether these are facts: a file of results may come from anywhere."""
+        texts = (self.mode, self.content, self.look, self.problem or "")
+        numbers = (self.size, self.changed, self.width, self.height)
+        is_typed = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+        return is_typed and (bool(self.problem) or min(self.width, self.height) > 0)
 
 
 def images_of(split: Split) -> list[Path]:
-    """Return the files of a split that have an image's name, in order, each once."""
-    found = [path for folder in split.folders for path in folder.rglob("*")] + split.images
-    return sorted({path for path in found if path.suffix[1:].lower() in IMG_FORMATS})
+    """Return the files of a split that a training takes for images, in order, each once.
+
+    Like upstream, it follows links to folders, and leaves out names that begin with a dot.
+    """
+    patterns = [f"{glob.escape(str(folder))}/**/*.*" for folder in split.folders]
+    # Path.rglob does not follow links to folders.
+    found = {Path(name) for pattern in patterns for name in glob.iglob(pattern, recursive=True)}  # noqa: PTH207
+    return sorted(path for path in found | set(split.images) if path.suffix[1:].lower() in IMG_FORMATS)
 
 
 def read(path: Path) -> ImageFacts:
     """Read and decode an image. All errors of the file are in the result."""
     info = path.stat()
-    began = time.perf_counter()
     try:
         data = path.read_bytes()
         with Image.open(BytesIO(data)) as image:
-            width, height, mode = image.width, image.height, image.mode
+            width, height = exif_size(image)
+            mode = image.mode
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
             image.load()
-            seconds = time.perf_counter() - began
-            look = _look(image)
+            look = _look(ImageOps.exif_transpose(image))
     except Exception as error:  # noqa: BLE001 - an untrusted file may raise anything
         reason = " ".join(str(error).split()).replace(str(path), path.name)[:REASON_CHARACTERS]
         return ImageFacts(size=info.st_size, changed=info.st_mtime_ns, problem=reason or type(error).__name__)
@@ -79,8 +93,16 @@ def read(path: Path) -> ImageFacts:
         mode=mode,
         content=hashlib.sha256(data).hexdigest(),
         look=look,
-        seconds=seconds,
     )
+
+
+def decode_seconds(paths: list[Path]) -> float | None:
+    """Return the time to read and decode an image in this thread, from some of them; None without images."""
+    chosen = paths[:: max(len(paths) // TIMED_IMAGES, 1)]
+    began = time.perf_counter()
+    for path in chosen:
+        Image.open(BytesIO(path.read_bytes())).load()
+    return (time.perf_counter() - began) / len(chosen) if chosen else None
 
 
 def _look(image: Image.Image) -> str:
@@ -104,10 +126,12 @@ class FactsFile:
             return
         for line in lines:
             try:
-                name, facts = json.loads(line)
-                yield str(name), ImageFacts(**facts)
+                name, content = json.loads(line)
+                facts = ImageFacts(**content)
             except (ValueError, TypeError):
                 continue  # the last line of a check that was killed
+            if facts.is_usable:
+                yield str(name), facts
 
     def get(self, path: Path) -> ImageFacts | None:
         """Return the facts about a file; None if they are unknown, or the file has changed."""

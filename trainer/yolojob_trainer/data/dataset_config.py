@@ -6,10 +6,13 @@ paths must stay inside the dataset.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import reprlib
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from yolojob.api.task import Task
 from yolojob_trainer.data import builtin_digits, class_folders, official_datasets
 from yolojob_trainer.data.dataset_description import MAX_CLASSES, SEARCH_DEPTH, DatasetDescription, Split
 from yolojob_trainer.data.formats import conversion
-from yolojob_trainer.data.formats.annotation import ImageFinder
+from yolojob_trainer.data.formats.annotation import ImageFinder, folders_of
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.data.staging import ProgressCallback, Stage
 from yolojob_trainer.errors import BadInput
@@ -47,6 +50,7 @@ class OpenDataset:
     description: DatasetDescription
 
 
+DEFAULT_CONFIG = Dataset.model_fields["config"].default
 MAX_CONFIG_BYTES = 10 << 20
 MAX_KEYPOINTS = 1000
 LOGGED_PARTS = 10
@@ -103,46 +107,78 @@ def open_dataset(spec: YoloTrainingJobSpec, folder: Path, task: Task, node: Node
     Raises:
         BadInput: it cannot be used.
     """
-    uri, config = spec.dataset.uri, spec.dataset.config
+    uri, config, split = spec.dataset.uri, spec.dataset.config, spec.train.split or "val"
     boundary = link_boundary(spec.dataset, folder, node.volumes)
     if uri.scheme == uris.ULTRALYTICS:
         config = str(official_datasets.data_file(uri.location))
-    elif task is not Task.CLASSIFY:
+    elif task is not Task.CLASSIFY and config == DEFAULT_CONFIG and not _data_files(folder.resolve()):
         finder = ImageFinder(root=folder.resolve(), boundary=boundary, field="spec.dataset")
-        try:
-            _find_config(finder.root, config)
-        except BadInput as error:
-            folder, config = _converted(finder, task, node, error), conversion.DATA_FILE
-            boundary = None  # the conversion has checked all links
-    return OpenDataset(
-        boundary=boundary, description=describe(folder, config, spec.train.split or "val", boundary, task)
-    )
+        if conversion.annotation_files(finder.root, task):
+            folder, config = _converted(finder, task, split, node.cache), conversion.DATA_FILE
+            _check_links(folder, boundary)
+            boundary = None
+    return OpenDataset(boundary=boundary, description=describe(folder, config, split, boundary, task))
 
 
-def _converted(finder: ImageFinder, task: Task, node: NodeFolders, error: BadInput) -> Path:
+def _converted(finder: ImageFinder, task: Task, split: str, cache: Path) -> Path:
     """Return the folder with the converted dataset.
 
     Raises:
-        BadInput: the annotations are not valid; `error` if there are none in a known format.
+        BadInput: the annotations are not valid, or in no known format.
     """
-    if not conversion.annotation_files(finder.root, task):
-        raise error
 
     def write(target: Path) -> None:
+        # In a process of its own: reading a large JSON file holds Python's lock for longer than a heartbeat may wait,
+        # and takes several times its size of memory.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                problem = pool.submit(_convert, finder, task, split, target).result()
+            except BrokenProcessPool:
+                raise BadInput(
+                    Reason.INVALID_DATASET,
+                    f"spec.dataset: {finder.root}: the process that converts the annotations was killed: they may need "
+                    "more memory than spec.workers.resources allows",
+                ) from None
+        if problem:
+            raise BadInput(Reason.INVALID_DATASET, problem)
+
+    stage = Stage(cache / "datasets", lambda *_: None, "spec.dataset")
+    folder = stage.make(f"converted-{conversion.fingerprint(finder.root, task)}-{split}", write)
+    for line in (folder / conversion.SUMMARY).read_text(encoding="utf-8").splitlines():
+        _log(line)
+    return folder
+
+
+def _convert(finder: ImageFinder, task: Task, split: str, target: Path) -> str | None:
+    """Convert a dataset; return what is wrong with it."""
+
+    def count(done: int, total: int) -> None:
+        if done * LOGGED_PARTS // total > (done - 1) * LOGGED_PARTS // total:
+            _log(f"converted {done} of {total} images")
+
+    try:
         annotations = conversion.find(finder, task)
         if annotations is None:
-            raise error
+            raise conversion.no_annotations(finder)
+        settings = conversion.ConversionSettings(task=task, place=conversion.link, count=count, needed=split)
+        conversion.write(annotations, target, finder, settings)
+    except BadInput as error:
+        return str(error)
+    return None
 
-        def count(done: int, total: int) -> None:
-            if done * LOGGED_PARTS // total > (done - 1) * LOGGED_PARTS // total:
-                _log(f"{annotations.format}: converted {done} of {total} images")
 
-        settings = conversion.ConversionSettings(task=task, place=conversion.link, count=count)
-        for line in conversion.write(annotations, target, finder, settings).summary():
-            _log(line)
+def _check_links(folder: Path, boundary: Path | None) -> None:
+    """Check that the images of a converted dataset are in the volume still.
 
-    stage = Stage(node.cache / "datasets", lambda *_: None, "spec.dataset")
-    return stage.make(f"converted-{conversion.fingerprint(finder.root, task)}", write)
+    Raises:
+        BadInput: a link leads out of it.
+    """
+    for path in (folder / "images").rglob("*") if boundary else ():
+        if path.is_symlink() and boundary and not path.resolve().is_relative_to(boundary):
+            raise BadInput(
+                Reason.INVALID_DATASET,
+                f"spec.dataset: {path.readlink()}: is a link out of the volume; copy the data into it",
+            )
 
 
 def _log(line: str) -> None:
@@ -502,6 +538,10 @@ def _find_config(folder: Path, config: str) -> Path:
     if found:
         listed = ", ".join(str(path.relative_to(folder)) for path in found[:LISTED_FILES])
         raise BadInput(Reason.DATASET_NOT_FOUND, f"{field_name}: exists more than once in {folder}; name one: {listed}")
-    existing = sorted(str(p.relative_to(folder)) for parent in [folder, *parents] for p in parent.glob("*.y*ml"))
-    listed = ", ".join(existing[:LISTED_FILES]) or "no YAML file at all"
+    listed = ", ".join(_data_files(folder)[:LISTED_FILES]) or "no YAML file at all"
     raise BadInput(Reason.DATASET_NOT_FOUND, f"{field_name}: not in {folder}; there is {listed}")
+
+
+def _data_files(folder: Path) -> list[str]:
+    """Return the YAML files of a dataset, relative to its folder."""
+    return sorted(str(path.relative_to(folder)) for parent in folders_of(folder) for path in parent.glob("*.y*ml"))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from yolojob.api import constants
 from yolojob.api import uri as uris
 from yolojob.api.reasons import Reason
+from yolojob.api.spec import OFFICIAL_WEIGHTS
 from yolojob.api.uri import Uri
 from yolojob_trainer.errors import BadInput
 
 RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 """Folder of the files; the release that Ultralytics 8.4 itself fetches them from."""
-NAMES = frozenset(name for name in GITHUB_ASSETS_NAMES if name.startswith("yolo") and name.endswith(".pt"))
+NAMES = frozenset(name for name in GITHUB_ASSETS_NAMES if re.fullmatch(OFFICIAL_WEIGHTS, name))
 SHA256 = {
     "yolo11l-cls.pt": "6b56513a5d8bdae6b8f0a36dacaf01b26d5a522ba1b34197c3bac9fa6463366c",
     "yolo11l-obb.pt": "92dcf9face59a821cd4ee93828f4c19b51f6dee9b842b23c1dacab7aa89039fc",

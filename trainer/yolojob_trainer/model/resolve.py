@@ -151,6 +151,8 @@ def _locate_weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path |
     except Unavailable as error:
         raise Unavailable(f"{error}; where the network does not reach it, {advice}") from error
     except BadInput as error:
+        if error.reason in (Reason.NO_SPACE, Reason.CACHE_FAILED):
+            raise
         raise BadInput(error.reason, f"{error}; {advice}") from error
 
 

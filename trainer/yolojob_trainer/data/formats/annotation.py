@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from ultralytics.data.utils import exif_size
 
 from yolojob.api.reasons import Reason
 from yolojob_trainer.data.dataset_description import SEARCH_DEPTH
@@ -20,6 +24,11 @@ Points = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
 
+MAX_NAME = 200
+"""Characters of the name of a class."""
+MAX_DIGITS = 30
+"""Of an id, or of a number of pixels."""
+TURNED = "image(s) are turned by EXIF data, but annotated as they are stored: they are left out"
 ALL = "all"
 """Name of the images of a dataset that states no splits."""
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -63,23 +72,56 @@ class AnnotatedDataset:
     """Images by split; read while they are iterated. Only `ALL` if the dataset states no splits."""
     sizes: dict[str, int]
     """Images of each split, as its annotations list them."""
+    keypoints: int = 0
+    """Number of key points of an object; 0 without any."""
     keypoint_names: list[str] = field(default_factory=list)
     """Names of the key points, if all classes with key points have the same."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was left out, and how often; complete when the splits are."""
 
 
-def split_of(*texts: str) -> str:
-    """Return the split that a name states, such as instances_val2017 or valid; `ALL` if none does.
+def split_of(path: Path, root: Path) -> str:
+    """Return the split that the name of a file or of its folder states, such as instances_val2017 or valid.
 
     Args:
-        texts: names, the most specific first.
+        path: of the file.
+        root: of the dataset, whose own name states nothing.
+
+    Returns:
+        `ALL` if they state none.
     """
-    for text in texts:
+    for text in (path.stem, path.parent.name if path.parent != root else ""):
         for word in re.findall(r"[a-z]+", text.lower()):
             if word in _SPLIT_WORDS:
                 return _SPLIT_WORDS[word]
     return ALL
+
+
+def read_size(file: Path) -> tuple[int, int] | None:
+    """Return (width, height) of an image as a training reads it, turned by its EXIF data; None if it is broken."""
+    try:
+        with Image.open(file) as image:
+            width, height = exif_size(image)
+    except Exception:  # noqa: BLE001 - an untrusted file may raise anything; the scan of the training says what
+        return None
+    return int(width), int(height)
+
+
+def used_size(stated: tuple[int | None, int | None], file: Path) -> tuple[int, int] | None:
+    """Return (width, height) to which the coordinates of an image refer.
+
+    Args:
+        stated: width and height in the annotations.
+        file: the image.
+
+    Returns:
+        None if the annotations are for the image as it is stored, and its EXIF data turns it.
+    """
+    found = read_size(file)
+    width, height = stated
+    if not width or not height or width < 1 or height < 1:
+        return found or (1, 1)  # a broken image, which the training leaves out
+    return None if found and found != (width, height) and found == (height, width) else (width, height)
 
 
 def folders_of(root: Path) -> Iterator[Path]:
@@ -127,11 +169,32 @@ class ImageFinder:
         return None
 
 
+def integer(value: Any) -> int | None:
+    """Return an integer that may be written as 1, 1.0 or "1"; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)) > MAX_DIGITS:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def has_control_characters(text: str) -> bool:
+    """Return whether a text has characters that end a line, or that change what a terminal shows."""
+    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
+def is_class_name(name: object) -> TypeGuard[str]:
+    """Return whether a value from a file is a name for a class."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_NAME and not has_control_characters(name)
+
+
 def is_relative_path(name: str) -> bool:
     """Return whether a text is a path that stays inside its folder, and that the file system accepts."""
     parts = name.split("/")
     return (
-        name.isprintable()
+        not has_control_characters(name)
         and not name.startswith("/")
         and ".." not in parts
         and len(name.encode()) < 4000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,18 +11,26 @@ from typing import Any
 
 import numpy as np
 
+from yolojob.api.reasons import Reason
 from yolojob.api.task import Task
 from yolojob_trainer.data.dataset_description import MAX_CLASSES
 from yolojob_trainer.data.formats import rle
 from yolojob_trainer.data.formats.annotation import (
+    MAX_NAME,
+    TURNED,
     AnnotatedDataset,
     AnnotatedImage,
     Annotation,
+    Box,
     ImageFinder,
     Points,
     folders_of,
+    integer,
+    is_class_name,
     split_of,
+    used_size,
 )
+from yolojob_trainer.errors import BadInput
 
 MAX_FILE_BYTES = 4 << 30
 MAX_FILES = 20
@@ -33,7 +40,8 @@ OTHER_CONTENT = ("captions", "image_info", "panoptic", "stuff")
 KEYPOINTS = "keypoints"
 """Part of the names of COCO's files with key points, of one class."""
 KEYS = {"images", "annotations", "categories"}
-MAX_NAME = 200
+OUTLINED = (Task.SEGMENT, Task.SEMANTIC, Task.OBB)
+"""The tasks that use outlines."""
 MAX_NUMBER = 1e7
 """Of a coordinate in pixels."""
 
@@ -55,22 +63,34 @@ def annotation_files(root: Path, task: Task) -> list[Path]:
     return [path for path in files if path not in with_keypoints] or files
 
 
-def read(files: list[Path], finder: ImageFinder) -> AnnotatedDataset | None:
+def read(files: list[Path], finder: ImageFinder, task: Task) -> AnnotatedDataset | None:
     """Read annotations; None if no file has any.
+
+    Args:
+        files: that may hold annotations.
+        finder: of the dataset.
+        task: of the training: only what it needs is read.
 
     Raises:
         BadInput: a file is not valid, or two are for the same split.
     """
     parts: dict[str, _CocoFile] = {}
+    invalid: NotJson | None = None
     for path in files:
-        part = _CocoFile.read(path, finder)
+        try:
+            part = _CocoFile.read(path, finder)
+        except NotJson as error:
+            invalid = error
+            continue
         if part is None:
             continue
-        split = split_of(path.stem, path.parent.name)
+        split = split_of(path, finder.root)
         if split in parts:
             raise finder.error(f"{path} and {parts[split].path}: both are annotations for {split}; remove one of them")
         parts[split] = part
     if not parts:
+        if invalid:
+            raise invalid
         return None
     dataset = AnnotatedDataset(
         format="COCO",
@@ -78,9 +98,10 @@ def read(files: list[Path], finder: ImageFinder) -> AnnotatedDataset | None:
         splits={},
         sizes={split: len(part.images) for split, part in parts.items()},
         keypoint_names=_keypoint_names(list(parts.values())),
+        keypoints=_count_keypoints(list(parts.values())),
     )
     for split, part in parts.items():
-        dataset.splits[split] = _CocoImages(part, finder, dataset)
+        dataset.splits[split] = _CocoImages(part, finder, dataset, task)
     return dataset
 
 
@@ -91,7 +112,7 @@ class _CocoFile:
     path: Path
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
-    categories: dict[Any, dict[str, Any]]
+    categories: dict[int, dict[str, Any]]
     """By id, in the order of the ids."""
 
     @classmethod
@@ -108,7 +129,7 @@ class _CocoFile:
         try:
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError):
-            raise finder.error(f"{path}: is not valid JSON") from None
+            raise NotJson(Reason.INVALID_DATASET, f"{finder.field}: {path}: is not valid JSON") from None
         if not isinstance(content, dict) or not set(content) >= KEYS:
             return None
         for key in KEYS:
@@ -116,11 +137,12 @@ class _CocoFile:
                 raise finder.error(f"{path}: {key}: must be a list of objects")
         categories = {}
         for category in content["categories"]:
-            name, number = category.get("name"), category.get("id")
-            if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+            name, number = category.get("name"), integer(category.get("id"))
+            if not is_class_name(name):
                 raise finder.error(f"{path}: categories: {str(name)[:MAX_NAME]!r} is no name for a class")
-            if not isinstance(number, int) or number in categories:
-                raise finder.error(f"{path}: categories: {name}: the id {number!r} must be a number of its own")
+            if number is None or number in categories:
+                shown = str(category.get("id"))[:MAX_NAME]
+                raise finder.error(f"{path}: categories: {name}: the id {shown} must be a number of its own")
             categories[number] = category
         return cls(
             path=path,
@@ -128,6 +150,10 @@ class _CocoFile:
             annotations=content["annotations"],
             categories=dict(sorted(categories.items())),
         )
+
+
+class NotJson(BadInput):
+    """A file has the suffix of JSON, but another content. It may have nothing to do with the dataset."""
 
 
 def _names(parts: list[_CocoFile], finder: ImageFinder) -> list[str]:
@@ -138,8 +164,8 @@ def _names(parts: list[_CocoFile], finder: ImageFinder) -> list[str]:
     """
     names: dict[str, None] = {}
     for part in parts:
-        used = {annotation.get("category_id") for annotation in part.annotations if _is_hashable(annotation)}
-        parents = {category.get("supercategory") for category in part.categories.values()}
+        used = {integer(annotation.get("category_id")) for annotation in part.annotations}
+        parents = {str(category.get("supercategory")) for category in part.categories.values()}
         for number, category in part.categories.items():
             if number in used or category["name"] not in parents or category.get("supercategory") == category["name"]:
                 names[category["name"]] = None
@@ -148,8 +174,10 @@ def _names(parts: list[_CocoFile], finder: ImageFinder) -> list[str]:
     return list(names)
 
 
-def _is_hashable(annotation: dict[str, Any]) -> bool:
-    return isinstance(annotation.get("category_id"), int)
+def _count_keypoints(parts: list[_CocoFile]) -> int:
+    """Return the number of key points of the first object that has some."""
+    found = (annotation.get("keypoints") for part in parts for annotation in part.annotations)
+    return next((len(values) // 3 for values in found if isinstance(values, list) and values), 0)
 
 
 def _keypoint_names(parts: list[_CocoFile]) -> list[str]:
@@ -164,42 +192,45 @@ def _keypoint_names(parts: list[_CocoFile]) -> list[str]:
 class _CocoImages:
     """The images of a split, read while they are iterated."""
 
-    def __init__(self, part: _CocoFile, finder: ImageFinder, dataset: AnnotatedDataset) -> None:
-        self._part, self._finder, self._dataset = part, finder, dataset
+    def __init__(self, part: _CocoFile, finder: ImageFinder, dataset: AnnotatedDataset, task: Task) -> None:
+        self._part, self._finder, self._dataset, self._task = part, finder, dataset, task
 
     def __iter__(self) -> Iterator[AnnotatedImage]:
-        path = self._part.path
-        root, split = self._finder.root, split_of(path.stem, path.parent.name)
+        path, notes = self._part.path, self._dataset.notes
+        root, split = self._finder.root, split_of(self._part.path, self._finder.root)
         stem = path.stem.rpartition("_")[2]  # instances_val2017
         names = dict.fromkeys(("", "images", stem, split, f"images/{stem}", f"images/{split}"))
         folders = [path.parent, *(top / name for top in (path.parent.parent, root) for name in names)]
         folders = [folder for folder in dict.fromkeys(folders) if folder.is_relative_to(root) and folder.is_dir()]
-        by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+        by_image: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for annotation in self._part.annotations:
-            if isinstance(annotation.get("image_id"), int | str):
-                by_image[annotation["image_id"]].append(annotation)
+            by_image[_key(annotation.get("image_id"))].append(annotation)
         for image in self._part.images:
             name = image.get("file_name")
             if not isinstance(name, str):
                 raise self._finder.error(f"{path}: images: {str(image)[:MAX_NAME]}: file_name: must be a path")
             name = name.replace("\\", "/").removeprefix("./")
+            rows = by_image.pop(_key(image.get("id")), [])
             file = self._finder.find(name, folders, path)
             if file is None:
-                self._dataset.notes["image(s) listed in the annotations do not exist"] += 1
+                notes["image(s) listed in the annotations do not exist"] += 1
                 continue
-            width, height = image.get("width"), image.get("height")
-            if not isinstance(width, int) or not isinstance(height, int) or width < 1 or height < 1:
-                raise self._finder.error(f"{path}: images: {name}: width and height must be numbers of pixels")
-            rows = by_image.get(image.get("id"), []) if isinstance(image.get("id"), int | str) else []
+            size = used_size((integer(image.get("width")), integer(image.get("height"))), file)
+            if size is None:
+                notes[TURNED] += 1
+                continue
             found = [self._annotation(row) for row in rows]
             yield AnnotatedImage(
-                file=file, name=name, width=width, height=height, annotations=[row for row in found if row]
+                file=file, name=name, width=size[0], height=size[1], annotations=[row for row in found if row]
             )
+        if lost := sum(map(len, by_image.values())):
+            notes["object(s) are of no image"] += lost
 
     def _annotation(self, row: dict[str, Any]) -> Annotation | None:
         """Return an object; None, and a note, if it cannot be used."""
         notes = self._dataset.notes
-        category = self._part.categories.get(row.get("category_id")) if _is_hashable(row) else None
+        number = integer(row.get("category_id"))
+        category = self._part.categories.get(number) if number is not None else None
         if category is None:
             notes["object(s) with an unknown category are left out"] += 1
             return None
@@ -207,13 +238,21 @@ class _CocoImages:
             notes["group(s) of objects (iscrowd) are left out"] += 1
             return None
         try:
-            polygons = _polygons(row.get("segmentation"))
-            box = _box(row.get("bbox"), polygons)
-            keypoints = _keypoints(row.get("keypoints"))
+            # Only what the task needs: a fault in the rest does not matter.
+            box = _box(row.get("bbox"))
+            polygons = _polygons(row.get("segmentation")) if box is None or self._task in OUTLINED else []
+            keypoints = _keypoints(row.get("keypoints")) if self._task is Task.POSE else None
+            box = box or _box_around(polygons)
         except (ValueError, TypeError, KeyError, OverflowError):
             notes["object(s) with invalid coordinates are left out"] += 1
             return None
         return Annotation(name=category["name"], box=box, polygons=polygons, keypoints=keypoints)
+
+
+def _key(value: Any) -> str:
+    """Return the id of an image, the same for 1, 1.0 and "1"."""
+    number = integer(value)
+    return str(value)[:MAX_NAME] if number is None else str(number)
 
 
 def _numbers(values: Any) -> Points:
@@ -239,20 +278,31 @@ def _polygons(segmentation: Any) -> list[Points]:
     return [_numbers(part).reshape(-1, 2) for part in parts if len(part) >= 2 * rle.MIN_POINTS]
 
 
-def _box(bbox: Any, polygons: list[Points]) -> tuple[float, float, float, float]:
-    """Return the box, or that of the polygons if the file has none.
+def _box(bbox: Any) -> Box | None:
+    """Return the box; None if the file has none.
 
     Raises:
-        ValueError: there is neither, or it is empty.
+        ValueError: it is not valid.
+        TypeError: it is not valid.
     """
-    if bbox:
-        left, top, width, height = _numbers(bbox)
-        right, bottom = left + width, top + height
-    elif polygons:
-        points = np.concatenate(polygons)
-        (left, top), (right, bottom) = points.min(0), points.max(0)
-    else:
+    if not bbox or not any(bbox[2:]):
+        return None
+    left, top, width, height = _numbers(bbox)
+    if not (width > 0 and height > 0):
+        raise ValueError("an empty box")
+    return float(left), float(top), float(left + width), float(top + height)
+
+
+def _box_around(polygons: list[Points]) -> Box:
+    """Return the box of an outline.
+
+    Raises:
+        ValueError: there is none, or it is empty.
+    """
+    if not polygons:
         raise ValueError("an object without a box")
+    points = np.concatenate(polygons)
+    (left, top), (right, bottom) = points.min(0), points.max(0)
     if not (right > left and bottom > top):
         raise ValueError("an empty box")
     return float(left), float(top), float(right), float(bottom)
@@ -262,6 +312,6 @@ def _keypoints(values: Any) -> Points | None:
     if not values:
         return None
     points = _numbers(values).reshape(-1, 3)
-    if not all(value in (0, 1, 2) for value in points[:, 2]) or not math.isfinite(points.sum()):
+    if not all(value in (0, 1, 2) for value in points[:, 2]):
         raise ValueError("a visibility is not 0, 1 or 2")
     return points

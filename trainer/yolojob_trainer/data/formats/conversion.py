@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections import Counter
@@ -19,6 +20,7 @@ from yolojob.api.task import Task
 from yolojob_trainer.data.formats import coco, voc
 from yolojob_trainer.data.formats.annotation import (
     ALL,
+    TEST,
     TRAIN,
     VAL,
     AnnotatedDataset,
@@ -26,9 +28,14 @@ from yolojob_trainer.data.formats.annotation import (
     Annotation,
     ImageFinder,
     Points,
+    folders_of,
 )
 from yolojob_trainer.errors import BadInput
 
+FORMAT = 1
+"""Of the converted dataset; raise it with every change of what a conversion writes."""
+SUMMARY = "conversion.txt"
+"""What a conversion has found, for people."""
 DATA_FILE = "data.yaml"
 MAX_MERGED_POINTS = 1000
 """Points of a part of an outline: the time to merge two parts is the product of their points."""
@@ -53,6 +60,8 @@ class ConversionSettings:
     """Called for each image."""
     val: float = 0.0
     """Share of the images for the validation, if the dataset has no split for it; 0 demands one."""
+    needed: str = VAL
+    """The split for the validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +89,15 @@ def find(finder: ImageFinder, task: Task) -> AnnotatedDataset | None:
     Raises:
         BadInput: the annotations are not valid.
     """
-    if files := coco.annotation_files(finder.root, task):
-        dataset = coco.read(files, finder)
-        if dataset is not None:
-            return dataset
-    return voc.read(voc.annotation_files(finder.root), finder)
+    unknown: coco.NotJson | None = None
+    try:
+        dataset = coco.read(coco.annotation_files(finder.root, task), finder, task)
+    except coco.NotJson as error:
+        dataset, unknown = None, error
+    dataset = dataset or voc.read(voc.annotation_files(finder.root), finder)
+    if dataset is None and unknown:
+        raise unknown
+    return dataset
 
 
 def annotation_files(root: Path, task: Task) -> list[Path]:
@@ -93,13 +106,19 @@ def annotation_files(root: Path, task: Task) -> list[Path]:
 
 
 def fingerprint(root: Path, task: Task) -> str:
-    """Return a text that changes with the annotations and the folders of a dataset."""
-    files = annotation_files(root, task)
-    folders = {folder for file in files for folder in (file.parent, *file.parent.parent.glob("*")) if folder.is_dir()}
-    digest = hashlib.sha256(task.encode())
-    for path in [*files, *sorted(folders)]:
-        info = path.stat()
-        digest.update(f"{path}\0{info.st_size if path.is_file() else 0}\0{info.st_mtime_ns}\0".encode())
+    """Return a text that changes with the annotations, the lists of the splits, and the folders of a dataset."""
+    files: dict[str, list[Path]] = {
+        **voc.annotation_files(root),
+        "coco": coco.annotation_files(root, task),
+        "lists": voc.list_files(root),
+        "folders": list(folders_of(root)),
+    }
+    digest = hashlib.sha256(f"{FORMAT}\0{task}\0".encode() + os.fsencode(root))
+    for kind, paths in files.items():
+        for path in paths:
+            info = path.stat()
+            size = 0 if kind == "folders" else info.st_size
+            digest.update(os.fsencode(path) + f"\0{kind}\0{size}\0{info.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:32]
 
 
@@ -117,23 +136,39 @@ def write(
     Raises:
         BadInput: the dataset cannot be converted.
     """
-    task, val = settings.task, settings.val
+    task = settings.task
     if task not in TASKS:
         raise finder.error(f"{dataset.format} describes no labels for the task {task}, but for {', '.join(TASKS)}")
-    if VAL not in dataset.splits and not val:
-        raise finder.error(
-            f"{dataset.format}: the annotations have no split for the validation; take a share of the images for it "
-            "with `yolojob convert data SRC DST --val 0.1`"
-        )
+    splits = _used_splits(dataset, finder, settings)
     writer = _Writer(dataset, target, finder, settings)
-    total, done = sum(dataset.sizes.values()), 0
-    splits = dataset.splits if VAL in dataset.splits else _with_validation(dataset.splits, val)
+    total, done = sum(dataset.sizes.get(split, 0) for split in dataset.splits), 0
     for split, images in splits.items():
         for image in images:
             writer.add(split, image)
             done += 1
-            settings.count(done, total)
-    return writer.finish()
+            settings.count(done, max(total, done))
+    return writer.finish(settings.needed)
+
+
+def _used_splits(
+    dataset: AnnotatedDataset, finder: ImageFinder, settings: ConversionSettings
+) -> dict[str, Iterable[AnnotatedImage]]:
+    """Return the splits, with one for the validation.
+
+    Raises:
+        BadInput: the dataset has none.
+    """
+    splits = dict(dataset.splits)
+    if settings.needed in splits:
+        return splits
+    if settings.val:
+        return _with_validation(splits, settings.val)
+    if settings.needed == VAL and TEST in splits and TRAIN in splits:  # as in VOC2007
+        return {**splits, VAL: splits[TEST]}
+    raise finder.error(
+        f"{dataset.format}: the annotations have no split named {settings.needed} for the validation; take a share of "
+        "the images for it with `yolojob convert data SRC DST --val 0.1`"
+    )
 
 
 def _with_validation(splits: dict[str, Iterable[AnnotatedImage]], share: float) -> dict[str, Iterable[AnnotatedImage]]:
@@ -141,8 +176,8 @@ def _with_validation(splits: dict[str, Iterable[AnnotatedImage]], share: float) 
 
     It is taken from the images for the training, and has at least one of them.
     """
-    name = TRAIN if TRAIN in splits else ALL
-    images = sorted(splits.get(name, ()), key=lambda image: hashlib.sha256(image.name.encode()).digest())
+    name = next(split for split in (TRAIN, ALL, *splits) if split in splits)
+    images = sorted(splits[name], key=lambda image: hashlib.sha256(os.fsencode(image.name)).digest())
     count = max(round(share * len(images)), 1)
     others = {split: part for split, part in splits.items() if split != name}
     return {TRAIN: images[count:], VAL: images[:count], **others}
@@ -161,14 +196,15 @@ class _Writer:
         """Images by their label files."""
         self._images: Counter[str] = Counter()
         self._objects = self._outlines = 0
-        self._keypoints = len(dataset.keypoint_names)
+        self._keypoints = len(dataset.keypoint_names) or dataset.keypoints
 
     def add(self, split: str, image: AnnotatedImage) -> None:
-        name = image.name
-        label = (self._target / "labels" / split / name).with_suffix(".txt")
-        if self._written.get(label, name) != name:  # another suffix
+        # Ultralytics finds a label by the last folder named images in the path of its image.
+        name = "/".join(part for part in image.name.split("/") if part != "images")
+        label = self._label(split, name)
+        while self._written.get(label, image.name) != image.name:  # of another image, with another suffix
             name = re.sub(r"\.([^.]*)$", r"-\1.\1", name)
-            label = (self._target / "labels" / split / name).with_suffix(".txt")
+            label = self._label(split, name)
         rows = list(self._rows(image))
         if label not in self._written:
             path = self._target / "images" / split / name
@@ -181,17 +217,23 @@ class _Writer:
         self._written[label] = image.name
         self._objects += len(rows)
 
-    def finish(self) -> ConversionResult:
-        """Write the data file.
+    def _label(self, split: str, name: str) -> Path:
+        return (self._target / "labels" / split / name).with_suffix(".txt")
+
+    def finish(self, needed: str) -> ConversionResult:
+        """Write the data file and the summary.
+
+        Args:
+            needed: the split for the validation.
 
         Raises:
             BadInput: nothing was written, or nothing that the task needs.
         """
         dataset, task = self._dataset, self._task
-        missing = [split for split in (TRAIN, VAL) if not self._images[split]]
+        missing = [split for split in (TRAIN, needed) if not self._images[split]]
         if missing:
-            notes = "; ".join(f"{count} {note}" for note, count in dataset.notes.items())
-            raise self._finder.error(f"{dataset.format}: there are no images for {' and '.join(missing)}: {notes}")
+            notes = "".join(f"; {count} {note}" for note, count in dataset.notes.items())
+            raise self._finder.error(f"{dataset.format}: there are no images for {' and '.join(missing)}{notes}")
         if task in (Task.SEGMENT, Task.SEMANTIC) and not self._outlines:
             raise self._finder.error(f"{dataset.format}: has boxes, but no polygons or masks, which {task} needs")
         if task is Task.POSE and not self._keypoints:
@@ -201,13 +243,15 @@ class _Writer:
         names = dict(enumerate(dataset.names))
         text = yaml.safe_dump({**content, "names": names, **settings}, sort_keys=False, allow_unicode=True)
         (self._target / DATA_FILE).write_text(text, encoding="utf-8")
-        return ConversionResult(
+        result = ConversionResult(
             format=dataset.format,
             images=dict(self._images),
             objects=self._objects,
             classes=len(names),
             notes=dataset.notes,
         )
+        (self._target / SUMMARY).write_text("\n".join(result.summary()) + "\n", encoding="utf-8")
+        return result
 
     def _rows(self, image: AnnotatedImage) -> Iterator[str]:
         size = np.array([image.width, image.height], np.float64)
@@ -246,8 +290,6 @@ class _Writer:
 
     def _keypoint_values(self, annotation: Annotation, size: Points) -> list[float]:
         points = annotation.keypoints
-        if points is not None and not self._keypoints:
-            self._keypoints = len(points)
         if points is None or len(points) != self._keypoints:
             if points is not None:
                 self._dataset.notes["object(s) with another number of key points count as unlabelled"] += 1
@@ -261,14 +303,15 @@ class _Writer:
 def _keypoint_settings(dataset: AnnotatedDataset, count: int) -> dict[str, object]:
     """Return what a data file says about key points. Names with left and right tell which ones a flip exchanges."""
     names = dataset.keypoint_names
-    if not names:
-        return {"kpt_shape": [count, 3]}
-    swap = {"left": "right", "right": "left"}
-    swapped = [re.sub("left|right", lambda match: swap[match[0]], name) for name in names]
     settings: dict[str, object] = {"kpt_shape": [count, 3]}
-    if len(set(names)) == count and set(swapped) == set(names):
-        settings["flip_idx"] = [names.index(name) for name in swapped]
-    return {**settings, "kpt_names": dict.fromkeys(range(len(dataset.names)), names)}
+    lower = [name.lower() for name in names]
+    swap = {"left": "right", "right": "left"}
+    swapped = [re.sub("left|right", lambda match: swap[match[0]], name) for name in lower]
+    if len(set(lower)) == count and set(swapped) == set(lower) and swapped != lower:
+        settings["flip_idx"] = [lower.index(name) for name in swapped]
+    else:
+        dataset.notes["set of key points names no left and right, so images are not flipped: see flip_idx"] += 1
+    return {**settings, "kpt_names": dict.fromkeys(range(len(dataset.names)), names)} if names else settings
 
 
 def link(file: Path, path: Path) -> None:

@@ -10,13 +10,14 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
-from PIL import Image
 from ultralytics.data.utils import IMG_FORMATS
 
 from yolojob_trainer.data.dataset_description import MAX_CLASSES
 from yolojob_trainer.data.formats.annotation import (
+    MAX_NAME,
     TEST,
     TRAIN,
+    TURNED,
     VAL,
     AnnotatedDataset,
     AnnotatedImage,
@@ -24,37 +25,43 @@ from yolojob_trainer.data.formats.annotation import (
     Box,
     ImageFinder,
     folders_of,
+    integer,
+    is_class_name,
     split_of,
+    used_size,
 )
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 """Folders of Pascal VOC's own layout."""
 MAX_FILE_BYTES = 1 << 20
-MAX_NAME = 200
 
 
 def annotation_files(root: Path) -> dict[str, list[Path]]:
     """Return the XML files of each split: by Pascal VOC's lists, or by the folders in which they are."""
     splits: dict[str, list[Path]] = {}
     for folder in folders_of(root):
-        if files := sorted(folder.glob("*.xml")):
-            for split, part in _by_lists(folder, files).items():
+        if files := sorted(path for path in folder.glob("*.xml") if not path.name.startswith(".")):
+            for split, part in _by_lists(root, folder, files).items():
                 splits.setdefault(split, []).extend(part)
-    if VAL not in splits and TEST in splits and TRAIN in splits:  # as in VOC2007
-        splits[VAL] = splits[TEST]
     return splits
 
 
-def _by_lists(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+def list_files(root: Path) -> list[Path]:
+    """Return the files that list the images of the splits."""
+    lists = (folder / f"{split}.txt" for folder in folders_of(root) for split in (TRAIN, VAL, TEST))
+    return [path for path in lists if path.is_file() and path.parent.as_posix().endswith(f"/{LISTS}")]
+
+
+def _by_lists(root: Path, folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Return the files of a folder by split."""
-    lists = folder.parent / LISTS
     splits = {}
     for split in (TRAIN, VAL, TEST):
-        path = lists / f"{split}.txt"
+        path = folder.parent / LISTS / f"{split}.txt"
         if folder.name == ANNOTATIONS and path.is_file():
-            names = set(path.read_text(encoding="utf-8", errors="replace").split())
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            names = {line.strip().strip('"') for line in lines}  # some exporters quote names with spaces
             splits[split] = [file for file in files if file.stem in names]
-    return {split: part for split, part in splits.items() if part} or {split_of(folder.name, folder.parent.name): files}
+    return {split: part for split, part in splits.items() if part} or {split_of(folder / "*.xml", root): files}
 
 
 def read(splits: dict[str, list[Path]], finder: ImageFinder) -> AnnotatedDataset | None:
@@ -73,7 +80,7 @@ def read(splits: dict[str, list[Path]], finder: ImageFinder) -> AnnotatedDataset
             names |= {_text(element, "name") for element in root.iter("object")}
     if not names:
         return None
-    invalid = next((name for name in names if not name.isprintable() or not 0 < len(name) <= MAX_NAME), None)
+    invalid = next((name for name in names if not is_class_name(name)), None)
     if invalid is not None or len(names) > MAX_CLASSES:
         problem = f"{str(invalid)[:MAX_NAME]!r} is no name for a class" if invalid is not None else "too many classes"
         raise finder.error(f"{files[0].parent}: {problem}")
@@ -99,25 +106,28 @@ class _VocImages:
             if file is None:
                 self._dataset.notes["image(s) with annotations do not exist"] += 1
                 continue
-            size = root.find("size")
-            width, height = (_number(size, key) for key in ("width", "height"))
-            if not width or not height or min(width, height) < 1:
-                width, height = _read_size(file)
+            stated = root.find("size")
+            sides = (integer(stated.findtext(side)) if stated is not None else None for side in ("width", "height"))
+            size = used_size((next(sides), next(sides)), file)
+            if size is None:
+                self._dataset.notes[TURNED] += 1
+                continue
             found = [self._annotation(element) for element in root.iter("object")]
             yield AnnotatedImage(
                 file=file,
                 name=f"{_prefix(path, self._finder.root)}{file.name}",
-                width=int(width),
-                height=int(height),
+                width=size[0],
+                height=size[1],
                 annotations=[annotation for annotation in found if annotation],
             )
 
     def _image(self, path: Path, root: Element) -> Path | None:
-        folders = [path.parent, path.parent.parent / IMAGES, path.parent.parent / "images"]
         stated = _text(root, "filename").replace("\\", "/").rpartition("/")[2]
-        # Exporters that rename images often leave the old name in the file.
         suffixes = [spelling for suffix in sorted(IMG_FORMATS) for spelling in (suffix, suffix.upper())]
-        names = [f"{path.stem}.{suffix}" for suffix in suffixes] + ([stated] if stated else [])
+        names = [f"{path.stem}.{suffix}" for suffix in suffixes]
+        # Exporters that rename images often leave the old name in the file.
+        names = [stated, *names] if Path(stated).stem == path.stem else [*names, *([stated] if stated else [])]
+        folders = _image_folders(path, self._finder.root)
         return next((found for name in names if (found := self._finder.find(name, folders, path))), None)
 
     def _annotation(self, element: Element) -> Annotation | None:
@@ -137,10 +147,20 @@ class _VocImages:
         return Annotation(name=_text(element, "name"), box=box)
 
 
+def _image_folders(path: Path, root: Path) -> list[Path]:
+    """Return where the image of an annotation may be: beside it, or in a folder like its own below the images."""
+    folders = [path.parent, path.parent.parent / IMAGES, path.parent.parent / "images"]
+    parts = path.parent.relative_to(root).parts
+    for number, part in enumerate(parts):
+        if part.lower() == ANNOTATIONS.lower():
+            folders += [root.joinpath(*parts[:number], name, *parts[number + 1 :]) for name in (IMAGES, "images")]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_relative_to(root) and folder.is_dir()]
+
+
 def _prefix(path: Path, root: Path) -> str:
     """Return what tells images of the same name apart, such as those of VOC2007 and VOC2012."""
-    folder = path.parent.parent if path.parent.name == ANNOTATIONS else path.parent
-    return "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    parts = path.parent.relative_to(root).parts
+    return "".join(f"{part}/" for part in parts if part.lower() != ANNOTATIONS.lower())
 
 
 def _parse(path: Path, finder: ImageFinder) -> Element | None:
@@ -173,8 +193,3 @@ def _number(element: Element | None, tag: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and abs(value) < 1e7 else None
-
-
-def _read_size(file: Path) -> tuple[int, int]:
-    with Image.open(file) as image:
-        return image.size
