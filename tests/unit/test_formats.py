@@ -645,7 +645,7 @@ def test_training_converts_annotations_on_first_use_and_changes_no_file_of_the_u
     parts = {split: coco(digits["digits"], split, with_box) for split in SPLITS}
     roboflow(source, digits["digits"], parts)
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
-    document = small(dataset={"uri": "pvc://claim/export"})
+    document = small(dataset={"uri": "pvc://claim/export"}, workers={"replicas": 2})
     done = call(tmp_path, tmp_path / "cache", "run", manifest(tmp_path, document))
     assert done.returncode == 0, done.stderr + done.stdout
     log = (tmp_path / "runs" / "small" / "train.log").read_text()
