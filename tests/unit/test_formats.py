@@ -394,6 +394,18 @@ def test_images_with_one_label_file_get_names_of_their_own_again(tmp_path: Path)
     assert len(list((tmp_path / "converted" / "images" / "train").iterdir())) == 3
 
 
+def test_names_without_a_suffix_end_in_names_of_their_own(tmp_path: Path) -> None:
+    write_one(tmp_path / "source", {})
+    folder = tmp_path / "source" / "train"
+    (folder / "images").mkdir()
+    for name in ("a", "images/a"):
+        (folder / name).write_bytes(b"x")
+    images = [{"id": i, "file_name": name, "width": 9, "height": 9} for i, name in enumerate(("a", "images/a"))]
+    edit(tmp_path / "source", "train", images=images)
+    convert(tmp_path / "source", tmp_path / "converted")
+    assert {path.name for path in (tmp_path / "converted" / "images" / "train").iterdir()} == {"a", "a-"}
+
+
 def test_split_that_the_job_validates_with_is_demanded(tmp_path: Path) -> None:
     write_one(tmp_path / "source", {})
     (tmp_path / "source" / "val").rename(tmp_path / "source" / "test")

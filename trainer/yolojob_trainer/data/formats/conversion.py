@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -200,10 +200,10 @@ class _Writer:
 
     def add(self, split: str, image: AnnotatedImage) -> None:
         # Ultralytics finds a label by the last folder named images in the path of its image.
-        name = "/".join(part for part in image.name.split("/") if part != "images")
+        name = PurePosixPath(*(part for part in image.name.split("/") if part != "images"))
         label = self._label(split, name)
         while self._written.get(label, image.name) != image.name:  # of another image, with another suffix
-            name = re.sub(r"\.([^.]*)$", r"-\1.\1", name)
+            name = name.with_stem(f"{name.stem}-{name.suffix[1:]}")
             label = self._label(split, name)
         rows = list(self._rows(image))
         if label not in self._written:
@@ -217,7 +217,7 @@ class _Writer:
         self._written[label] = image.name
         self._objects += len(rows)
 
-    def _label(self, split: str, name: str) -> Path:
+    def _label(self, split: str, name: PurePosixPath) -> Path:
         return (self._target / "labels" / split / name).with_suffix(".txt")
 
     def finish(self, needed: str) -> ConversionResult:
