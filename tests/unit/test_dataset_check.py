@@ -138,6 +138,8 @@ def test_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
         '["a.png", {"size": 1, "changed": 2, "width": 5, "height": 0}]',
         '["a.png", {"size": 1, "changed": 2, "width": "5", "height": 5}]',
         '["a.png", {"size": 1, "changed": 2, "width": 5, "height": 5, "mode": []}]',
+        f'["a.png", {{"size": 1, "changed": 2, "width": {10**400}, "height": 5}}]',
+        "[" * 100_000,
         "[]",
         "7",
     ],
@@ -199,6 +201,49 @@ def test_name_of_any_bytes_can_be_written(tmp_path: Path) -> None:
     (folder / os.fsdecode(b"\xff[b].jpg")).write_bytes(b"x")
     found = check(tmp_path, tmp_path / "cache")
     assert "\\xff[b].jpg" in found.model_dump_json().replace("\\\\", "\\")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_postscript_is_not_given_to_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", refuse)
+    path = tmp_path / name
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n%%EOF\n")
+    assert "cannot identify image file" in (image_facts.read(path).problem or "")
+
+
+def test_pictures_that_only_get_darker_do_not_look_the_same(tmp_path: Path) -> None:
+    for split, power in (("train", 1), ("val", 2)):
+        path = tmp_path / "images" / split / "a.png"
+        path.parent.mkdir(parents=True)
+        ramp = np.linspace(1, 0, 90) ** power * 255
+        Image.fromarray(np.tile(ramp, (40, 1)).astype(np.uint8)).save(path)
+    assert check(tmp_path, tmp_path / "cache").leak_count == 0
+
+
+def test_results_are_not_written_through_a_link(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    file = tmp_path / "facts.jsonl"
+    file.symlink_to(secret)
+    with pytest.raises(OSError, match="symbolic links"):
+        image_facts.read_all([path], FactsFile(file), 1, lambda *_: None)
+    assert secret.read_text() == "x"
+
+
+def test_label_whose_image_is_in_no_split_is_no_orphan(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    paths = [picture(images / f"{name}.png", number) for number, name in enumerate("abc")]
+    labels.mkdir()
+    for name in "abcd":
+        (labels / f"{name}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    splits = {"train": Split(images=paths[:1]), "val": Split(images=paths[1:2])}
+    found = DatasetDescription(names={0: "a"}, splits=splits, channels=3, settings={})
+    result = dataset_check.check(found, Task.DETECT, 64, tmp_path / "cache", lambda *_: None)
+    assert result.splits["train"].orphans == [str(labels / "d.txt")]
 
 
 def split(**values: Any) -> SplitCheck:

@@ -311,6 +311,81 @@ def test_dataset_without_a_split_needs_a_share_for_the_validation(
     check_equal(both, rows(digits["digits"], "train"))
 
 
+def test_mask_of_cvat_is_an_object_although_it_is_marked_as_a_group(tmp_path: Path) -> None:
+    mask = {"size": [100, 100], "counts": [0, 100 * 100]}
+    write_one(tmp_path / "source", {"iscrowd": 1, "segmentation": mask, "attributes": {"occluded": False}})
+    result = convert(tmp_path / "source", tmp_path / "converted")
+    assert (result.objects, dict(result.notes)) == (2, {})
+
+
+def test_mask_of_another_size_than_its_image_is_left_out(tmp_path: Path) -> None:
+    write_one(tmp_path / "source", {"bbox": [], "segmentation": {"size": [10_000, 10_000], "counts": [0, 10**8]}})
+    result = convert(tmp_path / "source", tmp_path / "converted")
+    assert result.notes == {"object(s) with invalid coordinates are left out": 2}
+
+
+def test_too_many_key_points_are_refused(tmp_path: Path) -> None:
+    write_one(tmp_path / "source", {"keypoints": [1, 1, 2] * 1001})
+    with pytest.raises(BadInput, match="keypoints: has more than 1000 for an object"):
+        convert(tmp_path / "source", tmp_path / "converted", Task.POSE)
+
+
+def test_ids_of_64_bits_are_told_apart(tmp_path: Path) -> None:
+    write_one(tmp_path / "source", {})
+    for name in ("b.png", "c.png"):
+        cv2.imwrite(str(tmp_path / "source" / "train" / name), np.zeros((100, 100, 3), np.uint8))
+    ids = {"b.png": 2**53, "c.png": 2**53 + 1}
+    images = [{"id": number, "file_name": name, "width": 100, "height": 100} for name, number in ids.items()]
+    objects = [{"id": i, "image_id": ids[name], "category_id": 1, "bbox": [0, 0, 9, 9]} for i, name in enumerate(ids)]
+    edit(tmp_path / "source", "train", images=images, annotations=objects)
+    convert(tmp_path / "source", tmp_path / "converted")
+    assert {stem: len(labels) for stem, labels in rows(tmp_path / "converted", "train").items()} == {"b": 1, "c": 1}
+
+
+def test_what_only_looks_like_a_file_of_annotations_is_ignored(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    write_one(root, {})
+    os.mkfifo(root / "pipe.json")
+    os.mkfifo(root / "pipe.xml")
+    (root / "gone.json").symlink_to(root / "nothing")
+    (root / "folder.json").mkdir()
+    (root / "out").symlink_to(tmp_path)
+    assert len(fingerprint(root)) == 32
+    assert convert(root, tmp_path / "converted").images == {"train": 1, "val": 1}
+
+
+def test_list_of_a_split_outside_of_the_dataset_is_not_read(digits: dict[str, Path], tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    names = voc(digits["digits"], "train", root / "Annotations", root / "JPEGImages")
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    for split in SPLITS:
+        (root / "ImageSets" / "Main" / f"{split}.txt").symlink_to(tmp_path / "list.txt")
+    with pytest.raises(BadInput, match="the annotations have no split named val"):
+        convert(root, tmp_path / "converted")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("planted", ["labels", "data.yaml", "conversion.txt", "loop"])
+def test_link_that_somebody_has_put_into_a_converted_dataset_is_refused(tmp_path: Path, planted: str) -> None:
+    source = tmp_path / "claim" / "source"
+    source.parent.mkdir()
+    write_one(source, {})
+    spec = YoloTrainingJobSpec.model_validate(
+        {"model": {"name": "yolo11n.yaml"}, "dataset": {"uri": "pvc://claim/source"}}
+    )
+    node = NodeFolders(cache=tmp_path / "cache", volumes=tmp_path)
+    open_dataset(spec, source, Task.DETECT, node)
+    (folder,) = (tmp_path / "cache" / "datasets").glob("converted-*")
+    path = {"labels": folder / "labels" / "train" / "a.txt", "loop": folder / "images" / "train" / "a.png"}.get(
+        planted, folder / planted
+    )
+    path.unlink()
+    path.symlink_to(path if planted == "loop" else source / "train" / "a.json")
+    with pytest.raises(BadInput, match="which is no image in the volume"):
+        open_dataset(spec, source, Task.DETECT, node)
+
+
 def edit(root: Path, split: str, **changes: Any) -> None:
     """Change the lists of a file of annotations."""
     path = root / split / "a.json"
@@ -410,7 +485,7 @@ def test_split_that_the_job_validates_with_is_demanded(tmp_path: Path) -> None:
     write_one(tmp_path / "source", {})
     (tmp_path / "source" / "val").rename(tmp_path / "source" / "test")
     finder = ImageFinder(root=tmp_path / "source", boundary=None, field="spec.dataset")
-    for needed, splits in (("test", {"train", "test"}), ("val", {"train", "val", "test"})):
+    for needed, splits in (("test", {"train", "test"}), ("val", {"train", "val"})):
         annotations = conversion.find(finder, Task.DETECT)
         assert annotations is not None
         (tmp_path / needed).mkdir()
@@ -505,7 +580,7 @@ def test_converted_dataset_is_reused_and_its_links_are_checked_again(
     image.rename(tmp_path / "secret.png")
     image.symlink_to(tmp_path / "secret.png")
     os.utime(image.parent, ns=times)
-    with pytest.raises(BadInput, match="is a link out of the volume"):
+    with pytest.raises(BadInput, match="which is no image in the volume"):
         open_dataset(spec, source, Task.DETECT, node)
 
 

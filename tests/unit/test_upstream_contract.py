@@ -385,6 +385,45 @@ def test_model_that_is_not_trained_is_refused_before_the_training(tmp_path: Path
         resolve(ModelRef(name=name), volumes=tmp_path, cache=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": 5},
+        {"backbone": [[1]]},
+        {"backbone": [[-1, 1, 5, []]]},
+        {"head": "x"},
+        {"scales": 5},
+        {"scales": [1]},
+    ],
+    ids=str,
+)
+def test_network_description_of_another_shape_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    import yaml
+    from ultralytics.nn.tasks import yaml_model_load
+    from yolojob_trainer.errors import BadInput
+    from yolojob_trainer.model.resolve import resolve
+
+    from yolojob.api.spec import ModelRef
+
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**yaml_model_load("yolo11n.yaml"), **change}))
+    model = ModelRef.model_validate({"name": "mine.yaml", "weights": {"uri": f"file://{tmp_path}"}})
+    with pytest.raises(BadInput, match=r"spec.model.name: mine.yaml: "):
+        resolve(model, volumes=tmp_path, cache=tmp_path)
+
+
+def test_weights_that_are_no_network_of_yolo_are_refused(tmp_path: Path) -> None:
+    import torch
+    from yolojob_trainer.errors import BadInput
+    from yolojob_trainer.model.resolve import resolve
+
+    from yolojob.api.spec import ModelRef
+
+    torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "x.pt")
+    model = ModelRef.model_validate({"name": "x.pt", "weights": {"uri": f"file://{tmp_path}/x.pt"}})
+    with pytest.raises(BadInput, match=r"spec.model.weights: .*x.pt "):
+        resolve(model, volumes=tmp_path, cache=tmp_path)
+
+
 def test_messages_of_a_scan_are_grouped_by_reason() -> None:
     ignored = "ignoring corrupt image/label"
     messages = [f"/d/{i}.jpg: {ignored}: non-normalized or out of bounds coordinates [{i}.5 {i}.7]" for i in range(300)]

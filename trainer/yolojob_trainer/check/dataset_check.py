@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import itertools
 import math
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ultralytics.data.utils import img2label_paths
+from ultralytics.data.utils import IMG_FORMATS, img2label_paths
 from ultralytics.utils.plotting import plot_images
 
 from yolojob.api.dataset_check import BOX_EDGES, LISTED, RATIO_EDGES, DatasetCheck, FileProblem, Leak, SplitCheck
 from yolojob.api.task import Task
+from yolojob.format import printable
 from yolojob_trainer.check import image_facts
 from yolojob_trainer.check.image_facts import FactsFile, ImageFacts, Progress
 from yolojob_trainer.data.dataset_description import DatasetDescription
@@ -127,7 +129,7 @@ def _limit(split: SplitCheck) -> None:
 
 def _shown(path: Path | str) -> str:
     """Return a path as text that can be encoded: the name of a file may be any bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def _add_orphans(result: DatasetCheck, images: dict[str, list[Path]]) -> None:
@@ -138,10 +140,20 @@ def _add_orphans(result: DatasetCheck, images: dict[str, list[Path]]) -> None:
         # Not where images and labels share a folder: other texts may be in it.
         folders = {path.parent for path in paths} - {file.parent for file in images[name]}
         found = {path for folder in folders for path in folder.glob("*.txt")} - known - listed
+        found = {path for path in found if not _has_image(path)}
         orphans = sorted(path for path in found if path.name != CLASS_LIST)
         listed |= found
         split = result.splits[name]
         split.orphan_count, split.orphans = len(orphans), [_shown(path) for path in orphans[:LISTED]]
+
+
+def _has_image(label: Path) -> bool:
+    """Return whether a label file has an image, which then belongs to no split."""
+    before, found, after = str(label).rpartition(f"{os.sep}labels{os.sep}")
+    folder = Path(f"{before}{os.sep}images{os.sep}{after}").parent
+    return bool(found) and any(
+        path.suffix[1:].lower() in IMG_FORMATS for path in folder.glob(f"{glob.escape(label.stem)}.*")
+    )
 
 
 def _leaks(images: dict[str, list[Path]], facts: dict[Path, ImageFacts]) -> list[Leak]:
@@ -184,7 +196,7 @@ def _add_labels(split: SplitCheck, dataset: Any, result: DatasetCheck, names: di
             split.broken.append(FileProblem(file=file, reason=_shown(reason)))
     if result.task == Task.CLASSIFY:
         numbers = Counter(sample[1] for sample in dataset.samples)
-        split.classes = {name: numbers[i] for i, name in names.items()}
+        split.classes = _by_name(numbers, names)
         return
     split.without_label, split.empty = dataset.scan.missing, dataset.scan.empty
     if Task(result.task) not in HAS_LABEL_FILES:
@@ -198,7 +210,15 @@ def _add_labels(split: SplitCheck, dataset: Any, result: DatasetCheck, names: di
             pixels = math.sqrt(float(box_width) * width * float(box_height) * height) * scale
             split.box_sizes[_place(pixels, BOX_EDGES)] += 1
     split.objects = sum(counts.values())
-    split.classes = {name: counts[i] for i, name in names.items()}
+    split.classes = _by_name(counts, names)
+
+
+def _by_name(counts: Counter[int], names: dict[int, str]) -> dict[str, int]:
+    """Return counts by the names of classes; two classes may have the same."""
+    result = dict.fromkeys(names.values(), 0)
+    for number, name in names.items():
+        result[name] += counts[number]
+    return result
 
 
 def _sample_seconds(trainer: Trainer) -> float:

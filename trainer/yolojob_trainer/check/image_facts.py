@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +21,15 @@ from ultralytics.data.utils import IMG_FORMATS, exif_size
 
 from yolojob_trainer.data.dataset import MAX_PIXELS
 from yolojob_trainer.data.dataset_description import Split
+from yolojob_trainer.data.formats.annotation import IMAGE_FORMATS
+from yolojob_trainer.data.scan import one_line
 
 FORMAT = 1
 """Of the files of results; raise it when other facts are read."""
+FILE_MODE = 0o644
+APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+"""A link or a pipe that somebody has put in place of a file of results is not used."""
+MAX_FILE_BYTES = 1 << 30
 TIMED_IMAGES = 50
 BATCH = 256
 """Images after which the results are written to the disk."""
@@ -48,15 +56,19 @@ class ImageFacts:
     content: str = ""
     """Hash of the file."""
     look: str = ""
-    """Hash of the picture, the same in another encoding or size. Empty for a picture of one colour."""
+    """Hash of the picture, the same in another encoding or size. Empty for a picture of one colour, or one that only
+    gets darker."""
 
     @property
     def is_usable(self) -> bool:
         """Whether these are facts: a file of results may come from anywhere."""
-        texts = (self.mode, self.content, self.look, self.problem or "")
+        texts = (self.mode, self.content, self.look)
         numbers = (self.size, self.changed, self.width, self.height)
-        is_typed = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
-        return is_typed and (bool(self.problem) or min(self.width, self.height) > 0)
+        if not all(type(number) is int for number in numbers):
+            return False
+        if not all(isinstance(text, str) and text.isascii() for text in texts):
+            return False
+        return isinstance(self.problem, str) or (self.problem is None and 0 < self.width * self.height <= MAX_PIXELS)
 
 
 def images_of(split: Split) -> list[Path]:
@@ -71,11 +83,13 @@ def images_of(split: Split) -> list[Path]:
 
 
 def read(path: Path) -> ImageFacts:
-    """Read and decode an image. All errors of the file are in the result."""
+    """Read and decode an existing image. All errors of its content are in the result."""
     info = path.stat()
     try:
+        if info.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
         data = path.read_bytes()
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
             width, height = exif_size(image)
             mode = image.mode
             if width * height > MAX_PIXELS:
@@ -83,7 +97,7 @@ def read(path: Path) -> ImageFacts:
             image.load()
             look = _look(ImageOps.exif_transpose(image))
     except Exception as error:  # noqa: BLE001 - an untrusted file may raise anything
-        reason = " ".join(str(error).split()).replace(str(path), path.name)[:REASON_CHARACTERS]
+        reason = one_line(str(error)).replace(str(path), path.name)[:REASON_CHARACTERS]
         return ImageFacts(size=info.st_size, changed=info.st_mtime_ns, problem=reason or type(error).__name__)
     return ImageFacts(
         size=info.st_size,
@@ -98,18 +112,20 @@ def read(path: Path) -> ImageFacts:
 
 def decode_seconds(paths: list[Path]) -> float | None:
     """Return the time to read and decode an image in this thread, from some of them; None without images."""
-    chosen = paths[:: max(len(paths) // TIMED_IMAGES, 1)]
-    began = time.perf_counter()
-    for path in chosen:
-        Image.open(BytesIO(path.read_bytes())).load()
-    return (time.perf_counter() - began) / len(chosen) if chosen else None
+    seconds = []
+    for path in paths[:: max(len(paths) // TIMED_IMAGES, 1)]:
+        began = time.perf_counter()
+        with contextlib.suppress(Exception):  # it has changed since it was read
+            Image.open(BytesIO(path.read_bytes()), formats=IMAGE_FORMATS).load()
+            seconds.append(time.perf_counter() - began)
+    return sum(seconds) / len(seconds) if seconds else None
 
 
 def _look(image: Image.Image) -> str:
     """Return the difference hash of a picture: which of 8 x 8 places are brighter than their right neighbours."""
     pixels = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = pixels[:, 1:] < pixels[:, :-1]
-    return np.packbits(bits).tobytes().hex() if np.ptp(pixels) > 0 and bits.any() else ""
+    return np.packbits(bits).tobytes().hex() if bits.any() and not bits.all() else ""
 
 
 class FactsFile:
@@ -120,6 +136,8 @@ class FactsFile:
         self._known: dict[str, ImageFacts] = dict(self._read())
 
     def _read(self) -> Iterator[tuple[str, ImageFacts]]:
+        if self._path.is_symlink() or not self._path.is_file():
+            return
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
@@ -128,7 +146,7 @@ class FactsFile:
             try:
                 name, content = json.loads(line)
                 facts = ImageFacts(**content)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue  # the last line of a check that was killed
             if facts.is_usable:
                 yield str(name), facts
@@ -143,7 +161,8 @@ class FactsFile:
 
     def add(self, facts: dict[Path, ImageFacts]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
+        descriptor = os.open(self._path, APPEND, FILE_MODE)
+        with open(descriptor, "a", encoding="utf-8") as file:  # noqa: PTH123 - of a descriptor
             file.write("\n")  # the last line of a check that was killed may have no end
             file.writelines(json.dumps([str(path), asdict(found)]) + "\n" for path, found in facts.items())
 

@@ -23,8 +23,9 @@ from yolojob.api import uri as uris
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import Dataset, YoloTrainingJobSpec
 from yolojob.api.task import Task
+from yolojob.format import printable
 from yolojob_trainer.data import builtin_digits, class_folders, official_datasets
-from yolojob_trainer.data.dataset_description import MAX_CLASSES, SEARCH_DEPTH, DatasetDescription, Split
+from yolojob_trainer.data.dataset_description import MAX_CLASSES, MAX_KEYPOINTS, SEARCH_DEPTH, DatasetDescription, Split
 from yolojob_trainer.data.formats import conversion
 from yolojob_trainer.data.formats.annotation import ImageFinder, folders_of
 from yolojob_trainer.data.object_store import ObjectStore
@@ -52,7 +53,6 @@ class OpenDataset:
 
 DEFAULT_CONFIG = Dataset.model_fields["config"].default
 MAX_CONFIG_BYTES = 10 << 20
-MAX_KEYPOINTS = 1000
 LOGGED_PARTS = 10
 """Lines in the log about the progress of a conversion."""
 LISTED_FILES = 10
@@ -111,12 +111,11 @@ def open_dataset(spec: YoloTrainingJobSpec, folder: Path, task: Task, node: Node
     boundary = link_boundary(spec.dataset, folder, node.volumes)
     if uri.scheme == uris.ULTRALYTICS:
         config = str(official_datasets.data_file(uri.location))
-    elif task is not Task.CLASSIFY and config == DEFAULT_CONFIG and not _data_files(folder.resolve()):
+    elif task is not Task.CLASSIFY and config == DEFAULT_CONFIG and not _has_data_file(folder.resolve(), config):
         finder = ImageFinder(root=folder.resolve(), boundary=boundary, field="spec.dataset")
         if conversion.annotation_files(finder.root, task):
             folder, config = _converted(finder, task, split, node.cache), conversion.DATA_FILE
-            _check_links(folder, boundary)
-            boundary = None
+            boundary = None  # all links were checked
     return OpenDataset(boundary=boundary, description=describe(folder, config, split, boundary, task))
 
 
@@ -144,8 +143,9 @@ def _converted(finder: ImageFinder, task: Task, split: str, cache: Path) -> Path
 
     stage = Stage(cache / "datasets", lambda *_: None, "spec.dataset")
     folder = stage.make(f"converted-{conversion.fingerprint(finder.root, task)}-{split}", write)
-    for line in (folder / conversion.SUMMARY).read_text(encoding="utf-8").splitlines():
-        _log(line)
+    _check_links(folder, finder.boundary)
+    for line in (folder / conversion.SUMMARY).read_text(encoding="utf-8", errors="replace").splitlines():
+        _log(printable(line))
     return folder
 
 
@@ -168,17 +168,19 @@ def _convert(finder: ImageFinder, task: Task, split: str, target: Path) -> str |
 
 
 def _check_links(folder: Path, boundary: Path | None) -> None:
-    """Check that the images of a converted dataset are in the volume still.
+    """Check the links of a converted dataset, in each use: the cache, and the volume, may have changed.
 
     Raises:
-        BadInput: a link leads out of it.
+        BadInput: a link is not that of an image, or leads out of the volume.
     """
-    for path in (folder / "images").rglob("*") if boundary else ():
-        if path.is_symlink() and boundary and not path.resolve().is_relative_to(boundary):
-            raise BadInput(
-                Reason.INVALID_DATASET,
-                f"spec.dataset: {path.readlink()}: is a link out of the volume; copy the data into it",
-            )
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            continue
+        real = Path(os.path.realpath(path))  # which, unlike Path.resolve, raises nothing for a circle of links
+        is_image = path.is_relative_to(folder / "images") and real.is_file()
+        if not is_image or (boundary and not real.is_relative_to(boundary)):
+            problem = f"spec.dataset: {path}: leads to {real}, which is no image in the volume; copy the data into it"
+            raise BadInput(Reason.INVALID_DATASET, problem)
 
 
 def _log(line: str) -> None:
@@ -545,3 +547,7 @@ def _find_config(folder: Path, config: str) -> Path:
 def _data_files(folder: Path) -> list[str]:
     """Return the YAML files of a dataset, relative to its folder."""
     return sorted(str(path.relative_to(folder)) for parent in folders_of(folder) for path in parent.glob("*.y*ml"))
+
+
+def _has_data_file(folder: Path, config: str) -> bool:
+    return (folder / config).is_file() or bool(_data_files(folder))

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 MAX_CLASSES = 100_000
+MAX_KEYPOINTS = 1000
 SEARCH_DEPTH = 3
 """Folders below the dataset in which its data file or `train` is searched: archives often wrap all in one or two."""
 

@@ -27,6 +27,7 @@ from yolojob_trainer.system.upstream_patches import forbid_network
 
 CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
 SCALES = "nsmlx"
+LAYER_ENTRIES = 4
 HEADS = {
     "Detect": Task.DETECT,
     "v10Detect": Task.DETECT,
@@ -125,6 +126,7 @@ def resolve(
             f"{_head(description)}; leave spec.task out, or choose another model. To start from its weights, name them "
             f"in spec.model.weights.uri and an architecture for {task} in spec.model.name",
         )
+    _check_layers(model, description)
     _forbid_downloads(description)
     if model.scale:
         depth, width, max_channels = model.scale
@@ -210,6 +212,29 @@ def _task(model: ModelRef, description: dict[str, Any]) -> Task:
     )
 
 
+def _check_layers(model: ModelRef, description: dict[str, Any]) -> None:
+    """Check the shape of a network description, which comes from a file of the user's.
+
+    Raises:
+        BadInput: it is not a list of layers, or its scales are no mapping.
+    """
+    for part in ("backbone", "head"):
+        layers = description.get(part)
+        if not isinstance(layers, list) or not all(_is_layer(layer) for layer in layers):
+            raise BadInput(
+                Reason.INVALID_MODEL,
+                f"spec.model.name: {model.name}: {part}: must be a list of [from, repeats, module, arguments]",
+            )
+    if not isinstance(description.get("scales") or {}, dict):
+        raise BadInput(Reason.INVALID_MODEL, f"spec.model.name: {model.name}: scales: must be a mapping")
+
+
+def _is_layer(layer: Any) -> bool:
+    if not isinstance(layer, list) or len(layer) != LAYER_ENTRIES:
+        return False
+    return isinstance(layer[2], str) and isinstance(layer[3], list)
+
+
 def _forbid_downloads(description: dict[str, Any]) -> None:
     """Make the modules of torchvision start from random weights: they would fetch others from the network."""
     for _, _, module, arguments in description["backbone"]:
@@ -248,6 +273,8 @@ def _load(path: Path) -> torch.nn.Module:
         if _is_checkpoint(path):
             reason = "it is a checkpoint, from which only its own run resumes; use weights/last.pt of that run"
         raise BadInput(Reason.INVALID_WEIGHTS, f"spec.model.weights: {path} cannot be loaded: {reason}") from None
+    if not isinstance(getattr(weights, "yaml", None), dict):
+        raise BadInput(Reason.INVALID_WEIGHTS, f"spec.model.weights: {path} holds no network of YOLO")
     return weights  # type: ignore[no-any-return]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -24,6 +25,13 @@ Points = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
 
+Image.init()
+IMAGE_FORMATS = tuple(
+    name
+    for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+    if name in Image.OPEN
+)
+"""Pillow's names of the formats that are read. It would give others to programs: PostScript to Ghostscript."""
 MAX_NAME = 200
 """Characters of the name of a class."""
 MAX_DIGITS = 30
@@ -97,16 +105,6 @@ def split_of(path: Path, root: Path) -> str:
     return ALL
 
 
-def read_size(file: Path) -> tuple[int, int] | None:
-    """Return (width, height) of an image as a training reads it, turned by its EXIF data; None if it is broken."""
-    try:
-        with Image.open(file) as image:
-            width, height = exif_size(image)
-    except Exception:  # noqa: BLE001 - an untrusted file may raise anything; the scan of the training says what
-        return None
-    return int(width), int(height)
-
-
 def used_size(stated: tuple[int | None, int | None], file: Path) -> tuple[int, int] | None:
     """Return (width, height) to which the coordinates of an image refer.
 
@@ -117,20 +115,34 @@ def used_size(stated: tuple[int | None, int | None], file: Path) -> tuple[int, i
     Returns:
         None if the annotations are for the image as it is stored, and its EXIF data turns it.
     """
-    found = read_size(file)
+    try:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            stored, turned = image.size, tuple(map(int, exif_size(image)))
+    except Exception:  # noqa: BLE001 - an untrusted file may raise anything; the scan of the training says what
+        stored = turned = (1, 1)
     width, height = stated
     if not width or not height or width < 1 or height < 1:
-        return found or (1, 1)  # a broken image, which the training leaves out
-    return None if found and found != (width, height) and found == (height, width) else (width, height)
+        return turned[0], turned[1]
+    return None if stored == (width, height) != turned else (width, height)
 
 
 def folders_of(root: Path) -> Iterator[Path]:
-    """Yield the dataset's folder and those below it in which annotations are searched."""
+    """Yield the dataset's folder and those below it in which annotations are searched; links to folders are not."""
+    level = [root]
     yield root
-    for depth in range(1, SEARCH_DEPTH + 1):
-        for path in sorted(root.glob("/".join("*" * depth))):
-            if path.is_dir() and "__MACOSX" not in path.parts:
-                yield path
+    for _ in range(SEARCH_DEPTH):
+        level = sorted(folder for parent in level for folder in _folders_in(parent))
+        yield from level
+
+
+def _folders_in(parent: Path) -> list[Path]:
+    """Return the folders in a folder. Looks at no file: a dataset on a network may have a million."""
+    try:
+        with os.scandir(parent) as entries:
+            folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [Path(entry.path) for entry in folders if entry.name != "__MACOSX"]
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +185,8 @@ def integer(value: Any) -> int | None:
     """Return an integer that may be written as 1, 1.0 or "1"; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)) > MAX_DIGITS:
         return None
+    if isinstance(value, int) or (isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value)):
+        return int(value)  # exactly, unlike a float: ids may have 64 bits
     try:
         number = float(value)
     except ValueError:

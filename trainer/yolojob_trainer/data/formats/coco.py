@@ -13,7 +13,7 @@ import numpy as np
 
 from yolojob.api.reasons import Reason
 from yolojob.api.task import Task
-from yolojob_trainer.data.dataset_description import MAX_CLASSES
+from yolojob_trainer.data.dataset_description import MAX_CLASSES, MAX_KEYPOINTS
 from yolojob_trainer.data.formats import rle
 from yolojob_trainer.data.formats.annotation import (
     MAX_NAME,
@@ -55,7 +55,9 @@ def annotation_files(root: Path, task: Task) -> list[Path]:
     """
     files: list[Path] = []
     for folder in folders_of(root):
-        found = sorted(path for path in folder.glob("*.json") if not path.name.startswith((".", *OTHER_CONTENT)))
+        found = sorted(
+            path for path in folder.glob("*.json") if not path.name.startswith((".", *OTHER_CONTENT)) and path.is_file()
+        )
         files += found if len(found) <= MAX_FILES else []
     with_keypoints = [path for path in files if KEYPOINTS in path.name]
     if task is Task.POSE:
@@ -100,6 +102,8 @@ def read(files: list[Path], finder: ImageFinder, task: Task) -> AnnotatedDataset
         keypoint_names=_keypoint_names(list(parts.values())),
         keypoints=_count_keypoints(list(parts.values())),
     )
+    if max(dataset.keypoints, len(dataset.keypoint_names)) > MAX_KEYPOINTS:
+        raise finder.error(f"{next(iter(parts.values())).path}: keypoints: has more than {MAX_KEYPOINTS} for an object")
     for split, part in parts.items():
         dataset.splits[split] = _CocoImages(part, finder, dataset, task)
     return dataset
@@ -219,14 +223,14 @@ class _CocoImages:
             if size is None:
                 notes[TURNED] += 1
                 continue
-            found = [self._annotation(row) for row in rows]
+            found = [self._annotation(row, size) for row in rows]
             yield AnnotatedImage(
                 file=file, name=name, width=size[0], height=size[1], annotations=[row for row in found if row]
             )
         if lost := sum(map(len, by_image.values())):
             notes["object(s) are of no image"] += lost
 
-    def _annotation(self, row: dict[str, Any]) -> Annotation | None:
+    def _annotation(self, row: dict[str, Any], size: tuple[int, int]) -> Annotation | None:
         """Return an object; None, and a note, if it cannot be used."""
         notes = self._dataset.notes
         number = integer(row.get("category_id"))
@@ -234,19 +238,27 @@ class _CocoImages:
         if category is None:
             notes["object(s) with an unknown category are left out"] += 1
             return None
-        if row.get("iscrowd"):
+        if row.get("iscrowd") and not _is_mask_of_cvat(row):
             notes["group(s) of objects (iscrowd) are left out"] += 1
             return None
         try:
             # Only what the task needs: a fault in the rest does not matter.
             box = _box(row.get("bbox"))
-            polygons = _polygons(row.get("segmentation")) if box is None or self._task in OUTLINED else []
+            polygons = _polygons(row.get("segmentation"), size) if box is None or self._task in OUTLINED else []
             keypoints = _keypoints(row.get("keypoints")) if self._task is Task.POSE else None
             box = box or _box_around(polygons)
         except (ValueError, TypeError, KeyError, OverflowError):
             notes["object(s) with invalid coordinates are left out"] += 1
             return None
         return Annotation(name=category["name"], box=box, polygons=polygons, keypoints=keypoints)
+
+
+def _is_mask_of_cvat(row: dict[str, Any]) -> bool:
+    """Return whether an object is one that was drawn as a mask in CVAT, whose exporter marks each mask as a group.
+
+    It adds `attributes` to every object, which COCO's own annotations do not have.
+    """
+    return isinstance(row.get("attributes"), dict) and isinstance(row.get("segmentation"), dict)
 
 
 def _key(value: Any) -> str:
@@ -268,11 +280,23 @@ def _numbers(values: Any) -> Points:
     return array
 
 
-def _polygons(segmentation: Any) -> list[Points]:
-    """Return the parts of an outline: of polygons, or of a mask in run lengths."""
+def _polygons(segmentation: Any, size: tuple[int, int]) -> list[Points]:
+    """Return the parts of an outline: of polygons, or of a mask in run lengths.
+
+    Args:
+        segmentation: of the file.
+        size: width and height of the image.
+
+    Raises:
+        ValueError: it is not valid, or a mask has another size than the image.
+        TypeError: it is not valid.
+        KeyError: it is not valid.
+    """
     if not segmentation:
         return []
     if isinstance(segmentation, dict):
+        if [integer(side) for side in segmentation["size"]] != [size[1], size[0]]:
+            raise ValueError("a mask of another size than its image")
         return rle.outlines(rle.decode(segmentation))
     parts = segmentation if isinstance(segmentation[0], list) else [segmentation]
     return [_numbers(part).reshape(-1, 2) for part in parts if len(part) >= 2 * rle.MIN_POINTS]

@@ -164,7 +164,7 @@ def _used_splits(
     if settings.val:
         return _with_validation(splits, settings.val)
     if settings.needed == VAL and TEST in splits and TRAIN in splits:  # as in VOC2007
-        return {**splits, VAL: splits[TEST]}
+        return {TRAIN: splits[TRAIN], VAL: splits[TEST]}
     raise finder.error(
         f"{dataset.format}: the annotations have no split named {settings.needed} for the validation; take a share of "
         "the images for it with `yolojob convert data SRC DST --val 0.1`"

@@ -34,13 +34,14 @@ from yolojob_trainer.data.formats.annotation import (
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 """Folders of Pascal VOC's own layout."""
 MAX_FILE_BYTES = 1 << 20
+MAX_LIST_BYTES = 100 << 20
 
 
 def annotation_files(root: Path) -> dict[str, list[Path]]:
     """Return the XML files of each split: by Pascal VOC's lists, or by the folders in which they are."""
     splits: dict[str, list[Path]] = {}
     for folder in folders_of(root):
-        if files := sorted(path for path in folder.glob("*.xml") if not path.name.startswith(".")):
+        if files := sorted(path for path in folder.glob("*.xml") if not path.name.startswith(".") and path.is_file()):
             for split, part in _by_lists(root, folder, files).items():
                 splits.setdefault(split, []).extend(part)
     return splits
@@ -57,7 +58,9 @@ def _by_lists(root: Path, folder: Path, files: list[Path]) -> dict[str, list[Pat
     splits = {}
     for split in (TRAIN, VAL, TEST):
         path = folder.parent / LISTS / f"{split}.txt"
-        if folder.name == ANNOTATIONS and path.is_file():
+        # Links out of the dataset are not followed: the content of a list decides nothing else.
+        is_ours = path.is_file() and path.resolve().is_relative_to(root) and path.stat().st_size <= MAX_LIST_BYTES
+        if folder.name == ANNOTATIONS and is_ours:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             names = {line.strip().strip('"') for line in lines}  # some exporters quote names with spaces
             splits[split] = [file for file in files if file.stem in names]
