@@ -29,8 +29,11 @@ QUICK_EXAMPLES = 20
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A limit on the time of an example, which is hypothesis' default, fails on a busy machine.
+    hypothesis.settings.register_profile("patient", deadline=None)
+    hypothesis.settings.load_profile("patient")
     if config.option.markexpr == QUICK:
-        hypothesis.settings.register_profile("quick", max_examples=QUICK_EXAMPLES)
+        hypothesis.settings.register_profile("quick", max_examples=QUICK_EXAMPLES, deadline=None)
         hypothesis.settings.load_profile("quick")
 
 
