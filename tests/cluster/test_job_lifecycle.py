@@ -234,5 +234,9 @@ def test_killed_operator_repeats_and_loses_nothing(kube: Kube, operator: Operato
 
 
 def test_operator_on_sigterm_exits_within_its_grace_period(kube: Kube, operator: Operator) -> None:
-    operator.stop()
+    kube.create(job("before", 0, "1s"))
+    phase(kube, "before", "Succeeded")
+    assert operator.stop() == 0
     operator.start()
+    kube.create(job("after", 0, "1s"))
+    phase(kube, "after", "Succeeded")

@@ -16,7 +16,7 @@ import torch  # isort: skip
 from yolojob.api.time_parts import TimePart  # isort: skip
 from yolojob_trainer.bench.bench import StepRecorder  # isort: skip
 from yolojob_trainer.checkpoint.run_folder import RunFolder  # isort: skip
-from yolojob_trainer.data import dataset_config  # isort: skip
+from yolojob_trainer.data import dataset_config, job_dataset  # isort: skip
 from yolojob_trainer.distributed.world import World  # isort: skip
 from yolojob_trainer.model import resolve  # isort: skip
 from yolojob_trainer.observability.trace import Trace  # isort: skip
@@ -61,8 +61,8 @@ def prepared_trainer(train: dict[str, Any], *, on_cpu: bool = False) -> Iterator
     world = World.from_env(run.spec.workers.gpu, lambda _: None)
     folder = Path(tempfile.mkdtemp(dir=work_folder()))
     spec, cache = run.spec, cache_folder()
-    located = dataset_config.locate(spec.dataset, cache=cache, volumes=folder, progress=lambda *_: None)
-    boundary = dataset_config.link_boundary(spec.dataset, located, folder)
+    located = job_dataset.locate(spec.dataset, cache=cache, volumes=folder, progress=lambda *_: None)
+    boundary = job_dataset.link_boundary(spec.dataset, located, folder)
     network = resolve.resolve(spec.model, volumes=folder, cache=cache)
     split = spec.train.split or "val"
     description = dataset_config.describe(located, spec.dataset.config, split, boundary, network.task)

@@ -81,10 +81,10 @@ class Operator:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def stop(self) -> None:
-        """Terminate the process as Kubernetes terminates a pod; it has the usual grace period of 30 s."""
+    def stop(self) -> int:
+        """Terminate the process as Kubernetes terminates a pod, with its grace period of 30 s; return the exit code."""
         self._process.terminate()
-        self._process.wait(30)
+        return self._process.wait(30)
 
 
 def _free_port() -> int:

@@ -143,3 +143,15 @@ def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     yield Bucket(proxy, name, client, environment)
     threading.Thread(target=proxy.server.shutdown).start()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The built-in datasets in Ultralytics' layout, by name."""
+    from yolojob_trainer.data import builtin_digits  # not for `make quick`: it takes a second
+
+    folders = {}
+    for name in ("digits", "digits-seg", "digits-pose", "digits-obb"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        builtin_digits.WRITERS[name](folders[name])
+    return folders

@@ -15,11 +15,12 @@ from yolojob_trainer.check import dataset_check, image_facts
 from yolojob_trainer.check.image_facts import FactsFile, ImageFacts
 from yolojob_trainer.data import builtin_digits
 from yolojob_trainer.data.dataset_description import DatasetDescription, Split
+from yolojob_trainer.data.dataset_images import image_files
 
-from yolojob.api.dataset_check import BOX_EDGES, RATIO_EDGES, DatasetCheck, FileProblem, Leak, SplitCheck
+from yolojob.api.dataset_check import DatasetCheck
 from yolojob.api.task import Task
-from yolojob.reports import dataset_findings
-from yolojob.reports.dataset_findings import Level
+
+pytestmark = pytest.mark.torch
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (96, 64), mode: str = "RGB", **options: Any) -> Path:
@@ -159,7 +160,7 @@ def test_images_are_those_that_upstream_finds(tmp_path: Path) -> None:
     picture(folder / "a" / "deep.png", 1)
     picture(folder / "._mac.jpg", 2)
     (folder / "part").symlink_to(tmp_path / "elsewhere")
-    found = image_facts.images_of(Split(folders=[folder], images=[folder / "listed.PNG"]))
+    found = sorted(image_files(Split(folders=[folder], images=[folder / "listed.PNG"])))
     assert [path.name for path in found] == ["deep.png", "listed.PNG", "linked.png"]
 
 
@@ -244,79 +245,6 @@ def test_label_whose_image_is_in_no_split_is_no_orphan(tmp_path: Path) -> None:
     found = DatasetDescription(names={0: "a"}, splits=splits, channels=3, settings={})
     result = dataset_check.check(found, Task.DETECT, 64, tmp_path / "cache", lambda *_: None)
     assert result.splits["train"].orphans == [str(labels / "d.txt")]
-
-
-def split(**values: Any) -> SplitCheck:
-    return SplitCheck(**{"images": 100, **values})
-
-
-def result(train: SplitCheck, **values: Any) -> DatasetCheck:
-    return DatasetCheck(
-        **{
-            "task": "detect",
-            "image_size": 640,
-            "names": ["a", "b"],
-            "splits": {"train": train, "val": split()},
-            **values,
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("check", "level", "message"),
-    [
-        (result(split(), refused="spec.dataset: val: is missing"), Level.ERROR, "spec.dataset: val: is missing"),
-        (
-            result(split(), leak_count=2, leaks=[Leak(files=["a", "b"], same_bytes=True)] * 2),
-            Level.WARNING,
-            "2 picture(s) are in more than one split: the validation",
-        ),
-        (
-            result(split(), leak_count=1, leaks=[Leak(files=["a", "b"], same_bytes=False)]),
-            Level.WARNING,
-            "in more than one split, some in another encoding or size",
-        ),
-        (
-            result(split(broken_count=3, broken=[FileProblem(file="x.jpg", reason="is cut")])),
-            Level.WARNING,
-            "train: 3 of 100 image(s) are left out, such as x.jpg: is cut",
-        ),
-        (result(split(duplicate_count=4)), Level.WARNING, "train: 4 image(s) are copies of others and count double"),
-        (
-            result(split(orphan_count=1, orphans=["l/x.txt"])),
-            Level.WARNING,
-            "1 label file(s) have no image, such as l",
-        ),
-        (result(split(modes={"RGB": 1, "L": 2})), Level.NOTE, "several colour modes (L: 2, RGB: 1)"),
-        (result(split(without_label=5)), Level.WARNING, "5 image(s) have no label file; they count as images without"),
-        (result(split(empty=5)), Level.NOTE, "5 image(s) have an empty label file"),
-        (
-            result(split(objects=10, box_sizes=[2, 8, 0, 0, 0, 0, 0, 0])),
-            Level.WARNING,
-            "20% of the objects are",
-        ),
-        (result(split(classes={"a": 30, "b": 0})), Level.WARNING, "train: 1 class(es) do not occur: b"),
-        (result(split(classes={"a": 30, "b": 7})), Level.WARNING, "train: 1 class(es) occur less than 20 times: b"),
-        (result(split(classes={"a": 3000, "b": 30})), Level.NOTE, "occurs 100 times as often as the rarest"),
-    ],
-)
-def test_finding_says_what_is_wrong(check: DatasetCheck, level: Level, message: str) -> None:
-    (finding,) = dataset_findings.findings(check)
-    assert finding.level is level
-    assert message in finding.message
-
-
-def test_dataset_without_problems_has_no_finding_and_worse_findings_come_first() -> None:
-    good = split(objects=100, classes={"a": 50, "b": 50}, box_sizes=[0, 0, 100, 0, 0, 0, 0, 0], modes={"RGB": 100})
-    assert dataset_findings.findings(result(good)) == []
-    bad = split(empty=1, without_label=1)
-    levels = [finding.level for finding in dataset_findings.findings(result(bad, refused="no"))]
-    assert levels == [Level.ERROR, Level.WARNING, Level.NOTE]
-
-
-def test_intervals_have_a_name_each() -> None:
-    assert len(dataset_findings.box_size_labels()) == len(BOX_EDGES) + 1 == len(SplitCheck().box_sizes)
-    assert len(dataset_findings.ratio_labels()) == len(RATIO_EDGES) + 1 == len(SplitCheck().ratios)
 
 
 @pytest.mark.processes

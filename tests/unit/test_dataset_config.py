@@ -9,8 +9,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from yolojob_trainer.data.dataset_config import describe, link_boundary
+from yolojob_trainer.data.dataset_config import describe
 from yolojob_trainer.data.dataset_description import DatasetDescription, Split
+from yolojob_trainer.data.job_dataset import link_boundary
 from yolojob_trainer.errors import BadInput
 
 from yolojob.api.spec import Dataset

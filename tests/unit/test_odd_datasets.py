@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 from support.odd_datasets import CASES, tree, write_ordinary
 from ultralytics.cfg import get_cfg
-from yolojob_trainer.data import dataset_config
-from yolojob_trainer.data.dataset_config import NodeFolders
+from yolojob_trainer.data import job_dataset
 from yolojob_trainer.data.dataset_description import DatasetDescription
+from yolojob_trainer.data.job_dataset import NodeFolders
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.tasks.vision_task import VISION_TASKS
 
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob.api.task import Task
+
+pytestmark = pytest.mark.torch
+
 
 STOCK = Path(__file__).parent.parent / "support" / "stock_verdict.py"
 
@@ -30,7 +33,7 @@ def read(folder: Path, cache: Path) -> str:
     )
     node = NodeFolders(cache=cache, volumes=folder.parent)
     try:
-        found = dataset_config.open_dataset(spec, folder, Task.DETECT, node)
+        found = job_dataset.open_dataset(spec, folder, Task.DETECT, node)
         data = found.description
         dataset = VISION_TASKS[Task.DETECT].dataset(
             label_folder=cache / "labels",

@@ -9,13 +9,16 @@ import pytest
 import yaml
 from support.cli import call, manifest, small
 from yolojob_trainer.data import builtin_digits, official_datasets
-from yolojob_trainer.data.dataset_config import NodeFolders, locate, open_dataset
+from yolojob_trainer.data.job_dataset import NodeFolders, locate, open_dataset
 from yolojob_trainer.errors import BadInput
 
 from yolojob.api import uri as uris
 from yolojob.api.spec import Dataset, YoloTrainingJobSpec
 from yolojob.api.task import Task
 from yolojob.api.uri import ULTRALYTICS_DATASETS
+
+pytestmark = pytest.mark.torch
+
 
 CLASSIFICATIONS = {name for name in ULTRALYTICS_DATASETS if not official_datasets.data_file(name).exists()}
 

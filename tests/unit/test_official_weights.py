@@ -17,6 +17,8 @@ from yolojob.api.spec import ModelRef
 from yolojob.api.task import Task
 from yolojob.api.uri import Uri
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:

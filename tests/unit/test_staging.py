@@ -21,7 +21,7 @@ from support import eventually
 from support.processes import free_port
 from support.stores import Bucket, https
 from yolojob_trainer.data import staging
-from yolojob_trainer.data.dataset_config import locate
+from yolojob_trainer.data.job_dataset import locate
 from yolojob_trainer.data.object_store import ObjectStore, Unavailable
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput

@@ -260,14 +260,14 @@ def _bench(context: RunContext) -> None:
     """Measure the parts of the training."""
     from yolojob_trainer.bench.bench import Bench
     from yolojob_trainer.bench.inspect_job import folder_bytes
-    from yolojob_trainer.data import dataset_config
+    from yolojob_trainer.data import job_dataset
     from yolojob_trainer.observability.trace import Trace
 
     seconds = environment.bench_seconds()  # before the set-up: a wrong value is reported immediately
     run_folder = _open_run_folder(context)
     staged = _stage(context)
     began = time.perf_counter()
-    dataset_config.locate(
+    job_dataset.locate(
         context.run.spec.dataset, cache=context.cache, volumes=context.volumes, progress=context.reporter.staging
     )
     cached_seconds = time.perf_counter() - began
@@ -314,16 +314,16 @@ def _stage(context: RunContext, model: ModelRef | None = None) -> StagedInputs:
         context: of the run.
         model: another model than that of the specification.
     """
-    from yolojob_trainer.data import dataset_config
+    from yolojob_trainer.data import job_dataset
     from yolojob_trainer.model import resolve
 
     spec, cache, volumes = context.run.spec, context.cache, context.volumes
     began = time.perf_counter()
     with context.world.node_leaders_first("staged"):
-        folder = dataset_config.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
+        folder = job_dataset.locate(spec.dataset, cache=cache, volumes=volumes, progress=context.reporter.staging)
         network = resolve.resolve(model or spec.model, volumes=volumes, cache=cache, task=spec.stated_task)
-        node = dataset_config.NodeFolders(cache=cache, volumes=volumes)
-        dataset = dataset_config.open_dataset(spec, folder, network.task, node)
+        node = job_dataset.NodeFolders(cache=cache, volumes=volumes)
+        dataset = job_dataset.open_dataset(spec, folder, network.task, node)
         config = dataset.description.write(context.scratch / "dataset")
     return StagedInputs(
         folder=folder,

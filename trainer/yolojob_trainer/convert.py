@@ -69,8 +69,6 @@ def _convert(options: argparse.Namespace, console: Console) -> list[str]:
     finder = ImageFinder(root=source, boundary=None, field=FIELD)
     with console.status("reading annotations"):
         annotations = conversion.find(finder, options.task)
-    if annotations is None:
-        raise conversion.no_annotations(finder)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]

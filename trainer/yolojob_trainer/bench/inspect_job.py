@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import torch
-from ultralytics.data.utils import IMG_FORMATS
 
 from yolojob.api.measurement import DataFacts, ModelProfile
 from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob.api.task import Task
-from yolojob_trainer.data import dataset_config, official_datasets
-from yolojob_trainer.data.dataset_description import Split
+from yolojob_trainer.data import job_dataset, official_datasets
+from yolojob_trainer.data.dataset_images import image_files
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import resolve
@@ -61,17 +59,11 @@ def _count_dataset(
         sizes = [file.size for file in files]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)
-    folder = dataset_config.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
-    node = dataset_config.NodeFolders(cache=cache, volumes=volumes)
-    description = dataset_config.open_dataset(spec, folder, task, node).description
-    train, val = (_count_images(description.splits[name]) for name in ("train", split))
+    folder = job_dataset.locate(dataset, cache=cache, volumes=volumes, progress=lambda *_: None)
+    node = job_dataset.NodeFolders(cache=cache, volumes=volumes)
+    description = job_dataset.open_dataset(spec, folder, task, node).description
+    train, val = (sum(1 for _ in image_files(description.splits[name])) for name in ("train", split))
     if fraction is not None:
         train = int(fraction) if fraction > 1 else round(train * fraction)
     classes = 1 if spec.train.single_cls else len(description.names)
     return classes, DataFacts(images=train, val_images=val, bytes=folder_bytes(folder))
-
-
-def _count_images(split: Split) -> int:
-    """Return the number of a split's files that have an image's name."""
-    files = itertools.chain(split.images, *(folder.rglob("*") for folder in split.folders))
-    return sum(file.suffix[1:].lower() in IMG_FORMATS for file in files)

@@ -6,11 +6,10 @@ import base64
 import glob
 import hashlib
 import itertools
-import math
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from ultralytics.utils.plotting import plot_images
 
 from yolojob.api.dataset_check import BOX_EDGES, LISTED, RATIO_EDGES, DatasetCheck, FileProblem, Leak, SplitCheck
 from yolojob.api.task import Task
-from yolojob.format import printable
 from yolojob_trainer.check import image_facts
 from yolojob_trainer.check.image_facts import FactsFile, ImageFacts, Progress
 from yolojob_trainer.data.dataset_description import DatasetDescription
+from yolojob_trainer.data.dataset_images import image_files
 from yolojob_trainer.data.scan import IGNORED
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.system.process import available_cpus
@@ -53,7 +52,7 @@ def check(
         cache: cache folder of this node, for the results of an interrupted check.
         progress: called with (bytes read, all bytes).
     """
-    images = {name: image_facts.images_of(split) for name, split in description.splits.items()}
+    images = {name: sorted(set(image_files(split))) for name, split in description.splits.items()}
     paths = list(dict.fromkeys(itertools.chain(*images.values())))
     common = hashlib.sha256(os.fsencode(paths[0].parent) if paths else b"").hexdigest()[:16]
     known = FactsFile(cache / "checks" / f"{common}-{image_facts.FORMAT}.jsonl")
@@ -129,7 +128,7 @@ def _limit(split: SplitCheck) -> None:
 
 def _shown(path: Path | str) -> str:
     """Return a path as text that can be encoded: the name of a file may be any bytes."""
-    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _add_orphans(result: DatasetCheck, images: dict[str, list[Path]]) -> None:
@@ -175,9 +174,9 @@ def _leaks(images: dict[str, list[Path]], facts: dict[Path, ImageFacts]) -> list
     return leaks
 
 
-def _place(value: float, edges: Iterable[float]) -> int:
-    """Return the number of the interval between the edges in which a value is."""
-    return int(np.searchsorted(list(edges), value, side="right"))
+def _place(values: Any, edges: Sequence[float]) -> Any:
+    """Return the numbers of the intervals between the edges in which values are."""
+    return np.searchsorted(edges, values, side="right")
 
 
 def _add_labels(split: SplitCheck, dataset: Any, result: DatasetCheck, names: dict[int, str]) -> None:
@@ -202,13 +201,14 @@ def _add_labels(split: SplitCheck, dataset: Any, result: DatasetCheck, names: di
     if Task(result.task) not in HAS_LABEL_FILES:
         return
     counts: Counter[int] = Counter()
+    sizes = np.zeros(len(BOX_EDGES) + 1, np.int64)
     for label in dataset.labels:
         counts.update(label["cls"].reshape(-1).astype(int).tolist())
         height, width = label["shape"]
         scale = result.image_size / max(height, width)
-        for box_width, box_height in label["bboxes"][:, 2:4]:
-            pixels = math.sqrt(float(box_width) * width * float(box_height) * height) * scale
-            split.box_sizes[_place(pixels, BOX_EDGES)] += 1
+        pixels = np.sqrt(label["bboxes"][:, 2:4].prod(1) * width * height) * scale
+        sizes += np.bincount(_place(pixels, BOX_EDGES), minlength=len(sizes))
+    split.box_sizes = sizes.tolist()
     split.objects = sum(counts.values())
     split.classes = _by_name(counts, names)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -17,11 +16,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from ultralytics.data.utils import IMG_FORMATS, exif_size
+from ultralytics.data.utils import exif_size
 
 from yolojob_trainer.data.dataset import MAX_PIXELS
-from yolojob_trainer.data.dataset_description import Split
-from yolojob_trainer.data.formats.annotation import IMAGE_FORMATS
+from yolojob_trainer.data.dataset_images import IMAGE_FORMATS
 from yolojob_trainer.data.scan import one_line
 
 FORMAT = 1
@@ -69,17 +67,6 @@ class ImageFacts:
         if not all(isinstance(text, str) and text.isascii() for text in texts):
             return False
         return isinstance(self.problem, str) or (self.problem is None and 0 < self.width * self.height <= MAX_PIXELS)
-
-
-def images_of(split: Split) -> list[Path]:
-    """Return the files of a split that a training takes for images, in order, each once.
-
-    Like upstream, it follows links to folders, and leaves out names that begin with a dot.
-    """
-    patterns = [f"{glob.escape(str(folder))}/**/*.*" for folder in split.folders]
-    # Path.rglob does not follow links to folders.
-    found = {Path(name) for pattern in patterns for name in glob.iglob(pattern, recursive=True)}  # noqa: PTH207
-    return sorted(path for path in found | set(split.images) if path.suffix[1:].lower() in IMG_FORMATS)
 
 
 def read(path: Path) -> ImageFacts:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from yolojob.api.reasons import Reason
 from yolojob_trainer.data.dataset_description import MAX_CLASSES, SEARCH_DEPTH, DatasetDescription, Split
+from yolojob_trainer.data.untrusted import MAX_NAME, is_class_name
 from yolojob_trainer.errors import BadInput
 
 SPLIT_NAMES = {"val": ("val", "valid", "validation", "test"), "test": ("test", "val", "valid", "validation")}
@@ -14,7 +15,6 @@ NDJSON = ".ndjson.yaml"
 """File beside the splits of a dataset whose folders are class ids."""
 LABELLED_FOLDERS = {"images", "labels", "annotations"}
 """Folders of a dataset with label files."""
-MAX_NAME_LENGTH = 200
 
 
 def describe(folder: Path, split: str, boundary: Path | None) -> DatasetDescription:
@@ -49,8 +49,8 @@ def describe(folder: Path, split: str, boundary: Path | None) -> DatasetDescript
             "needs a folder of images for each class"
         )
     for name in classes:
-        if not name.isprintable() or len(name) > MAX_NAME_LENGTH:
-            raise _error(f"{root / 'train'}: {name[:MAX_NAME_LENGTH]!r} is no name for a class")
+        if not is_class_name(name):
+            raise _error(f"{root / 'train'}: {name[:MAX_NAME]!r} is no name for a class")
     return DatasetDescription(
         names=dict(enumerate(classes)),
         splits={"train": Split(folders=[root / "train"]), split: Split(folders=[validation])},

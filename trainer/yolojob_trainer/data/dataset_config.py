@@ -1,4 +1,4 @@
-"""Turns the dataset of a job into a data file for Ultralytics that this package writes itself.
+"""Reads and checks the data file of a dataset.
 
 A dataset is untrusted data. This module reads its YAML file field by field: a `download:` script is never run, and
 paths must stay inside the dataset.
@@ -6,55 +6,23 @@ paths must stay inside the dataset.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import reprlib
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from yolojob.api import uri as uris
 from yolojob.api.reasons import Reason
-from yolojob.api.spec import Dataset, YoloTrainingJobSpec
 from yolojob.api.task import Task
-from yolojob.format import printable
-from yolojob_trainer.data import builtin_digits, class_folders, official_datasets
-from yolojob_trainer.data.dataset_description import MAX_CLASSES, MAX_KEYPOINTS, SEARCH_DEPTH, DatasetDescription, Split
-from yolojob_trainer.data.formats import conversion
-from yolojob_trainer.data.formats.annotation import ImageFinder, folders_of
-from yolojob_trainer.data.object_store import ObjectStore
-from yolojob_trainer.data.staging import ProgressCallback, Stage
+from yolojob_trainer.data import class_folders
+from yolojob_trainer.data.dataset_description import MAX_CLASSES, MAX_KEYPOINTS, DatasetDescription, Split
+from yolojob_trainer.data.dataset_folders import folders_of
+from yolojob_trainer.data.untrusted import integer, is_path
 from yolojob_trainer.errors import BadInput
 
-
-@dataclass(frozen=True, kw_only=True)
-class NodeFolders:
-    """Folders of this node."""
-
-    cache: Path
-    volumes: Path
-    """In which `pvc://CLAIM/PATH` is `CLAIM/PATH`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenDataset:
-    """A dataset on this node."""
-
-    boundary: Path | None
-    """Folder that links in it must not leave; None if they may lead anywhere."""
-    description: DatasetDescription
-
-
-DEFAULT_CONFIG = Dataset.model_fields["config"].default
 MAX_CONFIG_BYTES = 10 << 20
-LOGGED_PARTS = 10
-"""Lines in the log about the progress of a conversion."""
 LISTED_FILES = 10
 """Files that an error message lists."""
 MASKS = "masks"
@@ -67,152 +35,15 @@ MAX_MASK_CLASSES = IGNORED_PIXEL - 1
 """One of the ids of a byte is the background of polygons."""
 
 
-def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCallback) -> Path:
-    """Return the folder of the dataset on this node; it is downloaded, unpacked or written on first use.
-
-    Raises:
-        BadInput: it does not exist, access is denied, it is unsafe, or it does not fit.
-        Unavailable: its storage does not answer.
-    """
-    uri = official_datasets.address(dataset.uri)
-    stage = Stage(cache / "datasets", progress, "spec.dataset.uri")
-    if uri.scheme == "builtin":
-        name = f"{uri.location}-v{builtin_digits.DATASET_VERSION}"
-        return stage.make(name, builtin_digits.WRITERS[uri.location])
-    if uri.is_remote:
-        return stage.fetch(ObjectStore(str(uri), "spec.dataset.uri"))
-    path = uri.under(volumes).resolve()
-    if path.is_dir():
-        return path
-    if path.suffix.lower() in (".yaml", ".yml"):
-        raise BadInput(
-            Reason.DATASET_NOT_FOUND,
-            f"spec.dataset.uri: {uri}: must be the folder of the dataset; name its data file in spec.dataset.config: "
-            f"uri: {str(uri).rpartition('/')[0]}, config: {path.name}",
-        )
-    if path.is_file():
-        return stage.unpack(path)
-    raise BadInput(Reason.DATASET_NOT_FOUND, f"spec.dataset.uri: {uri}: there is no folder or archive {path}")
-
-
-def open_dataset(spec: YoloTrainingJobSpec, folder: Path, task: Task, node: NodeFolders) -> OpenDataset:
-    """Describe the dataset of a job. Annotations of COCO and Pascal VOC are converted on first use.
-
-    Args:
-        spec: of the job.
-        folder: where the dataset is, see `locate`.
-        task: of the training.
-        node: folders of this node.
-
-    Raises:
-        BadInput: it cannot be used.
-    """
-    uri, config, split = spec.dataset.uri, spec.dataset.config, spec.train.split or "val"
-    boundary = link_boundary(spec.dataset, folder, node.volumes)
-    if uri.scheme == uris.ULTRALYTICS:
-        config = str(official_datasets.data_file(uri.location))
-    elif task is not Task.CLASSIFY and config == DEFAULT_CONFIG and not _has_data_file(folder.resolve(), config):
-        finder = ImageFinder(root=folder.resolve(), boundary=boundary, field="spec.dataset")
-        if conversion.annotation_files(finder.root, task):
-            folder, config = _converted(finder, task, split, node.cache), conversion.DATA_FILE
-            boundary = None  # all links were checked
-    return OpenDataset(boundary=boundary, description=describe(folder, config, split, boundary, task))
-
-
-def _converted(finder: ImageFinder, task: Task, split: str, cache: Path) -> Path:
-    """Return the folder with the converted dataset.
-
-    Raises:
-        BadInput: the annotations are not valid, or in no known format.
-    """
-
-    def write(target: Path) -> None:
-        # In a process of its own: reading a large JSON file holds Python's lock for longer than a heartbeat may wait,
-        # and takes several times its size of memory.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                problem = pool.submit(_convert, finder, task, split, target).result()
-            except BrokenProcessPool:
-                raise BadInput(
-                    Reason.INVALID_DATASET,
-                    f"spec.dataset: {finder.root}: the process that converts the annotations was killed: they may need "
-                    "more memory than spec.workers.resources allows",
-                ) from None
-        if problem:
-            raise BadInput(Reason.INVALID_DATASET, problem)
-
-    stage = Stage(cache / "datasets", lambda *_: None, "spec.dataset")
-    folder = stage.make(f"converted-{conversion.fingerprint(finder.root, task)}-{split}", write)
-    _check_links(folder, finder.boundary)
-    for line in (folder / conversion.SUMMARY).read_text(encoding="utf-8", errors="replace").splitlines():
-        _log(printable(line))
-    return folder
-
-
-def _convert(finder: ImageFinder, task: Task, split: str, target: Path) -> str | None:
-    """Convert a dataset; return what is wrong with it."""
-
-    def count(done: int, total: int) -> None:
-        if done * LOGGED_PARTS // total > (done - 1) * LOGGED_PARTS // total:
-            _log(f"converted {done} of {total} images")
-
-    try:
-        annotations = conversion.find(finder, task)
-        if annotations is None:
-            raise conversion.no_annotations(finder)
-        settings = conversion.ConversionSettings(task=task, place=conversion.link, count=count, needed=split)
-        conversion.write(annotations, target, finder, settings)
-    except BadInput as error:
-        return str(error)
-    return None
-
-
-def _check_links(folder: Path, boundary: Path | None) -> None:
-    """Check the links of a converted dataset, in each use: the cache, and the volume, may have changed.
-
-    Raises:
-        BadInput: a link is not that of an image, or leads out of the volume.
-    """
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            continue
-        real = Path(os.path.realpath(path))  # which, unlike Path.resolve, raises nothing for a circle of links
-        is_image = path.is_relative_to(folder / "images") and real.is_file()
-        if not is_image or (boundary and not real.is_relative_to(boundary)):
-            problem = f"spec.dataset: {path}: leads to {real}, which is no image in the volume; copy the data into it"
-            raise BadInput(Reason.INVALID_DATASET, problem)
-
-
-def _log(line: str) -> None:
-    print(f"yolojob: dataset: {line}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def link_boundary(dataset: Dataset, folder: Path, volumes: Path) -> Path | None:
-    """Return the folder that links in a dataset must not leave; None if they may lead anywhere.
-
-    A claim may link within itself. On the user's own machine everything may be linked.
-
-    Args:
-        dataset: of the specification.
-        folder: of the dataset on this node.
-        volumes: folder of the mounted volumes.
-    """
-    if dataset.uri.scheme == "file":
-        return None
-    claim = (volumes / dataset.uri.location).resolve()
-    # An archive in a claim is unpacked into the cache.
-    return claim if dataset.uri.scheme == "pvc" and folder.resolve().is_relative_to(claim) else folder.resolve()
-
-
 def describe(
-    folder: Path, config: str, split: str = "val", boundary: Path | None = None, task: Task = Task.DETECT
+    folder: Path, config: str | Path, split: str = "val", boundary: Path | None = None, task: Task = Task.DETECT
 ) -> DatasetDescription:
     """Read and check the data file of a dataset; for a classification, the folders of its classes.
 
     Args:
         folder: the dataset.
-        config: path of the data file below the folder. If it is not there, a folder further down is searched. Or a
-            file of Ultralytics' own.
+        config: path of the data file below the folder. If it is not there, a folder further down is searched. A Path
+            is a data file of Ultralytics' own.
         split: the split for validation. Other splits than this and `train` need not exist.
         boundary: see `link_boundary`.
         task: of the training.
@@ -233,11 +64,11 @@ _REPR.maxstring = _REPR.maxother = 100
 class _DataFile:
     """The data file of a dataset."""
 
-    def __init__(self, folder: Path, config: str, boundary: Path | None, task: Task) -> None:
+    def __init__(self, folder: Path, config: str | Path, boundary: Path | None, task: Task) -> None:
         """
         Args:
             folder: the dataset.
-            config: path of the data file below the folder.
+            config: see `describe`.
             boundary: see `link_boundary`.
             task: of the training.
 
@@ -246,9 +77,18 @@ class _DataFile:
         """
         self._folder = folder.resolve()
         self._boundary, self._task = boundary, task
-        self._path = _find_config(self._folder, config)
+        self._path = config if isinstance(config, Path) else self._find(config)
         self._content = self._read()
         self._bases = self._find_bases()
+
+    def _find(self, config: str) -> Path:
+        path = _find_config(self._folder, config)
+        if self._boundary and not path.resolve().is_relative_to(self._boundary):
+            raise BadInput(
+                Reason.INVALID_DATASET,
+                f"spec.dataset: {path}: is a link that leads out of the volume; copy the file into it",
+            )
+        return path
 
     def describe(self, split: str) -> DatasetDescription:
         """See the function of the same name."""
@@ -267,9 +107,6 @@ class _DataFile:
         return BadInput(Reason.INVALID_DATASET, f"spec.dataset: {self._path}: {message}")
 
     def _read(self) -> dict[str, Any]:
-        is_ours = self._path.is_relative_to(official_datasets.DATA_FILES)
-        if self._boundary and not is_ours and not self._path.resolve().is_relative_to(self._boundary):
-            raise self._error("is a link that leads out of the volume; copy the file into it")
         try:
             if self._path.stat().st_size > MAX_CONFIG_BYTES:
                 raise self._error(f"is larger than {MAX_CONFIG_BYTES >> 20} MiB")
@@ -288,7 +125,7 @@ class _DataFile:
         return content
 
     def _channels(self) -> int:
-        channels = _integer(self._content.get("channels", 3))
+        channels = integer(self._content.get("channels", 3))
         if channels not in (1, 3):
             raise self._error(f"channels: {self._content['channels']!r}: must be 1 or 3")
         return channels
@@ -323,7 +160,7 @@ class _DataFile:
         if not isinstance(mapping, dict):
             raise self._error(f"label_mapping: {_short(mapping)}: must map the ids of masks to class ids")
         ids = {
-            _integer(key): IGNORED_PIXEL if value in (None, "ignore_label") else _integer(value)
+            integer(key): IGNORED_PIXEL if value in (None, "ignore_label") else integer(value)
             for key, value in mapping.items()
         }
         checked = {k: v for k, v in ids.items() if k is not None and v is not None and 0 <= v <= IGNORED_PIXEL}
@@ -359,7 +196,7 @@ class _DataFile:
             return settings
         flipped = self._content.get("flip_idx")
         if flipped:
-            numbers = [_integer(value) for value in flipped] if isinstance(flipped, list) else []
+            numbers = [integer(value) for value in flipped] if isinstance(flipped, list) else []
             if sorted(number for number in numbers if number is not None) != list(range(count)):
                 raise self._error(f"flip_idx: {_short(flipped)}: must name each key point from 0 to {count - 1} once")
             settings["flip_idx"] = numbers
@@ -372,7 +209,7 @@ class _DataFile:
         return settings
 
     def _keypoint_names(self, names: Any, count: int) -> dict[int, list[str]]:
-        by_class = {_integer(key): value for key, value in names.items()} if isinstance(names, dict) else {}
+        by_class = {integer(key): value for key, value in names.items()} if isinstance(names, dict) else {}
         lists = all(
             isinstance(value, list) and len(value) == count and all(_is_text(name) for name in value)
             for value in by_class.values()
@@ -385,7 +222,7 @@ class _DataFile:
         shape = self._content.get("kpt_shape")
         if shape is None:
             return None
-        numbers = [_integer(value) for value in shape] if isinstance(shape, list) else []
+        numbers = [integer(value) for value in shape] if isinstance(shape, list) else []
         match numbers:
             case [int(count), 2 | 3 as values] if 0 < count <= MAX_KEYPOINTS:
                 return count, values
@@ -393,7 +230,7 @@ class _DataFile:
 
     def _names(self) -> dict[int, str]:
         content = self._content
-        names, count = content.get("names"), _integer(content.get("nc"))
+        names, count = content.get("names"), integer(content.get("nc"))
         if names is None and self._task is Task.DEPTH:
             return {0: "depth"}
         if names is None and count is not None and 0 < count <= MAX_CLASSES:
@@ -402,7 +239,7 @@ class _DataFile:
             names = dict(enumerate(names))
         if not isinstance(names, dict) or not names:
             raise self._error("names: must list the classes")
-        by_id = {_integer(key): name for key, name in names.items()}
+        by_id = {integer(key): name for key, name in names.items()}
         if len(by_id) != len(names) or set(by_id) != set(range(len(names))):
             raise self._error(f"names: class ids must be 0 to {len(names) - 1}, each once")
         if content.get("nc") is not None and count != len(names):
@@ -421,7 +258,7 @@ class _DataFile:
         """
         parents = [self._path.parent, self._folder]
         path = self._content.get("path")
-        declared = [parent / path for parent in parents] if isinstance(path, str) and _is_path(path) else []
+        declared = [parent / path for parent in parents] if isinstance(path, str) and is_path(path) else []
         bases = [Path(os.path.normpath(base)) for base in [*declared, *parents]]
         return list(dict.fromkeys(base for base in bases if base.is_dir() and base.is_relative_to(self._folder)))
 
@@ -447,7 +284,7 @@ class _DataFile:
     def _split_path(self, split: str, text: Any) -> Path:
         if not isinstance(text, str) or not text.strip():
             raise self._error(f"{split}: must be a path, or a list of paths")
-        if not _is_path(text):
+        if not is_path(text):
             raise self._error(f"{split}: {text[:200]!r} is too long for a path, or contains a control character")
         text = text.strip().replace("\\", "/")
         # Some exporters write "../train/images" for a folder beside the data file.
@@ -478,7 +315,7 @@ class _DataFile:
         return [self._listed_image(split, path, line.strip()) for line in lines if line.strip()]
 
     def _listed_image(self, split: str, listing: Path, line: str) -> Path:
-        if len(line.splitlines()) != 1 or not _is_path(line):
+        if len(line.splitlines()) != 1 or not is_path(line):
             # Ultralytics would read the parts as paths of their own.
             raise self._error(
                 f"{split}: {listing}: {line[:200]!r} is too long for a path, or contains a control character"
@@ -507,22 +344,6 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and SMALLEST <= value <= LARGEST
 
 
-def _is_path(text: str) -> bool:
-    """Return whether the file system accepts a text as a path."""
-    return "\0" not in text and len(text.encode()) < 4096 and all(len(p.encode()) <= 255 for p in text.split("/"))
-
-
-def _integer(value: Any) -> int | None:
-    """Return an integer that may be written as text, as Ultralytics reads it; None if it is none."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return int(number) if number.is_integer() else None
-
-
 def _find_config(folder: Path, config: str) -> Path:
     """Return the path of the data file.
 
@@ -531,23 +352,18 @@ def _find_config(folder: Path, config: str) -> Path:
     """
     if (folder / config).is_file():
         return folder / config
-    patterns = ["/".join(["*"] * depth) for depth in range(1, SEARCH_DEPTH + 1)]
-    parents = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_dir()]
-    found = [path / config for path in parents if (path / config).is_file() and "__MACOSX" not in path.parts]
+    found = [path / config for path in folders_of(folder, follow_links=True) if (path / config).is_file()]
     if len(found) == 1:
         return found[0]
     field_name = f"spec.dataset.config: {config}"
     if found:
         listed = ", ".join(str(path.relative_to(folder)) for path in found[:LISTED_FILES])
         raise BadInput(Reason.DATASET_NOT_FOUND, f"{field_name}: exists more than once in {folder}; name one: {listed}")
-    listed = ", ".join(_data_files(folder)[:LISTED_FILES]) or "no YAML file at all"
+    listed = ", ".join(data_files(folder)[:LISTED_FILES]) or "no YAML file at all"
     raise BadInput(Reason.DATASET_NOT_FOUND, f"{field_name}: not in {folder}; there is {listed}")
 
 
-def _data_files(folder: Path) -> list[str]:
+def data_files(folder: Path) -> list[str]:
     """Return the YAML files of a dataset, relative to its folder."""
-    return sorted(str(path.relative_to(folder)) for parent in folders_of(folder) for path in parent.glob("*.y*ml"))
-
-
-def _has_data_file(folder: Path, config: str) -> bool:
-    return (folder / config).is_file() or bool(_data_files(folder))
+    folders = folders_of(folder, follow_links=True)
+    return sorted(str(path.relative_to(folder)) for parent in folders for path in parent.glob("*.y*ml"))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
+from importlib.util import find_spec
 from pathlib import Path
-
-import ultralytics
 
 from yolojob.api import constants
 from yolojob.api import uri as uris
-from yolojob.api.reasons import Reason
 from yolojob.api.uri import Uri
-from yolojob_trainer.errors import BadInput
+from yolojob_trainer.data import mirror
 
-RELEASE = "https://github.com/ultralytics/assets/releases/download/v0.0.0"
-"""Folder of the archives; the release that Ultralytics itself fetches them from."""
+RELEASE = "v0.0.0"
+"""The release that Ultralytics itself fetches the archives from."""
 ARCHIVES = {"HomeObjects-3K": "homeobjects-3K", "depth8": "depth8-png", "nyu-depth": "nyu-depth-png"}
 """Names of archives, without their suffix, that differ from those of the datasets."""
-DATA_FILES = Path(ultralytics.__file__).parent / "cfg" / "datasets"
+# Without importing the package, which takes seconds.
+_SPEC = find_spec("ultralytics")
+DATA_FILES = Path(_SPEC.origin).parent / "cfg" / "datasets" if _SPEC and _SPEC.origin else Path()
 
 
 def address(uri: Uri) -> Uri:
@@ -30,12 +29,8 @@ def address(uri: Uri) -> Uri:
     """
     if uri.scheme != uris.ULTRALYTICS:
         return uri
-    name = uri.location
-    folder = os.environ.get(constants.ENV_DATASETS) or RELEASE
-    try:
-        return uris.parse(f"{folder.rstrip('/')}/{ARCHIVES.get(name, name)}.zip", (*uris.REMOTE_SCHEMES, "file"))
-    except ValueError as error:
-        raise BadInput(Reason.INVALID_ENVIRONMENT, f"{constants.ENV_DATASETS}: {folder}: {error}") from None
+    archive = ARCHIVES.get(uri.location, uri.location)
+    return mirror.address(RELEASE, f"{archive}.zip", constants.ENV_DATASETS)
 
 
 def data_file(name: str) -> Path:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from yolojob.api import constants
-from yolojob.api import uri as uris
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import OFFICIAL_WEIGHTS
 from yolojob.api.uri import Uri
+from yolojob_trainer.data import mirror
 from yolojob_trainer.errors import BadInput
 
-RELEASE = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
-"""Folder of the files; the release that Ultralytics 8.4 itself fetches them from."""
+RELEASE = "v8.4.0"
+"""The release that Ultralytics 8.4 itself fetches the files from."""
 NAMES = frozenset(name for name in GITHUB_ASSETS_NAMES if re.fullmatch(OFFICIAL_WEIGHTS, name))
 SHA256 = {
     "yolo11l-cls.pt": "6b56513a5d8bdae6b8f0a36dacaf01b26d5a522ba1b34197c3bac9fa6463366c",
@@ -111,9 +110,4 @@ def locate(name: str) -> Uri:
             f"spec.model.name: {name}: Ultralytics publishes no weights of this name{hint}; for a file of your own, "
             "set spec.model.weights.uri",
         )
-    folder = os.environ.get(constants.ENV_WEIGHTS) or RELEASE
-    digest = f"#sha256={SHA256[name]}" if name in SHA256 and folder.startswith("https://") else ""
-    try:
-        return uris.parse(f"{folder.rstrip('/')}/{name}{digest}", uris.WEIGHTS_SCHEMES)
-    except ValueError as error:
-        raise BadInput(Reason.INVALID_ENVIRONMENT, f"{constants.ENV_WEIGHTS}: {folder}: {error}") from None
+    return mirror.address(RELEASE, name, constants.ENV_WEIGHTS, SHA256.get(name))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +14,8 @@ from PIL import Image
 from ultralytics.data.utils import exif_size
 
 from yolojob.api.reasons import Reason
-from yolojob_trainer.data.dataset_description import SEARCH_DEPTH
+from yolojob_trainer.data.dataset_images import IMAGE_FORMATS
+from yolojob_trainer.data.untrusted import is_relative_path
 from yolojob_trainer.errors import BadInput
 
 Points = npt.NDArray[np.float64]
@@ -25,17 +23,6 @@ Points = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
 
-Image.init()
-IMAGE_FORMATS = tuple(
-    name
-    for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-    if name in Image.OPEN
-)
-"""Pillow's names of the formats that are read. It would give others to programs: PostScript to Ghostscript."""
-MAX_NAME = 200
-"""Characters of the name of a class."""
-MAX_DIGITS = 30
-"""Of an id, or of a number of pixels."""
 TURNED = "image(s) are turned by EXIF data, but annotated as they are stored: they are left out"
 ALL = "all"
 """Name of the images of a dataset that states no splits."""
@@ -126,25 +113,6 @@ def used_size(stated: tuple[int | None, int | None], file: Path) -> tuple[int, i
     return None if stored == (width, height) != turned else (width, height)
 
 
-def folders_of(root: Path) -> Iterator[Path]:
-    """Yield the dataset's folder and those below it in which annotations are searched; links to folders are not."""
-    level = [root]
-    yield root
-    for _ in range(SEARCH_DEPTH):
-        level = sorted(folder for parent in level for folder in _folders_in(parent))
-        yield from level
-
-
-def _folders_in(parent: Path) -> list[Path]:
-    """Return the folders in a folder. Looks at no file: a dataset on a network may have a million."""
-    try:
-        with os.scandir(parent) as entries:
-            folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-            return [Path(entry.path) for entry in folders if entry.name != "__MACOSX"]
-    except OSError:
-        return []
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageFinder:
     """Finds the images of a dataset by the names in its annotations."""
@@ -175,42 +143,15 @@ class ImageFinder:
         for folder in folders:
             path = folder / name
             if path.is_file():
-                if self.boundary and not path.resolve().is_relative_to(self.boundary):
-                    raise self.error(f"{path}: is a link out of the volume; copy the data into it")
+                self.check_link(path)
                 return path
         return None
 
+    def check_link(self, path: Path) -> None:
+        """Check that a file is in the volume.
 
-def integer(value: Any) -> int | None:
-    """Return an integer that may be written as 1, 1.0 or "1"; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or len(str(value)) > MAX_DIGITS:
-        return None
-    if isinstance(value, int) or (isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value)):
-        return int(value)  # exactly, unlike a float: ids may have 64 bits
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return int(number) if number.is_integer() else None
-
-
-def has_control_characters(text: str) -> bool:
-    """Return whether a text has characters that end a line, or that change what a terminal shows."""
-    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
-
-
-def is_class_name(name: object) -> TypeGuard[str]:
-    """Return whether a value from a file is a name for a class."""
-    return isinstance(name, str) and 0 < len(name) <= MAX_NAME and not has_control_characters(name)
-
-
-def is_relative_path(name: str) -> bool:
-    """Return whether a text is a path that stays inside its folder, and that the file system accepts."""
-    parts = name.split("/")
-    return (
-        not has_control_characters(name)
-        and not name.startswith("/")
-        and ".." not in parts
-        and len(name.encode()) < 4000
-        and all(len(part.encode()) <= 250 for part in parts)
-    )
+        Raises:
+            BadInput: it is a link that leads out.
+        """
+        if self.boundary and not path.resolve().is_relative_to(self.boundary):
+            raise self.error(f"{path}: is a link out of the volume; copy the data into it")

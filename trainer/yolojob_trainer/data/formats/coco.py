@@ -14,9 +14,9 @@ import numpy as np
 from yolojob.api.reasons import Reason
 from yolojob.api.task import Task
 from yolojob_trainer.data.dataset_description import MAX_CLASSES, MAX_KEYPOINTS
+from yolojob_trainer.data.dataset_folders import folders_of
 from yolojob_trainer.data.formats import rle
 from yolojob_trainer.data.formats.annotation import (
-    MAX_NAME,
     TURNED,
     AnnotatedDataset,
     AnnotatedImage,
@@ -24,12 +24,10 @@ from yolojob_trainer.data.formats.annotation import (
     Box,
     ImageFinder,
     Points,
-    folders_of,
-    integer,
-    is_class_name,
     split_of,
     used_size,
 )
+from yolojob_trainer.data.untrusted import MAX_NAME, integer, is_class_name
 from yolojob_trainer.errors import BadInput
 
 MAX_FILE_BYTES = 4 << 30
@@ -126,8 +124,7 @@ class _CocoFile:
         Raises:
             BadInput: it is, but it is not valid.
         """
-        if finder.boundary and not path.resolve().is_relative_to(finder.boundary):
-            raise finder.error(f"{path}: is a link out of the volume; copy the data into it")
+        finder.check_link(path)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise finder.error(f"{path}: is larger than {MAX_FILE_BYTES >> 30} GiB")
         try:

@@ -17,6 +17,7 @@ import yaml
 from ultralytics.data.converter import merge_multi_segment
 
 from yolojob.api.task import Task
+from yolojob_trainer.data.dataset_folders import folders_of
 from yolojob_trainer.data.formats import coco, voc
 from yolojob_trainer.data.formats.annotation import (
     ALL,
@@ -28,9 +29,7 @@ from yolojob_trainer.data.formats.annotation import (
     Annotation,
     ImageFinder,
     Points,
-    folders_of,
 )
-from yolojob_trainer.errors import BadInput
 
 FORMAT = 1
 """Of the converted dataset; raise it with every change of what a conversion writes."""
@@ -83,11 +82,11 @@ class ConversionResult:
         return [f"{found} ({splits})", *(f"{count} {note}" for note, count in self.notes.items())]
 
 
-def find(finder: ImageFinder, task: Task) -> AnnotatedDataset | None:
-    """Return the annotations of a dataset; None if it has none in a format that is known.
+def find(finder: ImageFinder, task: Task) -> AnnotatedDataset:
+    """Return the annotations of a dataset.
 
     Raises:
-        BadInput: the annotations are not valid.
+        BadInput: they are not valid, or it has none in a format that is known.
     """
     unknown: coco.NotJson | None = None
     try:
@@ -95,8 +94,9 @@ def find(finder: ImageFinder, task: Task) -> AnnotatedDataset | None:
     except coco.NotJson as error:
         dataset, unknown = None, error
     dataset = dataset or voc.read(voc.annotation_files(finder.root), finder)
-    if dataset is None and unknown:
-        raise unknown
+    if dataset is None:
+        none = f"{finder.root}: has no annotations in COCO's JSON format or Pascal VOC's XML format"
+        raise unknown or finder.error(none)
     return dataset
 
 
@@ -322,8 +322,3 @@ def link(file: Path, path: Path) -> None:
 def copy(file: Path, path: Path) -> None:
     """Make an image available by a copy."""
     shutil.copyfile(file, path)
-
-
-def no_annotations(finder: ImageFinder) -> BadInput:
-    """The error for a folder in which nothing was found."""
-    return finder.error(f"{finder.root}: has no annotations in COCO's JSON format or Pascal VOC's XML format")

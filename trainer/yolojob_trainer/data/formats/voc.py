@@ -13,8 +13,8 @@ from defusedxml.ElementTree import fromstring
 from ultralytics.data.utils import IMG_FORMATS
 
 from yolojob_trainer.data.dataset_description import MAX_CLASSES
+from yolojob_trainer.data.dataset_folders import folders_of
 from yolojob_trainer.data.formats.annotation import (
-    MAX_NAME,
     TEST,
     TRAIN,
     TURNED,
@@ -24,12 +24,10 @@ from yolojob_trainer.data.formats.annotation import (
     Annotation,
     Box,
     ImageFinder,
-    folders_of,
-    integer,
-    is_class_name,
     split_of,
     used_size,
 )
+from yolojob_trainer.data.untrusted import MAX_NAME, integer, is_class_name
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 """Folders of Pascal VOC's own layout."""
@@ -172,8 +170,7 @@ def _parse(path: Path, finder: ImageFinder) -> Element | None:
     Raises:
         BadInput: it is not valid.
     """
-    if finder.boundary and not path.resolve().is_relative_to(finder.boundary):
-        raise finder.error(f"{path}: is a link out of the volume; copy the data into it")
+    finder.check_link(path)
     if path.stat().st_size > MAX_FILE_BYTES:
         raise finder.error(f"{path}: is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
