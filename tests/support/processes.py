@@ -188,10 +188,13 @@ def free_port() -> int:
             return port
 
 
-def tiny(*, model: str = "yolo11", task: str = "", replicas: int = 4, **spec: Any) -> Run:
+def tiny(
+    *, model: str = "yolo11", task: str = "", replicas: int = 4, network: dict[str, Any] | None = None, **spec: Any
+) -> Run:
     """A run of a very small model on a few images.
 
     Args:
+        network: spec.model; by default, a network of TINY and the task.
         model: a key of TINY.
         task: suffix of the model and of the dataset for another task than detection: "-seg".
         replicas: spec.workers.replicas, which fixes the number of shards.
@@ -206,7 +209,7 @@ def tiny(*, model: str = "yolo11", task: str = "", replicas: int = 4, **spec: An
         "fraction": float(IMAGES),
     }
     train |= {"warmup_epochs": 0, "optimizer": "AdamW", "lr0": 0.001, **spec.pop("train", {})}
-    network: dict[str, Any] = {"name": f"{model}n{task}.yaml", "scale": TINY[model]}
+    network = network or {"name": f"{model}n{task}.yaml", "scale": TINY[model]}
     if weights := spec.pop("weights", None):
         network["weights"] = weights
     spec.setdefault("dataset", {"uri": f"builtin://digits{task}"})

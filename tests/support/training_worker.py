@@ -1,12 +1,14 @@
 """A real training process with a recorder in it. The arguments are a mode and a file:
 
 - `gradients` writes the gradients of the first optimizer step to the file and exits.
+- `first_step` writes the starting weights, which of them are trained, the first micro-batch and its loss to the file,
+  and exits.
 - `curves`, `samples` and `diverge` append a line for every micro-batch to FILE.RANK.
 - `diverge` also sets a weight to NaN in the third step of the second epoch, as many times as YOLOJOB_TEST_DIVERGE says.
 
-`gradients` and `curves` compute in double precision, so that a difference between two runs is a mistake and not the
-order of additions, which twenty steps of training amplify. They do not validate, because the validator uses single
-precision.
+`gradients`, `first_step` and `curves` compute in double precision, so that a difference between two runs is a mistake
+and not the order of additions, which twenty steps of training amplify. They do not validate, because the validator uses
+single precision.
 
 With YOLOJOB_TEST_DEVICE_CACHE `cache: gpu` keeps the images on the device also on a CPU.
 
@@ -36,7 +38,7 @@ def main() -> int:  # noqa: C901 - one branch for each variable
     from yolojob_trainer.training import trainer as module
 
     mode, path = sys.argv[1:]
-    if mode in ("gradients", "curves"):
+    if mode in ("gradients", "first_step", "curves"):
         torch.set_default_dtype(torch.float64)
     if timeout := os.environ.get("YOLOJOB_TEST_HEARTBEAT_TIMEOUT"):
         heartbeat.HEARTBEAT_TIMEOUT_SECONDS = float(timeout)
@@ -46,6 +48,7 @@ def main() -> int:  # noqa: C901 - one branch for each variable
     stop = tuple(int(value) for value in os.environ.get("YOLOJOB_TEST_STOP", "-1").split(","))
     images_in_memory = int(os.environ.get("YOLOJOB_TEST_MEMORY", sys.maxsize))
     fits_first = "YOLOJOB_TEST_FIT" in os.environ
+    start: dict[str, Any] = {}
     divergences = list(range(int(os.environ.get("YOLOJOB_TEST_DIVERGE", "0"))))
 
     class Recorder(module.Trainer):
@@ -69,7 +72,19 @@ def main() -> int:  # noqa: C901 - one branch for each variable
         def predict(self, batch: dict[str, Any]) -> Any:
             if len(batch["img"]) > images_in_memory and (fits_first or self.optimizer is not None):
                 raise torch.OutOfMemoryError("CUDA out of memory, by the test")
+            if mode == "first_step":  # before the forward pass, which changes the statistics of batch norms
+                network = unwrap_model(self.model)
+                start["state"] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+                start["trained"] = sorted(n for n, p in network.named_parameters() if p.requires_grad)
             return super().predict(batch)
+
+        def compute_loss(self, batch: dict[str, Any], predictions: Any) -> Any:
+            loss, items = super().compute_loss(batch, predictions)
+            if mode == "first_step" and self.optimizer is not None:
+                tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+                torch.save({**start, "batch": tensors, "loss": loss.detach()}, path)
+                os._exit(0)
+            return loss, items
 
         def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
             if mode != "gradients" and self.optimizer is not None:

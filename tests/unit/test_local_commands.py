@@ -75,7 +75,7 @@ INVALID = {
     "config": (broken(dataset={"uri": "builtin://digits", "config": "coco.yaml"}), "coco.yaml: not in"),
     "weights": (
         broken(model={"name": "best.pt", "weights": {"uri": "file:///nowhere"}}),
-        "there is no .pt file or folder",
+        "there is no .pt or .safetensors file and no folder",
     ),
     "precision": (broken(train={**QUICK, "amp": "fp16"}), "fp16 needs a GPU"),
     "gpu": (broken(workers={"gpu": {"count": 1}}), "spec.workers.gpu: 1 process(es) need one GPU each"),

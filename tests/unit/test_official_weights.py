@@ -47,7 +47,7 @@ def test_weights_are_found_by_their_name_in_the_folder_of_the_mirror(
     assert all(torch.equal(taken[key], expected[key]) for key in expected)
     with pytest.raises(BadInput, match=r"spec.task: detect: the model yolo26n-seg.pt is for the task segment"):
         source("yolo26n-seg.pt", tmp_path, Task.DETECT)
-    with pytest.raises(BadInput, match=r"yolo26s.pt: .*there is no .pt file.*set YOLOJOB_WEIGHTS .*from yolo26s.yaml"):
+    with pytest.raises(BadInput, match=r"yolo26s.pt: .*there is no .pt or .*set YOLOJOB_WEIGHTS .*from yolo26s.yaml"):
         source("yolo26s.pt", tmp_path)
 
 

@@ -1,4 +1,8 @@
-"""Converts a dataset by hand, for `yolojob convert data`: COCO JSON or Pascal VOC to Ultralytics' layout."""
+"""Converts by hand, for `yolojob convert`.
+
+- data: COCO JSON or Pascal VOC to Ultralytics' layout.
+- weights: a .pt file to a .safetensors file.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,25 @@ from yolojob_trainer import environment
 FIELD = "SRC"
 FOLDER_MODE = 0o755
 """Of the new folder; a temporary one is only for its owner."""
+FILE_MODE = 0o644
+"""Of the new file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert a dataset; return the exit code."""
+    """Convert a dataset or weights; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m yolojob_trainer.convert", description=__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--task", type=Task, default=Task.DETECT)
-    parser.add_argument("--val", type=float, default=0.0)
-    parser.add_argument("--link", action="store_true")
+    commands = parser.add_subparsers(required=True)
+    data = commands.add_parser("data")
+    data.set_defaults(convert=_convert_data)
+    data.add_argument("source", type=Path)
+    data.add_argument("target", type=Path)
+    data.add_argument("--task", type=Task, default=Task.DETECT)
+    data.add_argument("--val", type=float, default=0.0)
+    data.add_argument("--link", action="store_true")
+    weights = commands.add_parser("weights")
+    weights.set_defaults(convert=_convert_weights)
+    weights.add_argument("source", type=Path)
+    weights.add_argument("target", type=Path)
     options = parser.parse_args(arguments)
     environment.prepare()  # before the first import of Ultralytics
 
@@ -35,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     console = Console(stderr=True)
     try:
-        lines = _convert(options, console)
+        lines = options.convert(options, console)
     except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return ExitCode.BAD_INPUT
@@ -44,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     return ExitCode.SUCCEEDED
 
 
-def _convert(options: argparse.Namespace, console: Console) -> list[str]:
+def _convert_data(options: argparse.Namespace, console: Console) -> list[str]:
     """Convert into a folder beside the target, and rename it: a target that exists is complete.
 
     Raises:
@@ -87,6 +100,46 @@ def _convert(options: argparse.Namespace, console: Console) -> list[str]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return [*result.summary(), f"{target / conversion.DATA_FILE}"]
+
+
+def _convert_weights(options: argparse.Namespace, console: Console) -> list[str]:
+    """Write a .safetensors file beside the target, read it back, and rename it: a target that exists is complete.
+
+    Raises:
+        BadInput: the source is not valid, or the file differs from it.
+        OSError: the target cannot be written.
+    """
+    import torch
+
+    from yolojob.api.reasons import Reason
+    from yolojob.api.spec import SAFE_SUFFIX
+    from yolojob_trainer.errors import BadInput
+    from yolojob_trainer.model import network, weights_file
+
+    source, target = options.source, options.target
+    if not source.is_file():
+        raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"{FIELD}: {source}: there is no such file")
+    if target.suffix != SAFE_SUFFIX:
+        raise BadInput(Reason.INVALID_WEIGHTS, f"DST: {target}: the name must end with {SAFE_SUFFIX}")
+    if target.exists():
+        raise BadInput(Reason.INVALID_WEIGHTS, f"DST: {target}: exists; name a new file")
+    with console.status("reading the weights"):
+        weights = weights_file.read(source, FIELD)
+    task = network.task_of(weights.yaml, FIELD)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+        partial = Path(folder) / target.name
+        weights_file.write_safetensors(weights, partial)
+        with console.status("comparing"):
+            written, read = weights.float().state_dict(), weights_file.read(partial, "DST").state_dict()
+        different = [name for name in written if not torch.equal(written[name], read[name])]
+        if different:
+            raise BadInput(Reason.INVALID_WEIGHTS, f"{FIELD}: {source}: {different[0]} has no form in {SAFE_SUFFIX}")
+        partial.chmod(FILE_MODE)
+        partial.rename(target)
+    count = sum(parameter.numel() for parameter in weights.parameters())
+    names = getattr(weights, "names", {})
+    return [f"{task}: {count:,} parameters, {len(names)} classes", str(target)]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from yolojob.api.constants import MAX_NAME_LENGTH
 from yolojob.api.job import YoloTrainingJob
-from yolojob.api.spec import OFFICIAL_WEIGHTS, YoloTrainingJobSpec
+from yolojob.api.spec import OFFICIAL_WEIGHTS, WEIGHTS_SUFFIXES, YoloTrainingJobSpec
 from yolojob.api.task import NAME_BEGIN, NAME_END, SUFFIXES, tasks_of_name
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -59,13 +59,13 @@ RULES = (
     ),
     Rule(
         field="model.weights",
-        message="is required with a .pt file of your own in spec.model.name: the folder or the file that holds the "
+        message="is required with a file of your own in spec.model.name: the folder or the file that holds the "
         "weights. Only official weights such as yolo26n.pt are found by their name; to start without weights, use a "
         ".yaml file",
-        cel=f"!self.model.name.endsWith('.pt') || has(self.model.weights) "
-        f"|| self.model.name.matches('{OFFICIAL_WEIGHTS}')",
+        cel=f"!self.model.name.matches('[.]({'|'.join(suffix[1:] for suffix in WEIGHTS_SUFFIXES)})$') "
+        f"|| has(self.model.weights) || self.model.name.matches('{OFFICIAL_WEIGHTS}')",
         holds=lambda s: (
-            not s.model.name.endswith(".pt")
+            not s.model.name.endswith(WEIGHTS_SUFFIXES)
             or s.model.weights is not None
             or re.fullmatch(OFFICIAL_WEIGHTS, s.model.name) is not None
         ),

@@ -24,11 +24,16 @@ OFFICIAL_WEIGHTS = r"^yolov?[0-9]+[a-z0-9]*(-[a-z0-9]+)*[.]pt$"
 """Names of weights that Ultralytics may publish, such as yolo26n-seg.pt. The trainer knows each of them."""
 
 
+SAFE_SUFFIX = ".safetensors"
+WEIGHTS_SUFFIXES = (".pt", SAFE_SUFFIX)
+"""Of the files of weights that the trainer reads."""
+
+
 class Weights(ApiModel):
     """Starting weights of the training."""
 
     uri: WeightsUri
-    """A .pt file to start from, or a folder that contains spec.model.name."""
+    """A .pt or .safetensors file to start from, or a folder that contains spec.model.name."""
 
 
 class ModelRef(ApiModel):
@@ -36,7 +41,7 @@ class ModelRef(ApiModel):
 
     name: FileName
     """Ultralytics' official weights (yolo26n.pt), an architecture of Ultralytics without weights (yolo26n.yaml), or a
-    .yaml or .pt file inside spec.model.weights."""
+    .yaml, .pt or .safetensors file inside spec.model.weights."""
     weights: Weights | None = None
     """Starting weights. Default: those that spec.model.name states, or random initialisation."""
     scale: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = None

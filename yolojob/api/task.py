@@ -30,7 +30,7 @@ SUFFIXES = {
 }
 """Task of an official model by a part of its name, which ends the name or is followed by a hyphen: yolov8n-seg-p6."""
 
-NAME_BEGIN, NAME_END = "^yolov?[0-9]+[a-z]*", "(-p[0-9]+|-resnet[0-9]+)?[.](pt|yaml)"
+NAME_BEGIN, NAME_END = "^yolov?[0-9]+[a-z]*", "(-p[0-9]+|-resnet[0-9]+)?[.](pt|safetensors|yaml)"
 """Regular expressions, also in CEL, for what surrounds the suffix in the name of an official model. A name of the
 user's own, such as cars-seg.pt, states nothing."""
 

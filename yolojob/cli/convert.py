@@ -1,4 +1,4 @@
-"""`yolojob convert`: converts data to the layout that YOLO models are trained from."""
+"""`yolojob convert`: converts datasets and weights to the formats that trainings read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from yolojob.api.task import Task
 from yolojob.cli.options import exit_on_error
 from yolojob.client.local_run import require_trainer
 
-app = typer.Typer(no_args_is_help=True, help="Convert data to the layout that YOLO models are trained from.")
+app = typer.Typer(no_args_is_help=True, help="Convert datasets and weights to the formats that trainings read.")
 
 
 @app.callback()
 def _group() -> None:
-    """Convert data to the layout that YOLO models are trained from."""
+    """Convert datasets and weights to the formats that trainings read."""
 
 
 @app.command()
@@ -44,8 +44,29 @@ def data(
 
     Example: `yolojob convert data ~/export signs --task segment --val 0.1`
     """
+    arguments = [str(source), str(target), "--task", task, "--val", str(val), *(["--link"] if link else [])]
+    raise typer.Exit(_convert("data", arguments))
+
+
+@app.command()
+def weights(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="File of weights: .pt.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="New file: .safetensors.")],
+) -> None:
+    """Convert weights from a .pt file, which is a Python pickle, to a .safetensors file, which cannot hold code.
+
+    SRC may be official weights, or the best.pt or last.pt of a training here or with `yolo train`. It is read as data,
+    and refused if it names anything but tensors and the modules of YOLO networks. A training starts from DST as from
+    SRC: set spec.model.weights.uri, and spec.model.name to the name of the file or to an architecture.
+
+    Example: `yolojob convert weights runs/train/weights/best.pt best.safetensors`
+    """
+    raise typer.Exit(_convert("weights", [str(source), str(target)]))
+
+
+def _convert(what: str, arguments: list[str]) -> int:
+    """Run the conversion in a process of its own; return its exit code."""
     with exit_on_error():
         require_trainer()
-    command = [sys.executable, "-m", "yolojob_trainer.convert", str(source), str(target), "--task", task]
-    command += ["--val", str(val), *(["--link"] if link else [])]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    command = [sys.executable, "-m", "yolojob_trainer.convert", what, *arguments]
+    return subprocess.run(command, check=False).returncode

@@ -16,8 +16,8 @@ from yolojob_trainer.data.dataset_images import image_files
 from yolojob_trainer.data.object_store import ObjectStore
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import resolve
+from yolojob_trainer.model.network import NETWORKS
 from yolojob_trainer.model.profile import profile_model
-from yolojob_trainer.tasks.vision_task import VISION_TASKS
 
 DEFAULT_CLASSES = 80
 """Number of classes of COCO; used while the dataset's own number is unknown. It changes the head a little."""
@@ -34,7 +34,7 @@ def inspect_job(run: Run, *, cache: Path, volumes: Path) -> tuple[ModelProfile, 
     )
     classes, facts = _count_dataset(run.spec, source.task, cache=cache, volumes=volumes)
     try:
-        model = VISION_TASKS[source.task].network(source.description, nc=classes or DEFAULT_CLASSES, verbose=False)
+        model = NETWORKS[source.task](source.description, nc=classes or DEFAULT_CLASSES, verbose=False)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
         raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
     amp = run.spec.train.amp

@@ -24,6 +24,7 @@ from typing import IO
 
 from yolojob.api import constants
 from yolojob.api.reasons import Reason
+from yolojob.api.spec import WEIGHTS_SUFFIXES
 from yolojob_trainer.data import archive
 from yolojob_trainer.data.object_store import ObjectStore, RemoteFile, Unavailable
 from yolojob_trainer.errors import BadInput
@@ -76,7 +77,7 @@ class Stage:
         return self._once(key, write_content)
 
     def fetch(self, store: ObjectStore) -> Path:
-        """Download a folder as it is, an archive that is unpacked, or a single .pt or YAML file.
+        """Download a folder as it is, an archive that is unpacked, or a single file of weights or YAML.
 
         Returns:
             The folder with the content.
@@ -97,7 +98,7 @@ class Stage:
             self._download(store, [single], partial, "download")
             self._check_digest(partial / "download", store)
             name = Path(store.uri.partition("?")[0]).name
-            if name.endswith((".pt", ".yaml", ".yml")):
+            if name.endswith((*WEIGHTS_SUFFIXES, ".yaml", ".yml")):
                 content.mkdir(exist_ok=True)
                 (partial / "download").rename(content / name)
             else:

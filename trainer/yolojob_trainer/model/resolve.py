@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import ultralytics
-from torch.serialization import get_unsafe_globals_in_checkpoint
-from ultralytics.nn.tasks import guess_model_scale, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import guess_model_scale, yaml_model_load
 from ultralytics.utils import YAML
 
 from yolojob.api import constants
 from yolojob.api.reasons import Reason
-from yolojob.api.spec import ModelRef
+from yolojob.api.spec import WEIGHTS_SUFFIXES, ModelRef
 from yolojob.api.task import Task
 from yolojob.api.uri import Uri
 from yolojob_trainer.data.object_store import ObjectStore, Unavailable
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.model import official_weights
+from yolojob_trainer.model import network, official_weights, weights_file
 from yolojob_trainer.system.upstream_patches import forbid_network
 
 CATALOGUE = Path(ultralytics.__file__).parent / "cfg" / "models"
 SCALES = "nsmlx"
-LAYER_ENTRIES = 4
-HEADS = {
-    "Detect": Task.DETECT,
-    "v10Detect": Task.DETECT,
-    "Segment": Task.SEGMENT,
-    "Segment26": Task.SEGMENT,
-    "Pose": Task.POSE,
-    "Pose26": Task.POSE,
-    "OBB": Task.OBB,
-    "OBB26": Task.OBB,
-    "Classify": Task.CLASSIFY,
-    "SemanticSegment": Task.SEMANTIC,
-    "Depth": Task.DEPTH,
-}
-"""Tasks by the name of the last module in a network description. Networks with text prompts are not trained."""
-ALLOWED_GLOBALS = re.compile(
-    r"ultralytics\.(yolo\.)?nn\.(modules(\.\w+)?|tasks)\.\w+|ultralytics\.(yolo\.)?utils\.IterableSimpleNamespace"
-    r"|torchvision\.transforms\.(transforms\.(Resize|Compose|CenterCrop|Normalize|ToTensor)|functional\.InterpolationMode)"
-    r"|ultralytics\.utils\.(loss|tal)\.\w+|torch\.nn\.modules(\.\w+)?\.\w+|builtins\.getattr"
-    r"|numpy(\.\w+)*\.(dtype|scalar|_reconstruct|ndarray)|pathlib(\._local)?\.(Posix|Windows)Path"
-)
-"""Classes and functions that a file of weights may name, beyond torch's own list. Ultralytics admits more; among them
-are classes whose constructor fetches an address that the file chooses. A classification has its transforms."""
-
 forbid_network()
 
 
@@ -74,8 +48,9 @@ def architectures() -> dict[str, str]:
     for path in CATALOGUE.glob("*/*.yaml"):
         content = YAML.load(path)
         stem, dash, rest = path.stem.partition("-")
-        scales = ("", *SCALES) if "scales" in content else ("",)
-        heads |= {f"{stem}{scale}{dash}{rest}.yaml": _head(content) for scale in scales}
+        # Ultralytics looks for a scale behind the version's digits: not in yolov10b.yaml.
+        scales = ("", *SCALES) if "scales" in content and stem[-1].isdigit() else ("",)
+        heads |= {f"{stem}{scale}{dash}{rest}.yaml": network.head_of(content) for scale in scales}
     return heads
 
 
@@ -108,26 +83,27 @@ def resolve(
         BadInput: the model does not exist, cannot be used, or is for another task.
         Unavailable: the storage of the weights does not answer.
     """
-    folder, weights_file = _locate_weights(model, volumes, cache)
-    if model.name.endswith(".pt"):
-        file = weights_file or (folder or Path()) / model.name
+    folder, file = _locate_weights(model, volumes, cache)
+    field = f"spec.model.name: {model.name}"
+    if model.name.endswith(WEIGHTS_SUFFIXES):
+        file = file or (folder or Path()) / model.name
         if not file.is_file():
-            raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"spec.model.name: {model.name}: there is no file {file}")
-        weights: Any = _load(file)
+            raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"{field}: there is no file {file}")
+        weights: Any = weights_file.read(file, "spec.model.weights")
         description: dict[str, Any] = dict(weights.yaml)
     else:
-        weights = _load(weights_file) if weights_file else None
+        weights = weights_file.read(file, "spec.model.weights") if file else None
         description = _description(model.name, folder)
-    found = _task(model, description)
+    found = network.task_of(description, field)
     if task not in (None, found):
         raise BadInput(
             Reason.INVALID_MODEL,
             f"spec.task: {task}: the model {model.name} is for the task {found}: its last module is "
-            f"{_head(description)}; leave spec.task out, or choose another model. To start from its weights, name them "
-            f"in spec.model.weights.uri and an architecture for {task} in spec.model.name",
+            f"{network.head_of(description)}; leave spec.task out, or choose another model. To start from its "
+            f"weights, name them in spec.model.weights.uri and an architecture for {task} in spec.model.name",
         )
-    _check_layers(model, description)
-    _forbid_downloads(description)
+    network.check_description(description, field)
+    network.forbid_downloads(description)
     if model.scale:
         depth, width, max_channels = model.scale
         description |= {"scales": {"n": [depth, width, max_channels]}, "scale": "n"}
@@ -163,15 +139,16 @@ def _fetch(uri: Uri, field: str, volumes: Path, cache: Path) -> tuple[Path | Non
     if uri.is_remote:
         path = Stage(cache / "weights", lambda *_: None, field).fetch(ObjectStore(str(uri), field))
         files = list(path.iterdir())
-        if len(files) == 1 and files[0].suffix == ".pt":
+        if len(files) == 1 and files[0].suffix in WEIGHTS_SUFFIXES:
             return None, files[0]
         return path, None
     path = uri.under(volumes)
     if path.is_dir():
         return path, None
-    if path.is_file() and path.suffix == ".pt":
+    if path.is_file() and path.suffix in WEIGHTS_SUFFIXES:
         return None, path
-    raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"{field}: {uri}: there is no .pt file or folder {path}")
+    kinds = " or ".join(WEIGHTS_SUFFIXES)
+    raise BadInput(Reason.WEIGHTS_NOT_FOUND, f"{field}: {uri}: there is no {kinds} file and no folder {path}")
 
 
 def _description(name: str, folder: Path | None) -> dict[str, Any]:
@@ -186,102 +163,10 @@ def _description(name: str, folder: Path | None) -> dict[str, Any]:
         return dict(description)
     heads = architectures()
     if name not in heads:
-        trained = sorted(known for known, head in heads.items() if head in HEADS)
+        trained = sorted(known for known, head in heads.items() if head in network.HEADS)
         near = difflib.get_close_matches(name, trained, n=3, cutoff=0.4)
         hint = f"; similar names: {', '.join(near)}" if near else ""
         raise BadInput(
             Reason.MODEL_NOT_FOUND, f"spec.model.name: {name}: Ultralytics has no architecture of this name{hint}"
         )
     return dict(yaml_model_load(name))
-
-
-def _task(model: ModelRef, description: dict[str, Any]) -> Task:
-    """Return the task of a network.
-
-    Raises:
-        BadInput: it is none that is trained.
-    """
-    head = _head(description)
-    if head in HEADS:
-        return HEADS[head]
-    raise BadInput(
-        Reason.INVALID_MODEL,
-        f"spec.model.name: {model.name}: its last module is {head}, but only networks that end with one of "
-        f"{', '.join(HEADS)} are trained; to start from its weights, name them in spec.model.weights.uri and an "
-        "architecture such as yolo26n.yaml in spec.model.name",
-    )
-
-
-def _check_layers(model: ModelRef, description: dict[str, Any]) -> None:
-    """Check the shape of a network description, which comes from a file of the user's.
-
-    Raises:
-        BadInput: it is not a list of layers, or its scales are no mapping.
-    """
-    for part in ("backbone", "head"):
-        layers = description.get(part)
-        if not isinstance(layers, list) or not all(_is_layer(layer) for layer in layers):
-            raise BadInput(
-                Reason.INVALID_MODEL,
-                f"spec.model.name: {model.name}: {part}: must be a list of [from, repeats, module, arguments]",
-            )
-    if not isinstance(description.get("scales") or {}, dict):
-        raise BadInput(Reason.INVALID_MODEL, f"spec.model.name: {model.name}: scales: must be a mapping")
-
-
-def _is_layer(layer: Any) -> bool:
-    if not isinstance(layer, list) or len(layer) != LAYER_ENTRIES:
-        return False
-    return isinstance(layer[2], str) and isinstance(layer[3], list)
-
-
-def _forbid_downloads(description: dict[str, Any]) -> None:
-    """Make the modules of torchvision start from random weights: they would fetch others from the network."""
-    for _, _, module, arguments in description["backbone"]:
-        if module == "TorchVision" and len(arguments) > 2:
-            arguments[2] = None
-
-
-def _head(description: Any) -> str:
-    """Return the name of a network description's last module; empty if it has none."""
-    try:
-        return str(description["head"][-1][2])
-    except (KeyError, IndexError, TypeError):
-        return ""
-
-
-def _load(path: Path) -> torch.nn.Module:
-    """Load weights as data.
-
-    Raises:
-        BadInput: the file names classes that weights do not need, or is no file of weights.
-    """
-    try:
-        unknown = [name for name in get_unsafe_globals_in_checkpoint(path) if not ALLOWED_GLOBALS.fullmatch(name)]
-    except Exception:  # noqa: BLE001 - an untrusted file may raise anything; the next step says what is wrong with it
-        unknown = []
-    if unknown:
-        raise BadInput(
-            Reason.INVALID_WEIGHTS,
-            f"spec.model.weights: {path} needs {', '.join(sorted(unknown)[:3])}, which weights of YOLO do not; save "
-            "them again with a current version of Ultralytics",
-        )
-    try:
-        weights, _ = load_checkpoint(path)  # only as data, because ULTRALYTICS_SAFE_LOAD is set
-    except Exception as error:  # noqa: BLE001 - an untrusted file may raise anything
-        reason = str(error).strip().partition("\n")[0]
-        if _is_checkpoint(path):
-            reason = "it is a checkpoint, from which only its own run resumes; use weights/last.pt of that run"
-        raise BadInput(Reason.INVALID_WEIGHTS, f"spec.model.weights: {path} cannot be loaded: {reason}") from None
-    if not isinstance(getattr(weights, "yaml", None), dict):
-        raise BadInput(Reason.INVALID_WEIGHTS, f"spec.model.weights: {path} holds no network of YOLO")
-    return weights  # type: ignore[no-any-return]
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Return whether a file is a checkpoint of a run of this trainer, see `yolojob_trainer.checkpoint.store`."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 - an untrusted file may raise anything
-        return False
-    return isinstance(content, dict) and {"format", "samples_seen", "optimizer"} <= set(content)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.depth import DepthTrainer
@@ -15,7 +14,6 @@ from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.models.yolo.semantic import SemanticSegmentationTrainer
-from ultralytics.nn import tasks
 
 from yolojob.api.task import Task
 from yolojob_trainer.data.dataset import NodeDataset
@@ -48,7 +46,6 @@ class VisionTask:
     name: Task
     upstream: type[BaseTrainer]
     """Upstream's trainer: it builds the network, tells it the classes, and prepares the batches."""
-    network: type[nn.Module]
     dataset: Callable[..., Any]
     """Returns a dataset for the arguments of upstream's, with `label_folder` and `boundary`; see `NodeDataset`."""
     validator: type[GatheredStatistics]
@@ -70,7 +67,6 @@ VISION_TASKS = {
         VisionTask(
             name=Task.DETECT,
             upstream=DetectionTrainer,
-            network=tasks.DetectionModel,
             dataset=NodeDataset,
             validator=validators.BoxValidator,
             has_objects=True,
@@ -79,7 +75,6 @@ VISION_TASKS = {
         VisionTask(
             name=Task.SEGMENT,
             upstream=SegmentationTrainer,
-            network=tasks.SegmentationModel,
             dataset=NodeDataset,
             validator=validators.InstanceMaskValidator,
             has_objects=True,
@@ -88,7 +83,6 @@ VISION_TASKS = {
         VisionTask(
             name=Task.POSE,
             upstream=PoseTrainer,
-            network=tasks.PoseModel,
             dataset=NodeDataset,
             validator=validators.KeypointValidator,
             has_objects=True,
@@ -97,7 +91,6 @@ VISION_TASKS = {
         VisionTask(
             name=Task.OBB,
             upstream=OBBTrainer,
-            network=tasks.OBBModel,
             dataset=NodeDataset,
             validator=validators.RotatedBoxValidator,
             has_objects=True,
@@ -105,7 +98,6 @@ VISION_TASKS = {
         VisionTask(
             name=Task.CLASSIFY,
             upstream=ClassificationTrainer,
-            network=tasks.ClassificationModel,
             dataset=ImageFolders,
             validator=validators.ClassValidator,
             pixel_bytes=3 * 4,  # fp32
@@ -116,7 +108,6 @@ VISION_TASKS = {
         VisionTask(
             name=Task.SEMANTIC,
             upstream=SemanticSegmentationTrainer,
-            network=tasks.SemanticSegmentationModel,
             dataset=semantic_images,
             validator=validators.ClassMaskValidator,
             pixel_bytes=3 + 4,  # int32
@@ -124,7 +115,6 @@ VISION_TASKS = {
         VisionTask(
             name=Task.DEPTH,
             upstream=DepthTrainer,
-            network=tasks.DepthModel,
             dataset=depth_images,
             validator=validators.DepthMapValidator,
             pixel_bytes=3 + 4,  # fp32
