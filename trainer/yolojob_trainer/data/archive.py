@@ -9,8 +9,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Literal
 
 from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput
@@ -37,23 +38,25 @@ SpaceCheck = Callable[[int, int], None]
 """Called with the numbers of bytes and files about to be written; raises an error if they do not fit."""
 
 
-def unpack(archive: Path, folder: Path, shown: str, check_space: SpaceCheck) -> None:
-    """Unpack a .zip or .tar (plain or compressed) into an empty folder.
+def unpack(archive: Path, folder: Path, shown: str, check_space: SpaceCheck, *, exclusive: bool = False) -> None:
+    """Unpack a .zip or .tar (plain or compressed) into a folder.
 
     Args:
         archive: the file.
         folder: the target; must exist.
         shown: how messages name the archive.
         check_space: see SpaceCheck.
+        exclusive: refuse files that exist, also those of the same archive; otherwise the last one counts.
 
     Raises:
         BadInput: it is not an archive, is damaged, or holds members that must not be unpacked.
     """
+    target = _Target(folder, shown, "xb" if exclusive else "wb")
     try:
         if zipfile.is_zipfile(archive):
-            _unzip(archive, folder, shown, check_space)
+            _unzip(archive, target, check_space)
         elif tarfile.is_tarfile(archive):
-            _untar(archive, folder, shown, check_space)
+            _untar(archive, target, check_space)
         elif _begins_like_an_archive(archive):
             raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: is damaged or incomplete; create or copy it again")
         else:
@@ -86,38 +89,79 @@ def inside(name: str, shown: str) -> PurePosixPath:
     return path
 
 
-def _unzip(archive: Path, folder: Path, shown: str, check_space: SpaceCheck) -> None:
+@dataclass(frozen=True)
+class _Target:
+    """The folder into which an archive is unpacked."""
+
+    folder: Path
+    shown: str
+    """How messages name the archive."""
+    mode: Literal["wb", "xb"]
+    """In which files are opened."""
+
+    def path(self, name: str) -> Path:
+        """Return the path of a member. Raises BadInput if it leads out of the folder."""
+        return self.folder / inside(name, self.shown)
+
+    def write(self, source: IO[bytes], path: Path, size: int) -> None:
+        """Write a member. No more bytes are written than the archive states.
+
+        Raises:
+            BadInput: it is larger, or something is in its place.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or path.is_dir():
+            raise self._error(f"{path.name!r} exists twice, as a file and as a folder or link")
+        try:
+            out = path.open(self.mode)
+        except FileExistsError:
+            raise self._error(f"{path.name!r} exists twice; each file needs a name of its own") from None
+        with out:
+            for block in _blocks(source):
+                size -= len(block)
+                if size < 0:
+                    raise self._error(f"{path.name!r} is larger than the archive states")
+                out.write(block)
+
+    def check_count(self, members: int) -> None:
+        if members > MAX_MEMBERS:
+            raise self._error(f"has more than {MAX_MEMBERS} members")
+
+    def _error(self, message: str) -> BadInput:
+        return BadInput(Reason.INVALID_ARCHIVE, f"{self.shown}: {message}")
+
+
+def _unzip(archive: Path, target: _Target, check_space: SpaceCheck) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
-        _check_count(len(members), shown)
+        target.check_count(len(members))
         check_space(sum(m.file_size for m in members), len(members))
         for member in members:
-            target = folder / inside(member.filename, shown)
+            path = target.path(member.filename)
             if member.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
+                path.mkdir(parents=True, exist_ok=True)
                 continue
             with file.open(member) as source:
-                # The directory of an archive may state wrong sizes: no more bytes than stated are written.
-                _copy(source, target, member.file_size, shown)
+                target.write(source, path, member.file_size)
 
 
-def _untar(archive: Path, folder: Path, shown: str, check_space: SpaceCheck) -> None:
+def _untar(archive: Path, target: _Target, check_space: SpaceCheck) -> None:
     with tarfile.open(archive) as file:
         for count, member in enumerate(file, start=1):
-            _check_count(count, shown)
-            target = folder / inside(member.name, shown)
+            target.check_count(count)
+            path = target.path(member.name)
             if member.isdir():
-                target.mkdir(parents=True, exist_ok=True)
+                path.mkdir(parents=True, exist_ok=True)
             elif member.isfile():
                 # A tar has no directory from which the total could be computed beforehand.
                 check_space(member.size, 1)
                 source = file.extractfile(member)
                 assert source is not None
-                _copy(source, target, member.size, shown)
+                target.write(source, path, member.size)
             else:
                 raise BadInput(
                     Reason.INVALID_ARCHIVE,
-                    f"{shown}: {member.name!r} is a link or a device; a dataset may hold only files and folders",
+                    f"{target.shown}: {member.name!r} is a link or a device; a dataset may hold only files and folders",
                 )
 
 
@@ -125,25 +169,6 @@ def _begins_like_an_archive(path: Path) -> bool:
     """Return whether a file has the signature of a format that is supported."""
     with path.open("rb") as file:
         return file.read(8).startswith(_SIGNATURES)
-
-
-def _check_count(members: int, shown: str) -> None:
-    if members > MAX_MEMBERS:
-        raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: has more than {MAX_MEMBERS} members")
-
-
-def _copy(source: IO[bytes], target: Path, size: int, shown: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_symlink() or target.is_dir():
-        raise BadInput(
-            Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} exists twice, as a file and as a folder or link"
-        )
-    with target.open("wb") as out:
-        for block in _blocks(source):
-            size -= len(block)
-            if size < 0:
-                raise BadInput(Reason.INVALID_ARCHIVE, f"{shown}: {target.name!r} is larger than the archive states")
-            out.write(block)
 
 
 def _blocks(source: IO[bytes]) -> Iterator[bytes]:

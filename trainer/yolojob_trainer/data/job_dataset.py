@@ -41,6 +41,8 @@ class OpenDataset:
 def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCallback) -> Path:
     """Return the folder of the dataset on this node; it is downloaded, unpacked or written on first use.
 
+    A dataset in shards, see `shards`, is unpacked into another folder.
+
     Raises:
         BadInput: it does not exist, access is denied, it is unsafe, or it does not fit.
         Unavailable: its storage does not answer.
@@ -51,10 +53,11 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCa
         name = f"{uri.location}-v{builtin_digits.DATASET_VERSION}"
         return stage.make(name, builtin_digits.WRITERS[uri.location])
     if uri.is_remote:
-        return stage.fetch(ObjectStore(str(uri), "spec.dataset.uri"))
+        folder = stage.fetch(ObjectStore(str(uri), "spec.dataset.uri"))
+        return stage.unpack_shards(folder, folder.resolve())
     path = uri.under(volumes).resolve()
     if path.is_dir():
-        return path
+        return stage.unpack_shards(path, link_boundary(dataset, path, volumes))
     if path.suffix.lower() in (".yaml", ".yml"):
         raise BadInput(
             Reason.DATASET_NOT_FOUND,

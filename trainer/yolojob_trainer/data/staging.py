@@ -25,7 +25,7 @@ from typing import IO
 from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob.api.spec import WEIGHTS_SUFFIXES
-from yolojob_trainer.data import archive
+from yolojob_trainer.data import archive, shards
 from yolojob_trainer.data.object_store import ObjectStore, RemoteFile, Unavailable
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.system.retry import Backoff
@@ -117,6 +117,25 @@ class Stage:
             return partial / "content"
 
         return self._once(key, unpack)
+
+    def unpack_shards(self, folder: Path, boundary: Path | None) -> Path:
+        """Return the folder with the content of a dataset in shards; any other dataset's folder as it is.
+
+        Args:
+            folder: the dataset on this node.
+            boundary: folder that links in it must not leave; None if they may lead anywhere.
+        """
+        dataset = shards.find(folder, boundary, self._field)
+        if dataset is None:
+            return folder
+        files = [RemoteFile(path=path, size=size, tag=tag) for path, size, tag in dataset.identity()]
+        self._received, self._total = 0, dataset.size
+
+        def unpack(target: Path) -> None:
+            self._progress(0, self._total)
+            shards.unpack(dataset, target, self._field, self._check_space, self._add)
+
+        return self.make(f"shards-{_key(str(folder), files)}", unpack)
 
     def _unpack(self, source: Path, content: Path, shown: str) -> None:
         shutil.rmtree(content, ignore_errors=True)
