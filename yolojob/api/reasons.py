@@ -76,6 +76,7 @@ class Reason(enum.StrEnum):
     DATASET_NOT_FOUND = "DatasetNotFound"
     DIFFERENT_RUN = "DifferentRun"
     INVALID_ARCHIVE = "InvalidArchive"
+    INVALID_ARTIFACT = "InvalidArtifact"
     INVALID_DATASET = "InvalidDataset"
     INVALID_ENVIRONMENT = "InvalidEnvironment"
     INVALID_MODEL = "InvalidModel"

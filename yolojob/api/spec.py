@@ -53,8 +53,9 @@ class Dataset(ApiModel):
 
     uri: DatasetUri
     """builtin://digits, a dataset that Ultralytics publishes (ultralytics://coco8), or a folder or an archive (.zip,
-    .tar, .tar.gz) at pvc://CLAIM/PATH, s3://BUCKET/PATH, gs://BUCKET/PATH, https://HOST/PATH or, without a cluster,
-    file:///PATH. Downloaded and unpacked files stay on the node."""
+    .tar, .tar.gz) at pvc://CLAIM/PATH, s3://BUCKET/PATH, gs://BUCKET/PATH, https://HOST/PATH,
+    oci://REGISTRY/REPOSITORY:TAG or, without a cluster, file:///PATH. Downloaded and unpacked files stay on the
+    node."""
     config: FileName = "data.yaml"
     """The Ultralytics data file in the dataset. Its `download:` is never executed."""
 

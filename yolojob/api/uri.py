@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-REMOTE_SCHEMES = ("s3", "gs", "https")
+OCI = "oci"
+"""Scheme of artifacts in OCI registries."""
+REMOTE_SCHEMES = ("s3", "gs", "https", OCI)
 """Schemes of data that is fetched over the network."""
 ULTRALYTICS = "ultralytics"
 """Scheme of datasets that Ultralytics publishes; the trainer knows their addresses."""
@@ -43,6 +45,11 @@ _FORMS = {
     "https": (
         r"[A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^\x00-\x20\x7f#]+(#sha256=[0-9a-f]{64})?",
         "https://HOST/PATH, perhaps with #sha256=HEX",
+    ),
+    OCI: (
+        rf"{_HOST}/[a-z0-9]+((\.|__?|-+|/)[a-z0-9]+)*(:[A-Za-z0-9_][-.A-Za-z0-9_]{{0,127}})?"
+        r"(@sha256:[0-9a-f]{64})?(#[^#\x00-\x20\x7f]+)?",
+        "oci://REGISTRY/REPOSITORY:TAG, perhaps with @sha256:HEX, and with #FILE for one file",
     ),
 }
 

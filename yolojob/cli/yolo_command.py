@@ -238,7 +238,7 @@ def _model(value: Any, conversion: Conversion) -> None:
 def _data(value: Any, conversion: Conversion) -> None:
     dataset = conversion.manifest["spec"]["dataset"]
     text = str(value or "")
-    if re.match(r"(s3|gs|https|pvc|builtin|ultralytics)://", text) and not text.endswith((".yaml", ".yml")):
+    if re.match(r"(s3|gs|https|oci|pvc|builtin|ultralytics)://", text) and not text.endswith((".yaml", ".yml")):
         dataset["uri"] = text
         return
     stem = text.removesuffix(".yaml")

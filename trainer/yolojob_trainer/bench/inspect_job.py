@@ -13,7 +13,7 @@ from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob.api.task import Task
 from yolojob_trainer.data import job_dataset, official_datasets
 from yolojob_trainer.data.dataset_images import image_files
-from yolojob_trainer.data.object_store import ObjectStore
+from yolojob_trainer.data.remote_store import open_store
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import resolve
 from yolojob_trainer.model.network import NETWORKS
@@ -55,7 +55,7 @@ def _count_dataset(
     """Return (classes, facts), as far as they are known without a download."""
     dataset, fraction, split = spec.dataset, spec.train.fraction, spec.train.split or "val"
     if (uri := official_datasets.address(dataset.uri)).is_remote:
-        files = ObjectStore(str(uri), "spec.dataset.uri").files()
+        files = open_store(uri, "spec.dataset.uri").files()
         sizes = [file.size for file in files]
         total = None if None in sizes else sum(size or 0 for size in sizes)
         return None, DataFacts(bytes=total)

@@ -14,7 +14,7 @@ from yolojob.api.measurement import Rates
 from yolojob.api.uri import Uri
 from yolojob_trainer.data import official_datasets
 from yolojob_trainer.data.dataset import TrainSamples
-from yolojob_trainer.data.object_store import ObjectStore
+from yolojob_trainer.data.remote_store import open_store
 
 T = TypeVar("T")
 MEASURE_SECONDS = 1.0
@@ -89,11 +89,11 @@ def _store_rate(uri: Uri) -> float | None:
     uri = official_datasets.address(uri)
     if not uri.is_remote:
         return None
-    store = ObjectStore(str(uri), "spec.dataset.uri")
+    store = open_store(uri, "spec.dataset.uri")
     largest = max(store.files(), key=lambda f: f.size or 0)
     began, count = time.perf_counter(), 0
     if store.scheme == "https":
-        for block in store.stream(0)[1]:
+        for block in store.stream(largest.path, 0)[1]:
             count += len(block)
             if count >= STORE_BYTES or time.perf_counter() - began > MAX_STORE_SECONDS:
                 break

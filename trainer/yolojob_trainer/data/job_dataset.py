@@ -12,7 +12,7 @@ from yolojob.api.task import Task
 from yolojob_trainer.data import builtin_digits, official_datasets
 from yolojob_trainer.data.dataset_config import data_files, describe
 from yolojob_trainer.data.dataset_description import DatasetDescription
-from yolojob_trainer.data.object_store import ObjectStore
+from yolojob_trainer.data.remote_store import open_store
 from yolojob_trainer.data.staging import ProgressCallback, Stage
 from yolojob_trainer.errors import BadInput
 
@@ -53,7 +53,7 @@ def locate(dataset: Dataset, *, cache: Path, volumes: Path, progress: ProgressCa
         name = f"{uri.location}-v{builtin_digits.DATASET_VERSION}"
         return stage.make(name, builtin_digits.WRITERS[uri.location])
     if uri.is_remote:
-        folder = stage.fetch(ObjectStore(str(uri), "spec.dataset.uri"))
+        folder = stage.fetch(open_store(uri, "spec.dataset.uri"))
         return stage.unpack_shards(folder, folder.resolve())
     path = uri.under(volumes).resolve()
     if path.is_dir():

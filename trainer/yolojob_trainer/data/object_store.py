@@ -17,6 +17,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput, TrainerError
@@ -30,8 +31,8 @@ CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS = 10, 30
 STREAM_BLOCK_BYTES = 1 << 20
 
 
-class _ForbiddenRedirect(Exception):
-    """A server sends the request to an address that the user has not named and may not reach by himself."""
+class _ForbiddenTarget(Exception):
+    """A server names an address that the user has not named and may not reach directly."""
 
 
 async def _check_redirect(_session: Any, _context: Any, parameters: Any) -> None:
@@ -41,15 +42,35 @@ async def _check_redirect(_session: Any, _context: Any, parameters: Any) -> None
     and services of the cluster.
 
     Raises:
-        _ForbiddenRedirect: the redirect leads elsewhere.
+        _ForbiddenTarget: the redirect leads elsewhere.
     """
     source = parameters.response.url
     headers = parameters.response.headers
     target = source.join(type(source)(headers.get("Location") or headers.get("URI") or ""))  # as aiohttp does
-    if target.scheme != "https" or not target.host:
-        raise _ForbiddenRedirect(f"redirects to {target.with_query(None)}, which is not https")
-    if target.host != source.host and not all(ip.is_global for ip in await _addresses(target.host)):
-        raise _ForbiddenRedirect(f"redirects to {target.host}, which is not a public address")
+    await _check_target(source.host, str(target))
+
+
+async def _check_target(source: str, target: str) -> None:
+    parts = urlsplit(target)
+    if parts.scheme != "https" or not parts.hostname:
+        raise _ForbiddenTarget(f"redirects to {target.partition('?')[0]}, which is not https")
+    if parts.hostname != source and not all(ip.is_global for ip in await _addresses(parts.hostname)):
+        raise _ForbiddenTarget(f"redirects to {parts.hostname}, which is not a public address")
+
+
+def check_target(source: str, target: str) -> None:
+    """Check an address that a server has named, as if it were a redirect.
+
+    Args:
+        source: the server's host.
+        target: the address.
+
+    Raises:
+        Exception: it is not https, or another host that has no public address. `ObjectStore` translates it.
+    """
+    from fsspec.asyn import get_loop, sync
+
+    sync(get_loop(), _check_target, source, target)
 
 
 async def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
@@ -127,6 +148,10 @@ class RemoteFile:
     """Bytes; None if the server does not report it."""
     tag: str
     """Changes with the content: an etag, a generation or a date."""
+    sha256: str = ""
+    """SHA-256 that the content must have, in hexadecimal; empty if none is known."""
+    is_archive: bool = False
+    """Whether it is unpacked, if it is the only file."""
 
 
 class ObjectStore:
@@ -141,8 +166,7 @@ class ObjectStore:
         """
         import fsspec  # takes half a second with its dependencies, which a run on local files does not need
 
-        uri, self.sha256 = _without_digest(uri)
-        """SHA-256 that the content must have, in hexadecimal; empty if the URI has none."""
+        uri, self._sha256 = _without_digest(uri)
         self.uri = uri
         self.scheme = uri.partition("://")[0]
         self.shown = re.sub(r"\?.*", "?…", uri)
@@ -152,6 +176,16 @@ class ObjectStore:
         self._fs, root = self._retry(lambda: fsspec.url_to_fs(uri, **_OPTIONS[self.scheme]()))
         self._root = root.rstrip("/")
 
+    @property
+    def credentials(self) -> str:
+        """What to check when access is denied."""
+        return _CREDENTIALS[self.scheme]
+
+    @property
+    def where(self) -> str:
+        """Field and URI, for messages."""
+        return f"{self._field}: {self.shown}"
+
     def files(self) -> list[RemoteFile]:
         """Return all files below the root, or the root itself.
 
@@ -160,11 +194,12 @@ class ObjectStore:
             Unavailable: the server does not answer.
         """
         if self.scheme == "https":
-            files = [RemoteFile(path="", **_size_and_tag(self._retry(lambda: self._fs.info(self._root))))]
+            info = self._retry(lambda: self._fs.info(self._root))
+            files = [RemoteFile(path="", sha256=self._sha256, is_archive=True, **_size_and_tag(info))]
         else:
             files = sorted(self._objects(), key=lambda file: file.path) or self._single_object()
         if not files:
-            raise BadInput(Reason.STORAGE_NOT_FOUND, f"{self._field}: {self.shown}: there are no files")
+            raise BadInput(Reason.STORAGE_NOT_FOUND, f"{self.where}: there are no files")
         return files
 
     def _objects(self) -> Iterator[RemoteFile]:
@@ -192,15 +227,15 @@ class ObjectStore:
             if error.reason == Reason.STORAGE_NOT_FOUND:
                 return []
             raise
-        return [RemoteFile(path="", **_size_and_tag(info))] if info["type"] == "file" else []
+        return [RemoteFile(path="", is_archive=True, **_size_and_tag(info))] if info["type"] == "file" else []
 
     def identity(self, files: list[RemoteFile]) -> str:
         """Return a text that, with the sizes and tags of its files, identifies the content.
 
         The query is left out if all files have tags, because signatures in it change every hour.
         """
-        if self.sha256:
-            return self.sha256
+        if self._sha256:
+            return self._sha256
         address = f"{self.scheme}://{self._root}"
         return address.partition("?")[0] if all(file.tag for file in files) else address
 
@@ -221,10 +256,11 @@ class ObjectStore:
             raise Unavailable(f"{self.shown}: {path or 'the file'}: received {len(data)} bytes, expected {end - start}")
         return data
 
-    def stream(self, start: int) -> tuple[int, Iterator[bytes]]:
-        """Read the root as a stream, without retries, also from servers that do not support ranges.
+    def stream(self, path: str, start: int) -> tuple[int, Iterator[bytes]]:
+        """Read a file as a stream, without retries, also from servers that do not support ranges.
 
         Args:
+            path: of the file.
             start: offset in bytes.
 
         Returns:
@@ -246,10 +282,16 @@ class ObjectStore:
         try:
             # With a compressed transfer, offsets would be those of the compressed data.
             headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-            file = self._fs.open(self._root, "rb", block_size=0, headers=headers)
+            file = self._open(path, headers)
         except Exception as error:
             raise self._translated(error) from error
         return (start if file.r.status == HTTPStatus.PARTIAL_CONTENT else 0), blocks()
+
+    def _open(self, path: str, headers: dict[str, str]) -> Any:
+        return self._open_url(self._name(path), headers)
+
+    def _open_url(self, url: str, headers: dict[str, str]) -> Any:
+        return self._fs.open(url, "rb", block_size=0, headers=headers)
 
     def write(self, source: Path, path: str) -> None:
         """Upload a local file, atomically.
@@ -296,15 +338,15 @@ class ObjectStore:
         if isinstance(error, TrainerError):
             return error
         status, text = _status_and_text(error)
-        where = f"{self._field}: {self.shown}"
+        where = self.where
         # fsspec's HTTP raises FileNotFoundError for any failure, and a server's message may say anything: over https
         # only the status counts.
         by_text = self.scheme != "https"
         denied = isinstance(error, PermissionError) or any(word in text for word in _DENIED)
         if status in (401, 403) or (by_text and denied):
-            credentials = _CREDENTIALS[self.scheme]
-            return BadInput(Reason.STORAGE_DENIED, f"{where}: access denied ({_brief(error)}); check {credentials}")
-        if redirect := next((cause for cause in _causes(error) if isinstance(cause, _ForbiddenRedirect)), None):
+            denial = f"access denied ({_brief(error)}); check {self.credentials}"
+            return BadInput(Reason.STORAGE_DENIED, f"{where}: {denial}")
+        if redirect := next((cause for cause in causes(error) if isinstance(cause, _ForbiddenTarget)), None):
             return BadInput(Reason.STORAGE_UNTRUSTED, f"{where}: {redirect}")
         if "CERTIFICATE_VERIFY_FAILED" in text:
             hint = "for a private certificate authority, set SSL_CERT_FILE to its certificate"
@@ -358,7 +400,7 @@ def _size_and_tag(info: dict[str, Any]) -> dict[str, Any]:
 def _status_and_text(error: BaseException) -> tuple[int | None, str]:
     """Return (HTTP status, names and codes) of an error and its causes: the causes are often more specific."""
     status, text = None, []
-    for cause in _causes(error):
+    for cause in causes(error):
         text.append(type(cause).__name__)
         if isinstance(cause, asyncio.TimeoutError):
             status = status or 504
@@ -374,7 +416,7 @@ def _status_and_text(error: BaseException) -> tuple[int | None, str]:
     return status, " ".join(text)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, its cause, the cause of that, and so on."""
     cause: BaseException | None = error
     while cause is not None:

@@ -88,7 +88,7 @@ class Stage:
         """
         files = store.files()
         key = _key(store.identity(files), files)
-        single = files[0] if len(files) == 1 and not files[0].path else None
+        single = files[0] if len(files) == 1 and (files[0].is_archive or not files[0].path) else None
 
         def fetch(partial: Path) -> Path:
             content = partial / "content"
@@ -96,8 +96,7 @@ class Stage:
                 self._download(store, files, content)
                 return content
             self._download(store, [single], partial, "download")
-            self._check_digest(partial / "download", store)
-            name = Path(store.uri.partition("?")[0]).name
+            name = Path(single.path or store.uri.partition("?")[0]).name
             if name.endswith((*WEIGHTS_SUFFIXES, ".yaml", ".yml")):
                 content.mkdir(exist_ok=True)
                 (partial / "download").rename(content / name)
@@ -160,20 +159,21 @@ class Stage:
             raise BadInput(Reason.CACHE_FAILED, f"{self._field}: cannot be staged in {self.folder}: {error}") from error
         return folder
 
-    def _check_digest(self, path: Path, store: ObjectStore) -> None:
-        """Compare a downloaded file with the checksum in its URI, and remove it if it differs.
+    def _check_digest(self, path: Path, file: RemoteFile, shown: str) -> None:
+        """Compare a downloaded file with its checksum, if that is known, and remove it if it differs.
 
         Raises:
             BadInput: it differs.
         """
-        if not store.sha256:
+        if not file.sha256:
             return
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != store.sha256:
+        with path.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != file.sha256:
             path.unlink()
+            name = f"{file.path}: " if file.path else ""
             raise BadInput(
-                Reason.INVALID_DATASET, f"{self._field}: {store.shown}: has the SHA-256 {found}, not {store.sha256}"
+                Reason.INVALID_DATASET, f"{self._field}: {shown}: {name}has the SHA-256 {found}, not {file.sha256}"
             )
 
     def _check_space(self, needed: int, files: int = 0) -> None:
@@ -238,6 +238,7 @@ class Stage:
                 self._append_stream(blocks.store, file, out)
             elif file.size:
                 self._append_blocks(blocks, file, out)
+        self._check_digest(part, file, blocks.store.shown)
         part.rename(target)
 
     def _append_blocks(self, blocks: _BlockReader, file: RemoteFile, out: IO[bytes]) -> None:
@@ -256,7 +257,7 @@ class Stage:
         backoff = Backoff(store.retry_timeout)
         while file.size is None or position < file.size:
             try:
-                begin, stream = store.stream(position)
+                begin, stream = store.stream(file.path, position)
                 if begin < position:
                     out.truncate(0)
                     self._add(-position)

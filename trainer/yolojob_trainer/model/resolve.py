@@ -17,7 +17,8 @@ from yolojob.api.reasons import Reason
 from yolojob.api.spec import WEIGHTS_SUFFIXES, ModelRef
 from yolojob.api.task import Task
 from yolojob.api.uri import Uri
-from yolojob_trainer.data.object_store import ObjectStore, Unavailable
+from yolojob_trainer.data.object_store import Unavailable
+from yolojob_trainer.data.remote_store import open_store
 from yolojob_trainer.data.staging import Stage
 from yolojob_trainer.errors import BadInput
 from yolojob_trainer.model import network, official_weights, weights_file
@@ -137,7 +138,7 @@ def _locate_weights(model: ModelRef, volumes: Path, cache: Path) -> tuple[Path |
 def _fetch(uri: Uri, field: str, volumes: Path, cache: Path) -> tuple[Path | None, Path | None]:
     """Return (folder, file) at a URI, on this node; one of them is None."""
     if uri.is_remote:
-        path = Stage(cache / "weights", lambda *_: None, field).fetch(ObjectStore(str(uri), field))
+        path = Stage(cache / "weights", lambda *_: None, field).fetch(open_store(uri, field))
         files = list(path.iterdir())
         if len(files) == 1 and files[0].suffix in WEIGHTS_SUFFIXES:
             return None, files[0]

@@ -1,0 +1,245 @@
+"""Reads the files of an artifact in an OCI registry, such as `oras push` writes.
+
+The requests are those of https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md, and the tokens those
+of https://distribution.github.io/distribution/spec/auth/token/.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from yolojob.api.reasons import Reason
+from yolojob.api.uri import Uri
+from yolojob_trainer.data.object_store import (
+    RETRY_TIMEOUT_SECONDS,
+    STREAM_BLOCK_BYTES,
+    ObjectStore,
+    RemoteFile,
+    causes,
+    check_target,
+)
+from yolojob_trainer.data.untrusted import has_control_characters, integer, is_relative_path
+from yolojob_trainer.errors import BadInput
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+MAX_MANIFEST_BYTES = 4 << 20
+"""The size that registries must accept, by the specification."""
+TITLE = "org.opencontainers.image.title"
+"""Annotation with the name of a layer's file."""
+UNPACK = "io.deis.oras.content.unpack"
+"""Annotation with which `oras push` marks a folder, as an archive."""
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+DOCKER_HOST = "registry-1.docker.io"
+"""Of the API of docker.io."""
+DOCKER_LOGIN = "https://index.docker.io/v1/"
+"""Key of docker.io in a file of logins."""
+PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+"""Of a challenge in a response, such as realm="https://auth.example.com/token"."""
+LISTED_FILES = 5
+"""Files that a message lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An artifact, and perhaps one file of it."""
+
+    host: str
+    repository: str
+    version: str
+    """Tag or digest."""
+    file: str
+    """Name of the only file that is wanted; empty: all."""
+
+    @property
+    def url(self) -> str:
+        """Address of the repository's API."""
+        return f"https://{DOCKER_HOST if self.host == 'docker.io' else self.host}/v2/{self.repository}"
+
+
+def reference(uri: Uri) -> Reference:
+    """Return the artifact that a URI names: oci://HOST/REPOSITORY:TAG@DIGEST#FILE. A digest prevails over a tag."""
+    path, _, file = uri.path.partition("#")
+    name, _, digest = path.partition("@")
+    repository, _, tag = name.partition(":")
+    if uri.location == "docker.io" and "/" not in repository:
+        repository = f"library/{repository}"
+    return Reference(host=uri.location, repository=repository, version=digest or tag or "latest", file=file)
+
+
+class OciStore(ObjectStore):
+    """The files of an artifact in an OCI registry."""
+
+    def __init__(self, uri: Uri, field: str, retry_timeout: float = RETRY_TIMEOUT_SECONDS) -> None:
+        """
+        Args:
+            uri: oci://HOST/REPOSITORY, see `reference`.
+            field: the field of the specification that holds the URI, for messages.
+            retry_timeout: seconds for which a request is retried.
+        """
+        self.reference = reference(uri)
+        super().__init__(self.reference.url, field, retry_timeout)
+        self.shown = str(uri)
+        self._authorization: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
+        """Digests of the files by their names."""
+
+    @property
+    def credentials(self) -> str:
+        return f"the login for {self.reference.host} in Docker's config.json; DOCKER_CONFIG is the folder of that file"
+
+    def files(self) -> list[RemoteFile]:
+        files = _files(self._retry(self._manifest), self._problem)
+        if self.reference.file:
+            chosen = [file for file in files if file.path == self.reference.file]
+            if not chosen:
+                listed = ", ".join(file.path for file in files[:LISTED_FILES])
+                raise self._problem(f"has no file {self.reference.file}, but {listed}", Reason.STORAGE_NOT_FOUND)
+            files = chosen
+        self._digests = {file.path: file.tag for file in files}
+        return files
+
+    def _open(self, path: str, headers: dict[str, str]) -> Any:
+        return self._open_url(f"{self.reference.url}/blobs/{self._digests[path]}", headers)
+
+    def _open_url(self, url: str, headers: dict[str, str]) -> Any:
+        """Open an address of the registry; log in when the registry asks for it, also when a token has expired."""
+        try:
+            return super()._open_url(url, headers | self._authorization)
+        except Exception as error:
+            challenge = _challenge(error)
+            if not challenge:
+                raise
+        # Not inside of the handler: an error here must not have the refusal as its context.
+        self._authorization = {"Authorization": self._log_in(challenge)}
+        return super()._open_url(url, headers | self._authorization)
+
+    def _manifest(self) -> dict[str, Any]:
+        version = self.reference.version
+        with self._open_url(f"{self.reference.url}/manifests/{version}", {"Accept": MANIFEST}) as file:
+            content = self._read_document(file)
+        if ":" in version and f"sha256:{hashlib.sha256(content).hexdigest()}" != version:
+            raise self._problem(f"the registry has sent another manifest than {version}")
+        try:
+            manifest = json.loads(content)
+        except (ValueError, RecursionError):
+            manifest = None
+        if not isinstance(manifest, dict):
+            raise self._problem("its manifest is no JSON object")
+        return manifest
+
+    def _log_in(self, challenge: str) -> str:
+        """Return the value of the header Authorization for a registry's challenge."""
+        login = _login(self.reference.host, self._problem)
+        scheme = challenge.partition(" ")[0].lower()
+        if scheme == "basic" and login:
+            return f"Basic {login}"
+        parameters = dict(PARAMETER.findall(challenge))
+        if scheme != "bearer" or "realm" not in parameters:
+            raise BadInput(Reason.STORAGE_DENIED, f"{self.where}: access denied; check {self.credentials}")
+        realm = parameters["realm"]
+        check_target(urlsplit(self.reference.url).hostname or "", realm)  # the registry chooses it
+        query = {"scope": f"repository:{self.reference.repository}:pull"}
+        if "service" in parameters:
+            query["service"] = parameters["service"]
+        address = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(query)}"
+        with super()._open_url(address, {"Authorization": f"Basic {login}"} if login else {}) as file:
+            content = self._read_document(file)
+        try:
+            answer = json.loads(content)
+            token = answer.get("token") or answer["access_token"]
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            token = None
+        if not isinstance(token, str) or has_control_characters(token):
+            raise self._problem(f"{urlsplit(realm).hostname} has sent no token")
+        return f"Bearer {token}"
+
+    def _read_document(self, file: Any) -> bytes:
+        """Read a manifest or a token to its end; a single read returns what has arrived so far."""
+        content = b""
+        while block := file.read(STREAM_BLOCK_BYTES):
+            content += block
+            if len(content) > MAX_MANIFEST_BYTES:
+                raise self._problem(f"has a manifest or a token of more than {MAX_MANIFEST_BYTES >> 20} MiB")
+        return content
+
+    def _problem(self, message: str, reason: Reason = Reason.INVALID_ARTIFACT) -> BadInput:
+        return BadInput(reason, f"{self.where}: {message}")
+
+
+def _files(manifest: dict[str, Any], problem: Any) -> list[RemoteFile]:
+    """Return the files of an artifact by its manifest. `problem` makes an error of a message."""
+    if "manifests" in manifest:
+        raise problem("is an index of several artifacts; name one of them by its digest")
+    layers = manifest.get("layers")
+    if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
+        raise problem("has no files; write it with `oras push`")
+    files = [_file(layer, problem) for layer in layers]
+    if len({file.path for file in files}) < len(files):
+        raise problem("has two files of one name")
+    folders = [file.path for file in files if file.is_archive and not file.path.endswith(ARCHIVE_SUFFIXES)]
+    if folders and len(files) > 1:
+        raise problem(f"has the folder {folders[0]} and other files; push one folder, or files only")
+    return files
+
+
+def _file(layer: dict[str, Any], problem: Any) -> RemoteFile:
+    annotations = layer.get("annotations") or {}
+    title = annotations.get(TITLE) if isinstance(annotations, dict) else None
+    digest, size = layer.get("digest"), integer(layer.get("size"))
+    if not isinstance(title, str):
+        raise problem("has layers without names, as an image of a container; write an artifact with `oras push`")
+    if not title or not is_relative_path(title):
+        raise problem(f"has a file {title[:100]!r}, which is not a path inside of the artifact")
+    if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest) or size is None or size < 0:
+        raise problem(f"{title}: has no SHA-256 digest or no size")
+    is_folder = annotations.get(UNPACK) == "true"
+    return RemoteFile(
+        path=title,
+        size=size,
+        tag=digest,
+        sha256=digest.removeprefix("sha256:"),
+        is_archive=is_folder or title.lower().endswith(ARCHIVE_SUFFIXES),
+    )
+
+
+def _challenge(error: BaseException) -> str | None:
+    """Return the challenge of a registry that has refused a request without a valid login."""
+    for cause in causes(error):
+        headers = getattr(cause, "headers", None)
+        if getattr(cause, "status", None) == 401 and headers is not None:
+            return str(headers.get("WWW-Authenticate") or "") or None
+    return None
+
+
+def _login(host: str, problem: Any) -> str | None:
+    """Return the login for a registry in Docker's format, base64 of user:password; None without one."""
+    for path in _login_files():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            logins = content.get("auths") or {}
+            keys = (host, f"https://{host}", *([DOCKER_LOGIN] if host == "docker.io" else []))
+            text = next((logins[key].get("auth") for key in keys if key in logins), None)
+            if text:
+                base64.b64decode(text, validate=True)
+                return str(text)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError, binascii.Error):
+            raise problem(f"{path} is not a file of logins in Docker's format") from None
+    return None
+
+
+def _login_files() -> Iterator[Path]:
+    if file := os.environ.get("REGISTRY_AUTH_FILE"):
+        yield Path(file)
+    yield Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "config.json"
