@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
-import torchvision.ops  # type: ignore[import-untyped]
 from torch import nn
 from ultralytics.nn import tasks
 
@@ -37,8 +37,6 @@ NETWORKS: dict[Task, type[nn.Module]] = {
     Task.SEMANTIC: tasks.SemanticSegmentationModel,
     Task.DEPTH: tasks.DepthModel,
 }
-NAMESPACES = {"": tasks, "nn": nn, "torchvision.ops": torchvision.ops}
-"""Where Ultralytics looks for the module of a layer, by what is before the last dot of its name."""
 _ARGUMENT = r"(\w+ *= *)?(-?[0-9]+(\.[0-9]*)?(e-?[0-9]+)?|True|False)"
 ACTIVATION = re.compile(rf"(torch\.)?nn\.\w+\( *({_ARGUMENT}( *, *{_ARGUMENT})*)? *\)")
 """Such as nn.LeakyReLU(negative_slope=0.1). Ultralytics evaluates the text as Python, unless told otherwise."""
@@ -121,5 +119,8 @@ def _is_layer(layer: Any) -> bool:
 def _is_module(name: str) -> bool:
     """Return whether a layer names a module, and neither a function nor a whole network, which may read other files."""
     namespace, _, attribute = name.rpartition(".")
-    found = getattr(NAMESPACES.get(namespace), attribute, None)
+    owner: Any = {"": tasks, "nn": nn}.get(namespace)
+    if namespace == "torchvision.ops":  # which takes seconds to import, and hardly any network needs it
+        owner = importlib.import_module(namespace)
+    found = getattr(owner, attribute, None)
     return isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, tasks.BaseModel)
