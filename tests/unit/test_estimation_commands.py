@@ -70,8 +70,16 @@ def test_estimate_without_bench_predicts_every_machine(tmp_path: Path, cache: Pa
     assert {option["seconds"]["basis"] for option in estimate["options"]} == {"predicted"}
     assert all(option["cost"]["value"] > 0 for option in estimate["options"])
     text = call(tmp_path, cache, "estimate", "job.yaml", "--on", "g2-standard-4").stdout
-    for heading in ("parameters, ", "GFLOPs", "Memory for training", "predicted"):
+    for heading in ("parameters, ", "GFLOPs", "Memory for training", "Basis: 1 predicted"):
         assert heading in text
+    wide = call(tmp_path, cache, "estimate", "job.yaml", "-o", "wide", COLUMNS="80").stdout
+    narrow = call(tmp_path, cache, "estimate", "job.yaml", COLUMNS="80").stdout
+    for option in estimate["options"]:
+        line = next(line for line in narrow.splitlines() if line.startswith(option["name"]))
+        assert len(line) <= 80
+        whole = next(line for line in wide.splitlines() if line.startswith(option["name"]))
+        assert whole.startswith(line.rstrip())
+        assert whole.split()[-2:] == ["kWh", "predicted"]
 
 
 class TestCompare:

@@ -65,7 +65,7 @@ def bench(
         if tune:
             report = bench_runner.run_here(job, places, Mode.TUNE, 0, console)
             assert report.tuning is not None
-            if output is FigureOutput.TEXT:
+            if output.is_text:
                 live_view.show_trials(report.tuning, console)
             else:
                 dump(report.tuning.model_dump(mode="json", by_alias=True, exclude_none=True), output)
@@ -80,7 +80,7 @@ def bench(
             record = bencher.run(target)
             records.append(record)
             print_line(console, f"{target.text}: written to {RecordFolder(folder).write(record)}")
-        if output is FigureOutput.TEXT:
+        if output.is_text:
             for record in records:
                 tables.show_bench(record, console)
         else:

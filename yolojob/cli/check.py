@@ -61,7 +61,7 @@ def check(
         bench_runner.run_here(_one_process(job), local_folders(volumes, cache), Mode.CHECK, 0, console, collect=collect)
         (result,) = results
         found = dataset_findings.findings(result)
-        if output is FigureOutput.TEXT:
+        if output.is_text:
             tables.show_dataset_check(result, found, console)
         else:
             content = result.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"preview"})

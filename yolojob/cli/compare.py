@@ -114,8 +114,8 @@ def compare(
         from yolojob.reports import comparison, comparison_page  # needs the extra `report`
 
         result = comparison.build_comparison(job, estimator, options, curve)
-        if output is FigureOutput.TEXT:
-            tables.show_options(options, refused, console)
+        if output.is_text:
+            tables.show_options(options, refused, console, wide=output is FigureOutput.WIDE)
             print_line(console, f"\n{result.recommendation}", style="bold")
         else:
             dump(comparison.to_json(result), output)

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import StyleType
+from rich.table import Table
+from rich.text import Text
 
 from yolojob.format import printable
 
@@ -38,3 +41,23 @@ def print_line(console: Console, text: str, style: StyleType | None = None) -> N
     """Print a line as it is: numbers and paths are not coloured, and the terminal wraps the line, so that it can be
     copied."""
     console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def print_table(console: Console, table: Table, *, title: str = "") -> None:
+    """Print a table with each cell in one line.
+
+    A terminal that is too narrow wraps the lines, as those of kubectl. Rich would break the cells inside of words, and
+    would do the same in a pipe.
+
+    Args:
+        console: to print to.
+        table: without a title of its own, which rich would wrap at the width of the table.
+        title: printed above the table.
+    """
+    if title:
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    for column in table.columns:
+        column.no_wrap = True
+    unlimited = console.options.update(max_width=PIPE_WIDTH)
+    table.width = Measurement.get(console, unlimited, table).maximum
+    console.print(table, crop=False)

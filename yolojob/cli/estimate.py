@@ -53,7 +53,7 @@ def estimate(
 
     Shows parameters, operations, memory by batch and image size, the dataset and its upload time; time and cost come
     from the roofline model, or from benches in --measurements. Each figure states its basis (measured, scaled from a
-    measurement, or predicted) and its range of error.
+    measurement, or predicted) and its range of error; -o wide shows all of them.
     """
     console = text_console(output)
     with exit_on_error():
@@ -69,9 +69,9 @@ def estimate(
         targets = parse_targets(on or [*measured, *inputs.catalogue.machines], inputs.catalogue)
         estimator = inputs.build(job, console)
         options, refused = estimate_targets(estimator, targets)
-        if output is FigureOutput.TEXT:
+        if output.is_text:
             tables.show_model_profile(estimator, console)
-            tables.show_options(options, refused, console)
+            tables.show_options(options, refused, console, wide=output is FigureOutput.WIDE)
         else:
             dump({**tables.model_profile_json(estimator), "options": [option_json(o) for o in options]}, output)
         if not options and refused:

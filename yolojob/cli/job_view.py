@@ -101,7 +101,7 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
     console.print(job_panel(job))
     table = Table(title="Conditions", title_justify="left", box=None, pad_edge=False)
     for column in ("type", "status", "reason", "since", "message"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column != "message")
     now = datetime.now(UTC)
     for c in status.conditions:
         table.add_row(
@@ -111,7 +111,7 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
     if events:
         table = Table(title="Events", title_justify="left", box=None, pad_edge=False)
         for column in ("time", "type", "reason", "message"):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column != "message")
         for e in events:
             when = str(e.get("lastTimestamp") or e.get("eventTime") or "")[:19]
             table.add_row(when, e.get("type", ""), e.get("reason", ""), e.get("message", ""))
@@ -130,7 +130,7 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
 def _attempts_table(history: list[Attempt]) -> Table:
     table = Table(title="Attempts", title_justify="left", box=None, pad_edge=False)
     for column in ("attempt", "workers", "device", "ran", "cost", "ended", "message"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column != "message")
     for a in history:
         ran = duration(a.pod_seconds / a.workers) if a.workers else ""
         cost = f"{a.cost:.4f} {a.currency}" if a.cost is not None else ""

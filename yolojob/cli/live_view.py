@@ -16,7 +16,7 @@ from yolojob.api.constants import PREDICTIONS
 from yolojob.api.status import Progress
 from yolojob.api.time_parts import TimePart
 from yolojob.api.trainer_report import Report, TrainerState, TuningReport
-from yolojob.cli.console import print_line
+from yolojob.cli.console import print_line, print_table
 from yolojob.format import byte_size, duration, metrics_line
 
 READING = (TrainerState.STAGING, TrainerState.CHECKING)
@@ -132,7 +132,7 @@ class LiveView:
 
 def show_trials(report: TuningReport, console: Console) -> None:
     """Print the trials and the chosen settings."""
-    table = Table(title="Trials", title_justify="left", box=None)
+    table = Table(box=None)
     table.add_column("setting")
     table.add_column("img/s", justify="right")
     table.add_column("")
@@ -146,7 +146,7 @@ def show_trials(report: TuningReport, console: Console) -> None:
             else ""
         )
         table.add_row(trial.settings, f"{rate:.1f}" if rate else "", bar, trial.verdict)
-    console.print(table)
+    print_table(console, table, title="Trials")
     chosen = ", ".join(f"{name}={value}" for name, value in report.chosen.items())
     print_line(console, f"Chosen: {chosen}")
 
@@ -155,7 +155,7 @@ def show_summary(name: str, report: Report, console: Console) -> None:
     """Print the summary of a run that succeeded."""
     parts = report.timing.spent
     total = sum(parts.values())
-    table = Table(title=f"{name}: where {duration(total)} went", title_justify="left", box=None)
+    table = Table(box=None)
     table.add_column("part")
     table.add_column("time", justify="right")
     table.add_column("share", justify="right")
@@ -163,7 +163,7 @@ def show_summary(name: str, report: Report, console: Console) -> None:
     for part, seconds in parts.items():
         bar = Bar(total, 0, seconds, width=30, color=part.colour)
         table.add_row(part.label, duration(seconds), f"{seconds / total:.1%}", bar)
-    console.print(table)
+    print_table(console, table, title=f"{name}: where {duration(total)} went")
     if report.tuning:
         show_trials(report.tuning, console)
     for warning in report.warnings:

@@ -78,8 +78,14 @@ class FigureOutput(enum.StrEnum):
     """Output formats of the commands that compute figures."""
 
     TEXT = "text"
+    WIDE = "wide"
     JSON = "json"
     YAML = "yaml"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is for people."""
+        return self in (FigureOutput.TEXT, FigureOutput.WIDE)
 
 
 class ObjectOutput(enum.StrEnum):
@@ -92,7 +98,12 @@ class ObjectOutput(enum.StrEnum):
 
 
 FigureFormat = Annotated[
-    FigureOutput, typer.Option("--output", "-o", help="text: tables for people. json, yaml: for programs.")
+    FigureOutput,
+    typer.Option(
+        "--output",
+        "-o",
+        help="text: tables for people, 80 columns wide. wide: with all columns. json, yaml: for programs.",
+    ),
 ]
 ObjectFormat = Annotated[
     ObjectOutput,
@@ -113,7 +124,7 @@ def dump(content: Any, output: FigureOutput | ObjectOutput) -> None:
 
 def text_console(output: FigureOutput) -> Console:
     """The console for people: stdout, or stderr when stdout carries JSON or YAML."""
-    return SafeConsole(stderr=output is not FigureOutput.TEXT)
+    return SafeConsole(stderr=not output.is_text)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def report(
                 result = run_report.merge(result, run_report.from_cluster(job, context, namespace))
         else:
             result = run_report.from_cluster(run, context, namespace)
-        if output is FigureOutput.TEXT:
+        if output.is_text:
             tables.show_run_report(result, console)
         else:
             dump(run_report.to_json(result), output)

@@ -55,10 +55,10 @@ def run(
     code, interrupted = follow_local_run(local, live_view.LiveView(name, console))
     report = local.report(code)
     local.close(code)
-    if output is not FigureOutput.TEXT:
+    if not output.is_text:
         dump(report.model_dump(mode="json", by_alias=True, exclude_none=True), output)
     if code == ExitCode.SUCCEEDED:
-        if output is FigureOutput.TEXT:
+        if output.is_text:
             _show_success(local, report, console)
         raise typer.Exit(ExitCode.SUCCEEDED)
     if interrupted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.bar import Bar
@@ -12,7 +13,7 @@ from rich.table import Table
 from yolojob.api.dataset_check import DatasetCheck
 from yolojob.api.time_parts import known_part
 from yolojob.cli import live_view
-from yolojob.cli.console import print_line
+from yolojob.cli.console import print_line, print_table
 from yolojob.estimation.bench_records import Record
 from yolojob.estimation.estimator import Estimator
 from yolojob.estimation.option import Option, cost_text
@@ -24,9 +25,7 @@ from yolojob.reports.run_report import NO_ADVICE, RunReport, cost_description
 def show_bench(record: Record, console: Console) -> None:
     """Print the result of a bench."""
     m = record.measurement
-    table = Table(
-        title=f"{record.target}: {m.workers} worker(s), {m.device}, {m.precision}", title_justify="left", box=None
-    )
+    table = Table(box=None)
     table.add_column("part")
     table.add_column("time", justify="right")
     table.add_column("")
@@ -44,7 +43,7 @@ def show_bench(record: Record, console: Console) -> None:
     table.add_row("staging", duration(m.staging_seconds), f"{duration(m.cached_staging_seconds)} when cached")
     for part, seconds in record.waits.items():
         table.add_row(known_part(part).label, duration(seconds), "")
-    console.print(table)
+    print_table(console, table, title=f"{record.target}: {m.workers} worker(s), {m.device}, {m.precision}")
     rates, facts = m.rates, []
     if m.link:
         speed = f"{byte_size(m.link.bytes_per_second)}/s, latency {short_duration(m.link.latency_seconds)}"
@@ -75,7 +74,7 @@ def show_model_profile(estimator: Estimator, console: Console) -> None:
         f"{profile.gflops:.3g} GFLOPs per image of {train.imgsz} pixels",
         highlight=False,
     )
-    table = Table(title="Memory for training, by image size and images per process", title_justify="left", box=None)
+    table = Table(box=None)
     table.add_column("imgsz", justify="right")
     batches = sorted({1, 4, 16, 64, train.batch})
     for batch in batches:
@@ -86,7 +85,7 @@ def show_model_profile(estimator: Estimator, console: Console) -> None:
             update={"activation_bytes": round(profile.activation_bytes * (imgsz / train.imgsz) ** 2)}
         )
         table.add_row(str(imgsz), *(byte_size(scaled.memory(batch)) for batch in batches))
-    console.print(table)
+    print_table(console, table, title="Memory for training, by image size and images per process")
     images = (
         f"{data.images:,} + {data.val_images or 0:,} images"
         if data.images is not None
@@ -110,24 +109,38 @@ def model_profile_json(estimator: Estimator) -> dict[str, Any]:
     }
 
 
-def show_options(options: list[Option], refused: dict[str, str], console: Console) -> None:
-    """Print the options side by side; below them, the reasons of the targets that cannot be estimated."""
+def show_options(options: list[Option], refused: dict[str, str], console: Console, *, wide: bool) -> None:
+    """Print the options side by side; below them, the reasons of the targets that cannot be estimated.
+
+    Args:
+        options: that were estimated.
+        refused: reasons by the names of the other targets.
+        console: to print to.
+        wide: with the columns for which 80 characters have no room.
+    """
     table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("TARGET", "TIME", "RANGE", "IMG/S", "COST", "ENERGY", "LIMIT", "BASIS"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("TARGET", "TIME", "COST"))
+    for column in ("TARGET", "TIME", "RANGE", "COST", "LIMIT", *(("IMG/S", "ENERGY", "BASIS") if wide else ())):
+        table.add_column(column)
     for option in sorted(options, key=lambda o: o.seconds):
         time = option.predicted.total
-        table.add_row(
+        row = [
             option.name,
             rough_duration(time.value),
             f"{rough_duration(time.low)} … {rough_duration(time.high)}",
-            f"{option.predicted.images_per_second:.0f}",
             cost_text(option.bill.total, option.bill.currency),
-            f"{option.power.kwh.value:.3g} kWh" if option.power else "unknown",
             option.predicted.limit,
-            time.basis.value,
+        ]
+        if wide:
+            energy = f"{option.power.kwh.value:.3g} kWh" if option.power else "unknown"
+            row += [f"{option.predicted.images_per_second:.0f}", energy, time.basis.value]
+        table.add_row(*row)
+    print_table(console, table)
+    if not wide and options:
+        counts = Counter(option.predicted.total.basis.value for option in options)
+        bases = ", ".join(f"{count} {basis}" for basis, count in counts.most_common())
+        print_line(
+            console, f"Basis: {bases}. For images per second, energy and the basis of each: -o wide", style="dim"
         )
-    console.print(table)
     for option in options:
         if option.bill.total is None:
             print_line(console, f"{option.name}: {option.bill.price_source}")
@@ -153,12 +166,12 @@ def show_run_report(report: RunReport, console: Console) -> None:
 def show_dataset_check(check: DatasetCheck, found: list[Finding], console: Console) -> None:
     """Print the result of a check."""
     columns, rows = overview(check)
-    table = Table(title=f"Dataset for {check.task}", title_justify="left", box=None)
+    table = Table(box=None)
     for column in columns:
         table.add_column(column, justify="left" if column == "split" else "right")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    print_table(console, table, title=f"Dataset for {check.task}")
     if cost := cost_of_samples(check):
         print_line(console, cost)
     for finding in found:
