@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import tarfile
@@ -50,7 +49,13 @@ def fetch(server: Registry, rest: str, cache: Path) -> dict[str, bytes]:
 
 def log_in(tmp_path: Path, server: Registry, login: str = LOGIN) -> None:
     (tmp_path / "docker").mkdir(exist_ok=True)
-    (tmp_path / "docker" / "config.json").write_text(json.dumps({"auths": {server.host: {"auth": login}}}))
+    write_logins(tmp_path, {server.host: login})
+
+
+def write_logins(tmp_path: Path, logins: dict[str, str]) -> None:
+    content = {"auths": {key: {"auth": login} for key, login in logins.items()}}
+    (tmp_path / "docker").mkdir(exist_ok=True)
+    (tmp_path / "docker" / "config.json").write_text(json.dumps(content))
 
 
 def archive(files: dict[str, bytes]) -> bytes:
@@ -173,9 +178,10 @@ def test_error_says_what_to_do(server: Registry, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("realm", "message"),
     [
-        ("http://localhost:1/token", "which is not https"),
+        ("http://localhost:1/token", "which is not an address at https"),
         ("https://169.254.169.254/token", "169.254.169.254, which is not a public address"),
-        ("file:///etc/passwd", "which is not https"),
+        ("file:///etc/passwd", "which is not an address at https"),
+        ("https://user:password@localhost/token", "which is not an address at https"),
     ],
 )
 def test_login_goes_to_no_address_that_the_registry_may_not_name(
@@ -212,9 +218,9 @@ def layer(**changes: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[", "its manifest is no JSON object"),
-        (b"[" * 100_000, "its manifest is no JSON object"),
-        (b"[]", "its manifest is no JSON object"),
+        (b"[", "its manifest is not a JSON object"),
+        (b"[" * 100_000, "its manifest is not a JSON object"),
+        (b"[]", "its manifest is not a JSON object"),
         (b" " * (5 << 20), "has a manifest or a token of more than 4 MiB"),
         (b"{}", "has no files; write it with `oras push`"),
         (b'{"layers": [1]}', "has no files"),
@@ -224,6 +230,11 @@ def layer(**changes: Any) -> bytes:
         (layer(annotations={"org.opencontainers.image.title": "../a"}), "is not a path inside of the artifact"),
         (layer(annotations={"org.opencontainers.image.title": "/etc/a"}), "is not a path inside of the artifact"),
         (layer(annotations={"org.opencontainers.image.title": ""}), "is not a path inside of the artifact"),
+        (layer(annotations={"org.opencontainers.image.title": "."}), "is not a path inside of the artifact"),
+        (layer(annotations={"org.opencontainers.image.title": "./a"}), "is not a path inside of the artifact"),
+        (layer(annotations={"org.opencontainers.image.title": "a//b"}), "is not a path inside of the artifact"),
+        (json.dumps(manifest_of({"a": b"", "a/b": b"x"})).encode(), "a file with the name of a folder"),
+        (json.dumps(manifest_of({"a": b"", "a.part": b"x"})).encode(), "ends with .part"),
         (layer(digest="sha256:../../x"), "a.txt: has no SHA-256 digest or no size"),
         (layer(digest=5), "a.txt: has no SHA-256 digest or no size"),
         (layer(size=-1), "a.txt: has no SHA-256 digest or no size"),
@@ -238,9 +249,72 @@ def test_artifact_of_another_form_is_refused(server: Registry, content: bytes, m
         store(server, "signs:v1").files()
 
 
-def test_larger_file_than_the_manifest_states_is_refused(server: Registry, tmp_path: Path) -> None:
-    server.manifests["v1"] = layer(digest=digest_of(b"abc"), size=1)
-    server.blobs[digest_of(b"abc")] = b"abc"
-    with pytest.raises(BadInput, match="is longer than the server reports"):
+def test_larger_file_than_the_manifest_states_is_refused_and_not_kept(server: Registry, tmp_path: Path) -> None:
+    content = b"a" * (32 << 20)
+    server.manifests["v1"] = layer(digest=digest_of(b"a"), size=1)
+    server.blobs[digest_of(b"a")] = content
+    with pytest.raises(BadInput, match=r"signs:v1: a.txt: is longer than the 1 bytes that the server has stated"):
         fetch(server, "signs:v1", tmp_path / "cache")
-    assert hashlib.sha256(b"abc").hexdigest() not in str(list((tmp_path / "cache").rglob("*")))
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) == 0
+    server.blobs[digest_of(b"a")] = b"a"
+    assert fetch(server, "signs:v1", tmp_path / "cache") == {"a.txt": b"a"}
+
+
+def test_artifact_with_a_missing_blob_is_refused(server: Registry, tmp_path: Path) -> None:
+    files = {f"{number:02}.txt": bytes([number]) for number in range(20)}
+    server.push("v1", files)
+    del server.blobs[digest_of(files["00.txt"])]
+    with pytest.raises(BadInput, match="does not exist"):
+        fetch(server, "signs:v1", tmp_path / "cache")
+
+
+def test_server_behind_a_redirect_gets_no_login(server: Registry, tmp_path: Path) -> None:
+    """It asks for one, and names the address of its tokens."""
+    server.login, server.challenge = LOGIN, "Basic"
+    log_in(tmp_path, server)
+    server.push("v1", FILES)
+    (tmp_path / "other").mkdir()
+    with registry(tmp_path / "other") as other:
+        both = (tmp_path / "ca.pem").read_text() + (tmp_path / "other" / "ca.pem").read_text()
+        (tmp_path / "ca.pem").write_text(both)
+        other.login = LOGIN
+        other.blobs = server.blobs
+        server.redirect = f"https://{other.host}/v2/signs/blobs/{digest_of(FILES['data.yaml'])}"
+        with pytest.raises(BadInput, match="access denied"):
+            fetch(server, "signs:v1", tmp_path / "cache")
+        assert other.seen
+        assert {kind for _, kind in other.seen} == {""}
+        assert not [path for path, _ in other.seen if path.startswith("/token")]
+
+
+def test_host_that_is_not_public_can_be_allowed(
+    server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.push("v1", FILES)
+    server.redirect = "https://127.0.0.1:1/x"
+    with pytest.raises(BadInput, match=r"127.0.0.1, which is not a public address; .*YOLOJOB_REDIRECT_HOSTS"):
+        fetch(server, "signs:v1", tmp_path / "cache")
+    monkeypatch.setenv("YOLOJOB_REDIRECT_HOSTS", "other, 127.0.0.1")
+    with pytest.raises(Unavailable):
+        fetch(server, "signs:v1", tmp_path / "cache")
+
+
+def test_login_in_netrc_does_not_disturb(server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine localhost login other password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.login = LOGIN
+    log_in(tmp_path, server)
+    server.push("v1", FILES)
+    assert fetch(server, "signs:v1", tmp_path / "cache") == FILES
+
+
+@pytest.mark.parametrize(
+    "key", ["{host}/team/signs", "{host}/team", "https://{host}/", "{HOST}", "*:{port}", "https://{host}/team"]
+)
+def test_login_is_found_as_by_the_kubelet(server: Registry, tmp_path: Path, key: str) -> None:
+    wrong = base64.b64encode(b"a:b").decode()
+    name = key.format(host=server.host, HOST=server.host.upper(), port=server.port)
+    write_logins(tmp_path, {"ghcr.io": wrong, f"{server.host}/other": wrong, f"a.{server.host}": wrong, name: LOGIN})
+    server.login = LOGIN
+    server.push("v1", FILES)
+    assert fetch(server, "team/signs:v1", tmp_path / "cache") == FILES

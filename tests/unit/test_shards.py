@@ -68,7 +68,10 @@ def content(folder: Path, split: str) -> dict[str, bytes]:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["{split}-{number:06}.tar", "{split}/{number}.tar", "{split}_{number}.tar"])
+@pytest.mark.parametrize(
+    "name",
+    ["{split}-{number:06}.tar", "{split}/{number}.tar", "{split}_{number}.TAR", "{split}-0{number}-of-00128.tar"],
+)
 def test_shards_have_the_files_of_the_dataset(
     digits: dict[str, Path], tmp_path: Path, node: NodeFolders, name: str
 ) -> None:
@@ -155,7 +158,38 @@ def test_shard_that_links_out_of_the_claim_is_refused(tmp_path: Path, node: Node
         open_uri("pvc://data/set", node)
 
 
-@pytest.mark.parametrize("other", ["images/train/a.jpg", "a.png", "notes.zip"])
+def test_files_that_cannot_be_read_are_not_left_out(tmp_path: Path, node: NodeFolders) -> None:
+    write_tar(tmp_path / "shards" / "train-1.tar", {"a.txt": b""})
+    for name in ("loop", "train-2.tar"):
+        link = tmp_path / "shards" / name
+        link.symlink_to(name if name == "loop" else "nowhere")
+        with pytest.raises(BadInput, match=f"{name}: cannot be read, or is a link that leads nowhere"):
+            open_uri(f"file://{tmp_path}/shards", node)
+        link.unlink()
+
+
+def test_hidden_files_are_no_shards(tmp_path: Path, node: NodeFolders) -> None:
+    write_tar(tmp_path / "shards" / "train-1.tar", {"a.txt": b""})
+    for name in ("._train-1.tar", "..-0.tar", ".cache/b.jpg"):
+        (tmp_path / "shards" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "shards" / name).write_bytes(b"x")
+    dataset = Dataset.model_validate({"uri": f"file://{tmp_path}/shards"})
+    folder = locate(dataset, cache=node.cache, volumes=node.volumes, progress=lambda *_: None)
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == ["train", "train/a.txt"]
+
+
+def test_shards_that_do_not_fit_leave_nothing(
+    tmp_path: Path, node: NodeFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        write_tar(tmp_path / "shards" / f"train-{number}.tar", {f"{number}.txt": b"x" * 1000})
+    monkeypatch.setattr("yolojob_trainer.data.staging.RESERVED_BYTES", 1 << 60)
+    with pytest.raises(BadInput, match="may be used"):
+        open_uri(f"file://{tmp_path}/shards", node)
+    assert not [path for path in (node.cache / "datasets").rglob("*") if path.is_file() and path.stat().st_size]
+
+
+@pytest.mark.parametrize("other", ["images/train/a.jpg", "a.png", "notes.zip", "a/b/c/d/e.jpg", "coco2017.tar"])
 def test_dataset_with_other_files_is_used_as_it_is(tmp_path: Path, node: NodeFolders, other: str) -> None:
     write_tar(tmp_path / "set" / "train-1.tar", {"a.txt": b""})
     (tmp_path / "set" / other).parent.mkdir(parents=True, exist_ok=True)

@@ -238,9 +238,12 @@ def test_stage_of_an_https_archive_with_an_unknown_certificate_is_refused(tmp_pa
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("http://localhost:9/latest/meta-data", "redirects to http://localhost:9/latest/meta-data, which is not https"),
-        ("https://169.254.169.254/latest", "redirects to 169.254.169.254, which is not a public address"),
-        ("https://127.0.0.1:9/x", "redirects to 127.0.0.1, which is not a public address"),
+        (
+            "http://localhost:9/latest/meta-data",
+            "leads to 'http://localhost:9/latest/meta-data', which is not",
+        ),
+        ("https://169.254.169.254/latest", "leads to 169.254.169.254, which is not a public address"),
+        ("https://127.0.0.1:9/x", "leads to 127.0.0.1, which is not a public address"),
         ("https://[::1]:9/x", "which is not a public address"),
     ],
 )

@@ -84,11 +84,13 @@ def test_conversion_of_weights_states_what_it_refuses(
     fused.save(str(tmp_path / "fused.pt"))
     torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "other.pt")
     (tmp_path / "there.safetensors").touch()
+    (tmp_path / "link.safetensors").symlink_to("nowhere")
     for source, target, message in (
         ("missing.pt", "x.safetensors", "SRC: .*missing.pt: there is no such file"),
         ("other.pt", "x.safetensors", "SRC: .*other.pt "),
         ("other.pt", "x.pth", r"DST: .*x.pth: the name must end with \.safetensors"),
         ("other.pt", "there.safetensors", "DST: .*there.safetensors: exists"),
+        (str(folder / "yolo26n.pt"), "link.safetensors", "File exists"),
         ("fused.pt", "x.safetensors", "DST: .*the network cannot be built"),
     ):
         code = convert.main(["weights", str(tmp_path / source), str(tmp_path / target)])
@@ -140,7 +142,16 @@ def test_description_of_other_things_than_layers_is_refused(folder: Path, tmp_pa
         weights_file.read(tmp_path / "x.safetensors", "SRC")
 
 
-@pytest.mark.parametrize("layer", [[-1, 1, "Conv", [-5, 3, 2]], [10**9, 1, "Conv", [8, 3, 2]]], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        [-1, 1, "Conv", [-5, 3, 2]],
+        [10**9, 1, "Conv", [8, 3, 2]],
+        [-1, 1, "Conv", ["a b", 3, 2]],
+        [-1, 1, "Conv", [8, 3, 0]],
+    ],
+    ids=str,
+)
 def test_description_of_which_no_network_can_be_built_is_refused(
     folder: Path, tmp_path: Path, layer: list[Any]
 ) -> None:
@@ -154,6 +165,27 @@ def change_description(folder: Path, path: Path, layer: list[Any]) -> None:
     weights: Any = weights_file.read(folder / "yolo26n.pt", "SRC")
     weights.yaml["backbone"][1] = layer
     weights_file.write_safetensors(weights, path)
+
+
+@pytest.mark.parametrize("repeats", [10**9, "many", None, 1.5])
+def test_layer_with_another_number_of_repeats_is_refused(folder: Path, tmp_path: Path, repeats: Any) -> None:
+    change_description(folder, tmp_path / "x.safetensors", [-1, repeats, "nn.Identity", []])
+    with pytest.raises(BadInput, match=r"SRC: backbone: must be a list .*, with at most 100 repeats"):
+        weights_file.read(tmp_path / "x.safetensors", "SRC")
+
+
+@pytest.mark.parametrize("part", ["backbone", "head"])
+@pytest.mark.parametrize("arguments", [[512, "resnet18"], [512, "resnet18", "DEFAULT"], [512]])
+def test_module_of_torchvision_starts_from_random_weights(part: str, arguments: list[Any]) -> None:
+    description = {"backbone": [], "head": [], part: [[-1, 1, "TorchVision", arguments]]}
+    network.forbid_downloads(description)
+    assert arguments[2] is None
+
+
+def test_error_of_the_disk_is_an_error_of_the_disk(folder: Path, tmp_path: Path) -> None:
+    weights = weights_file.read(folder / "yolo26n.pt", "SRC")
+    with pytest.raises(OSError, match="cannot be written"):
+        weights_file.write_safetensors(weights, tmp_path / "missing" / "x.safetensors")
 
 
 @pytest.mark.parametrize("text", ["nn.SiLU()", "torch.nn.LeakyReLU(0.1)", "nn.Hardtanh(-1, max_val=2.5)"])

@@ -132,10 +132,11 @@ def _convert_weights(options: argparse.Namespace, console: Console) -> list[str]
         weights_file.write_safetensors(weights, partial)
         with console.status("comparing"):
             written, read = weights.float().state_dict(), weights_file.read(partial, "DST").state_dict()
-        different = [name for name in written if not torch.equal(written[name], read[name])]
+        different = [name for name in written if not torch.equal(written[name].nan_to_num(), read[name].nan_to_num())]
         if different:
             raise BadInput(Reason.INVALID_WEIGHTS, f"{FIELD}: {source}: {different[0]} has no form in {SAFE_SUFFIX}")
         partial.chmod(FILE_MODE)
+        target.touch(exist_ok=False)  # another file may have been made since the first look, or a link leads nowhere
         partial.rename(target)
     count = sum(parameter.numel() for parameter in weights.parameters())
     names = getattr(weights, "names", {})

@@ -7,16 +7,13 @@ from pathlib import Path
 import torch
 
 from yolojob.api.measurement import DataFacts, ModelProfile
-from yolojob.api.reasons import Reason
 from yolojob.api.run import Run
 from yolojob.api.spec import YoloTrainingJobSpec
 from yolojob.api.task import Task
 from yolojob_trainer.data import job_dataset, official_datasets
 from yolojob_trainer.data.dataset_images import image_files
 from yolojob_trainer.data.remote_store import open_store
-from yolojob_trainer.errors import BadInput
-from yolojob_trainer.model import resolve
-from yolojob_trainer.model.network import NETWORKS
+from yolojob_trainer.model import network, resolve
 from yolojob_trainer.model.profile import profile_model
 
 DEFAULT_CLASSES = 80
@@ -33,10 +30,8 @@ def inspect_job(run: Run, *, cache: Path, volumes: Path) -> tuple[ModelProfile, 
         resolve.architecture_of(run.spec.model), volumes=volumes, cache=cache, task=run.spec.stated_task
     )
     classes, facts = _count_dataset(run.spec, source.task, cache=cache, volumes=volumes)
-    try:
-        model = NETWORKS[source.task](source.description, nc=classes or DEFAULT_CLASSES, verbose=False)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
-        raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
+    with network.building("spec.model"):
+        model = network.NETWORKS[source.task](source.description, nc=classes or DEFAULT_CLASSES, verbose=False)
     amp = run.spec.train.amp
     # For other machines than this one: with mixed precision, activations take half the memory of fp32.
     dtype = torch.float32 if amp is False else torch.bfloat16

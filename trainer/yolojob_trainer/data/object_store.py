@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import re
 import ssl
 import urllib.request
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from yolojob.api import constants
 from yolojob.api.reasons import Reason
 from yolojob_trainer.errors import BadInput, TrainerError
 from yolojob_trainer.system.retry import Backoff
@@ -52,10 +54,14 @@ async def _check_redirect(_session: Any, _context: Any, parameters: Any) -> None
 
 async def _check_target(source: str, target: str) -> None:
     parts = urlsplit(target)
-    if parts.scheme != "https" or not parts.hostname:
-        raise _ForbiddenTarget(f"redirects to {target.partition('?')[0]}, which is not https")
-    if parts.hostname != source and not all(ip.is_global for ip in await _addresses(parts.hostname)):
-        raise _ForbiddenTarget(f"redirects to {parts.hostname}, which is not a public address")
+    if parts.scheme != "https" or not parts.hostname or parts.username is not None:
+        raise _ForbiddenTarget(f"leads to {target.partition('?')[0][:200]!r}, which is not an address at https")
+    allowed = (source, *os.environ.get(constants.ENV_REDIRECT_HOSTS, "").replace(",", " ").split())
+    if parts.hostname not in allowed and not all(ip.is_global for ip in await _addresses(parts.hostname)):
+        raise _ForbiddenTarget(
+            f"leads to {parts.hostname}, which is not a public address; if it belongs to the same service, allow it in "
+            f"the environment variable {constants.ENV_REDIRECT_HOSTS}"
+        )
 
 
 def check_target(source: str, target: str) -> None:
@@ -95,6 +101,13 @@ async def _https_client(**_: Any) -> Any:
     return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True, trace_configs=[trace])
 
 
+async def _client_without_netrc(**_: Any) -> Any:
+    client = await _https_client()
+    # aiohttp refuses a request with a login from this file and a header Authorization, also with another login.
+    client._get_netrc_auth = lambda _host: None  # noqa: SLF001
+    return client
+
+
 _OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "s3": lambda: {
         # This module retries; s3fs retries in addition, and only briefly.
@@ -109,6 +122,8 @@ _OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "gs": lambda: {"use_listings_cache": False, "requests_timeout": READ_TIMEOUT_SECONDS},
     "https": lambda: {"get_client": _https_client, "skip_instance_cache": True},
 }
+REGISTRY_OPTIONS = {"get_client": _client_without_netrc, "skip_instance_cache": True}
+"""Of the requests to an OCI registry, which have a login in a header."""
 
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of the pod's service account",
@@ -157,12 +172,19 @@ class RemoteFile:
 class ObjectStore:
     """A folder or a file in an object store, or a file at an https address."""
 
-    def __init__(self, uri: str, field: str, retry_timeout: float = RETRY_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        uri: str,
+        field: str,
+        retry_timeout: float = RETRY_TIMEOUT_SECONDS,
+        options: dict[str, Any] | None = None,
+    ) -> None:
         """
         Args:
             uri: s3://BUCKET/PATH, gs://BUCKET/PATH or https://HOST/PATH, the latter perhaps with #sha256=HEX.
             field: the field of the specification that holds the URI, for messages.
             retry_timeout: seconds for which a request is retried.
+            options: of fsspec's file system instead of the scheme's own.
         """
         import fsspec  # takes half a second with its dependencies, which a run on local files does not need
 
@@ -173,7 +195,7 @@ class ObjectStore:
         """The URI for logs, without the query, which may hold a signature."""
         self._field = field
         self.retry_timeout = retry_timeout
-        self._fs, root = self._retry(lambda: fsspec.url_to_fs(uri, **_OPTIONS[self.scheme]()))
+        self._fs, root = self._retry(lambda: fsspec.url_to_fs(uri, **(options or _OPTIONS[self.scheme]())))
         self._root = root.rstrip("/")
 
     @property
@@ -330,7 +352,7 @@ class ObjectStore:
                 return call()
             except Exception as error:
                 failure = self._translated(error)
-                if not isinstance(failure, Unavailable) or not backoff.wait():
+                if not isinstance(failure, Unavailable) or not backoff.wait(failure):
                     raise failure from error
 
     def _translated(self, error: Exception) -> TrainerError:

@@ -14,13 +14,17 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from yolojob.api.reasons import Reason
 from yolojob.api.uri import Uri
+from yolojob_trainer.data import shards
 from yolojob_trainer.data.object_store import (
+    REGISTRY_OPTIONS,
     RETRY_TIMEOUT_SECONDS,
     STREAM_BLOCK_BYTES,
     ObjectStore,
@@ -32,6 +36,13 @@ from yolojob_trainer.data.untrusted import has_control_characters, integer, is_r
 from yolojob_trainer.errors import BadInput
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OTHERS = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+"""Types of what else may have the name of an artifact. Without them a registry would say that it does not exist."""
+ACCEPTED = ", ".join((MANIFEST, *OTHERS))
 MAX_MANIFEST_BYTES = 4 << 20
 """The size that registries must accept, by the specification."""
 TITLE = "org.opencontainers.image.title"
@@ -87,7 +98,7 @@ class OciStore(ObjectStore):
             retry_timeout: seconds for which a request is retried.
         """
         self.reference = reference(uri)
-        super().__init__(self.reference.url, field, retry_timeout)
+        super().__init__(self.reference.url, field, retry_timeout, REGISTRY_OPTIONS)
         self.shown = str(uri)
         self._authorization: dict[str, str] = {}
         self._digests: dict[str, str] = {}
@@ -95,7 +106,10 @@ class OciStore(ObjectStore):
 
     @property
     def credentials(self) -> str:
-        return f"the login for {self.reference.host} in Docker's config.json; DOCKER_CONFIG is the folder of that file"
+        return (
+            f"the login for {self.reference.host} in Docker's config.json. DOCKER_CONFIG is the folder of that file, "
+            "or REGISTRY_AUTH_FILE its path; helpers for credentials are not used"
+        )
 
     def files(self) -> list[RemoteFile]:
         files = _files(self._retry(self._manifest), self._problem)
@@ -116,16 +130,16 @@ class OciStore(ObjectStore):
         try:
             return super()._open_url(url, headers | self._authorization)
         except Exception as error:
-            challenge = _challenge(error)
-            if not challenge:
+            challenges = _challenges(error, self.reference.url)
+            if not challenges:
                 raise
         # Not inside of the handler: an error here must not have the refusal as its context.
-        self._authorization = {"Authorization": self._log_in(challenge)}
+        self._authorization = {"Authorization": self._log_in(challenges)}
         return super()._open_url(url, headers | self._authorization)
 
     def _manifest(self) -> dict[str, Any]:
         version = self.reference.version
-        with self._open_url(f"{self.reference.url}/manifests/{version}", {"Accept": MANIFEST}) as file:
+        with self._open_url(f"{self.reference.url}/manifests/{version}", {"Accept": ACCEPTED}) as file:
             content = self._read_document(file)
         if ":" in version and f"sha256:{hashlib.sha256(content).hexdigest()}" != version:
             raise self._problem(f"the registry has sent another manifest than {version}")
@@ -134,17 +148,16 @@ class OciStore(ObjectStore):
         except (ValueError, RecursionError):
             manifest = None
         if not isinstance(manifest, dict):
-            raise self._problem("its manifest is no JSON object")
+            raise self._problem("its manifest is not a JSON object")
         return manifest
 
-    def _log_in(self, challenge: str) -> str:
-        """Return the value of the header Authorization for a registry's challenge."""
-        login = _login(self.reference.host, self._problem)
-        scheme = challenge.partition(" ")[0].lower()
-        if scheme == "basic" and login:
-            return f"Basic {login}"
-        parameters = dict(PARAMETER.findall(challenge))
-        if scheme != "bearer" or "realm" not in parameters:
+    def _log_in(self, challenges: dict[str, str]) -> str:
+        """Return the value of the header Authorization for the challenges of a registry, by their schemes."""
+        login = _login(f"{self.reference.host}/{self.reference.repository}", self._problem)
+        parameters = dict(PARAMETER.findall(challenges.get("bearer", "")))
+        if "realm" not in parameters:
+            if "basic" in challenges and login:
+                return f"Basic {login}"
             raise BadInput(Reason.STORAGE_DENIED, f"{self.where}: access denied; check {self.credentials}")
         realm = parameters["realm"]
         check_target(urlsplit(self.reference.url).hostname or "", realm)  # the registry chooses it
@@ -184,8 +197,12 @@ def _files(manifest: dict[str, Any], problem: Any) -> list[RemoteFile]:
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
         raise problem("has no files; write it with `oras push`")
     files = [_file(layer, problem) for layer in layers]
-    if len({file.path for file in files}) < len(files):
-        raise problem("has two files of one name")
+    names = [file.path for file in files]
+    taken = {*names, *(str(parent) for name in set(names) for parent in PurePosixPath(name).parents)}
+    if len(taken) < len(names) + len({str(p) for name in names for p in PurePosixPath(name).parents}):
+        raise problem("has two files of one name, or a file with the name of a folder")
+    if any(f"{name}.part" in taken for name in names):
+        raise problem("has a file whose name ends with .part, which downloads use")
     folders = [file.path for file in files if file.is_archive and not file.path.endswith(ARCHIVE_SUFFIXES)]
     if folders and len(files) > 1:
         raise problem(f"has the folder {folders[0]} and other files; push one folder, or files only")
@@ -198,7 +215,7 @@ def _file(layer: dict[str, Any], problem: Any) -> RemoteFile:
     digest, size = layer.get("digest"), integer(layer.get("size"))
     if not isinstance(title, str):
         raise problem("has layers without names, as an image of a container; write an artifact with `oras push`")
-    if not title or not is_relative_path(title):
+    if title in ("", ".") or not is_relative_path(title) or str(PurePosixPath(title)) != title:
         raise problem(f"has a file {title[:100]!r}, which is not a path inside of the artifact")
     if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest) or size is None or size < 0:
         raise problem(f"{title}: has no SHA-256 digest or no size")
@@ -208,35 +225,60 @@ def _file(layer: dict[str, Any], problem: Any) -> RemoteFile:
         size=size,
         tag=digest,
         sha256=digest.removeprefix("sha256:"),
-        is_archive=is_folder or title.lower().endswith(ARCHIVE_SUFFIXES),
+        is_archive=is_folder or (title.lower().endswith(ARCHIVE_SUFFIXES) and not shards.NAME.fullmatch(title)),
     )
 
 
-def _challenge(error: BaseException) -> str | None:
-    """Return the challenge of a registry that has refused a request without a valid login."""
+def _challenges(error: BaseException, url: str) -> dict[str, str]:
+    """Return the challenges of a registry that has refused a request, by their schemes in lower case.
+
+    Those of another server, to which the registry has redirected the request, do not count: it must not get the login.
+    """
     for cause in causes(error):
-        headers = getattr(cause, "headers", None)
-        if getattr(cause, "status", None) == 401 and headers is not None:
-            return str(headers.get("WWW-Authenticate") or "") or None
-    return None
+        request, headers = getattr(cause, "request_info", None), getattr(cause, "headers", None)
+        if getattr(cause, "status", None) != HTTPStatus.UNAUTHORIZED or request is None or headers is None:
+            continue
+        if request.real_url.origin() != type(request.real_url)(url).origin():
+            return {}
+        values = headers.getall("WWW-Authenticate", [])
+        return {value.partition(" ")[0].lower(): value for value in values}
+    return {}
 
 
-def _login(host: str, problem: Any) -> str | None:
-    """Return the login for a registry in Docker's format, base64 of user:password; None without one."""
+def _login(name: str, problem: Any) -> str | None:
+    """Return the login for a repository in Docker's format, base64 of user:password; None without one.
+
+    As for the kubelet, a key is a host or a part of the repository's path, and may have wildcards; the longest one
+    counts.
+    """
     for path in _login_files():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            logins = content.get("auths") or {}
-            keys = (host, f"https://{host}", *([DOCKER_LOGIN] if host == "docker.io" else []))
-            text = next((logins[key].get("auth") for key in keys if key in logins), None)
-            if text:
-                base64.b64decode(text, validate=True)
-                return str(text)
+            logins = {_normal(key): value.get("auth") for key, value in (content.get("auths") or {}).items()}
+            for key in sorted(logins, key=len, reverse=True):
+                if logins[key] and _covers(key, name):
+                    base64.b64decode(logins[key], validate=True)
+                    return str(logins[key])
         except FileNotFoundError:
             continue
         except (OSError, ValueError, AttributeError, TypeError, RecursionError, binascii.Error):
             raise problem(f"{path} is not a file of logins in Docker's format") from None
     return None
+
+
+def _normal(key: str) -> str:
+    """Return the key of a login without a scheme, and with the one name of docker.io."""
+    if key == DOCKER_LOGIN:
+        return "docker.io"
+    return key.partition("://")[2].rstrip("/") if "://" in key else key.rstrip("/")
+
+
+def _covers(key: str, name: str) -> bool:
+    """Return whether the key of a login is for a repository. A wildcard is for one part of the host."""
+    (host, *path), (its_host, *its_path) = key.split("/"), name.split("/")
+    parts, its_parts = host.lower().split("."), its_host.lower().split(".")
+    same_host = len(parts) == len(its_parts) and all(map(fnmatchcase, its_parts, parts))
+    return same_host and its_path[: len(path)] == path
 
 
 def _login_files() -> Iterator[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ from pathlib import Path
 
 from yolojob.api.reasons import Reason
 from yolojob_trainer.data import archive
-from yolojob_trainer.data.dataset_folders import folders_of
 from yolojob_trainer.errors import BadInput
 
-NAME = re.compile(r"(?:(?P<split>.*?)[-_.]?)?(?P<number>\d+)\.tar(?:\.gz)?")
-"""Such as train-000017.tar, or 000017.tar in a folder train."""
+NAME = re.compile(r"((?P<split>[^.].*?)[-_.])??[0-9]+(-of-[0-9]+)?(\.tar|\.tgz|\.tar\.(gz|bz2|xz))", re.IGNORECASE)
+"""Such as train-000017.tar, train-00017-of-00128.tar, or 000017.tar in a folder train."""
 COMPANIONS = (".yaml", ".yml", ".txt", ".json", ".csv", ".md", "")
 """Suffixes of the files that may be beside shards. A dataset with other files is used as it is."""
 MAX_COPIED_BYTES = 64 << 20
@@ -45,7 +45,7 @@ class ShardedDataset:
 
 
 def find(root: Path, boundary: Path | None, field: str) -> ShardedDataset | None:
-    """Return the shards of a dataset; None if it is in no shards.
+    """Return the shards of a dataset; None for a dataset that is not in shards. Hidden files do not count.
 
     Args:
         root: the dataset.
@@ -53,27 +53,28 @@ def find(root: Path, boundary: Path | None, field: str) -> ShardedDataset | None
         field: the field of the specification that names the dataset, for messages.
 
     Raises:
-        BadInput: a file is a link that leads out of the volume.
+        BadInput: a file beside the shards cannot be read, or is a link that leads out of the volume.
     """
-    shards: dict[Path, Path] = {}
+    found: dict[Path, Path] = {}
     companions: list[Path] = []
-    for folder in folders_of(root):
-        for path in _files_in(folder):
-            if match := NAME.fullmatch(path.name):
-                shards[path] = folder.relative_to(root) / (match["split"] or "")
-            elif path.suffix.lower() in COMPANIONS or path.name.startswith("."):
-                companions.append(path)
-            else:
-                return None
-    if not shards:
+    unreadable: list[Path] = []
+    for path in _files_below(root, set(), unreadable):
+        if match := NAME.fullmatch(path.name):
+            found[path] = path.parent.relative_to(root) / (match["split"] or "")
+        elif path.suffix.lower() in COMPANIONS:
+            companions.append(path)
+        else:
+            return None
+    if not found:
         return None
-    for path in (*shards, *companions):
+    for path in (*unreadable, *found, *companions):
+        if path in unreadable or not path.is_file():
+            raise BadInput(Reason.INVALID_DATASET, f"{field}: {path}: cannot be read, or is a link that leads nowhere")
         if boundary and not path.resolve().is_relative_to(boundary):
             raise BadInput(
-                Reason.INVALID_DATASET,
-                f"{field}: {path}: is a link that leads out of the volume; copy it",
+                Reason.INVALID_DATASET, f"{field}: {path}: is a link that leads out of the volume; copy the file"
             )
-    return ShardedDataset(root=root, shards=dict(sorted(shards.items())), companions=companions)
+    return ShardedDataset(root=root, shards=dict(sorted(found.items())), companions=companions)
 
 
 def unpack(
@@ -94,17 +95,21 @@ def unpack(
 
     def unpack_one(shard: Path, folder: Path) -> None:
         (target / folder).mkdir(parents=True, exist_ok=True)
-        archive.unpack(shard, target / folder, f"{field}: {shard}", check_space, exclusive=True)
+        archive.unpack(shard, target / folder, f"{field}: {shard}", space.check, exclusive=True)
+        space.release()
         count(shard.stat().st_size)
 
+    space = _Space(check_space)
     for path in dataset.companions:
         size = path.stat().st_size
+        space.check(size, 1)
         if size > MAX_COPIED_BYTES:
             limit = f"at most {MAX_COPIED_BYTES >> 20} MiB beside shards"
             raise BadInput(Reason.INVALID_DATASET, f"{field}: {path}: has {size >> 20} MiB, {limit}")
         copy = target / path.relative_to(dataset.root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
+    space.release()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         tasks = [pool.submit(unpack_one, shard, folder) for shard, folder in dataset.shards.items()]
         try:
@@ -115,10 +120,51 @@ def unpack(
             raise
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder, one by one: a dataset that is not in shards may have a million."""
+class _Space:
+    """Checks the space on the disk for what all threads write at a time."""
+
+    def __init__(self, check: archive.SpaceCheck) -> None:
+        self._check = check
+        self._lock = threading.Lock()
+        self._planned: dict[int, int] = {}
+        """Bytes of the file that each thread writes."""
+
+    def check(self, size: int, files: int) -> None:
+        """See `archive.SpaceCheck`."""
+        with self._lock:
+            self._planned[threading.get_ident()] = size
+            self._check(sum(self._planned.values()), files)
+
+    def release(self) -> None:
+        """Tell that this thread has written its file."""
+        with self._lock:
+            self._planned.pop(threading.get_ident(), None)
+
+
+def _files_below(folder: Path, seen: set[Path], unreadable: list[Path]) -> Iterator[Path]:
+    """Yield the files of a dataset, one by one: one that is not in shards may have a million.
+
+    Args:
+        folder: whose files are yielded, with those of the folders in it.
+        seen: folders that were visited, without links.
+        unreadable: folders that cannot be read are added to it.
+    """
+    real = Path(os.path.realpath(folder))
+    if real in seen:
+        return
+    seen.add(real)
+    folders = []
     try:
         with os.scandir(folder) as entries:
-            yield from (Path(entry.path) for entry in entries if entry.is_file())
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                path = Path(entry.path)
+                if path.is_dir():  # unlike that of the entry, it raises nothing for a circle of links
+                    folders.append(path)
+                else:
+                    yield path
     except OSError:
-        return
+        unreadable.append(folder)
+    for path in sorted(folders):
+        yield from _files_below(path, seen, unreadable)

@@ -71,7 +71,11 @@ class Stage:
             content = partial / "content"
             shutil.rmtree(content, ignore_errors=True)
             content.mkdir()
-            write(content)
+            try:
+                write(content)
+            except BaseException:
+                shutil.rmtree(content, ignore_errors=True)  # it may have filled the disk
+                raise
             return content
 
         return self._once(key, write_content)
@@ -244,8 +248,7 @@ class Stage:
     def _append_blocks(self, blocks: _BlockReader, file: RemoteFile, out: IO[bytes]) -> None:
         """Append the rest of a file, with several requests at once, in the order of the blocks."""
         for block in blocks.read(file, out.tell()):
-            if self._stopped.is_set():
-                raise Unavailable(f"{self._field}: cancelled, because another file could not be downloaded")
+            self._check_stopped()
             self._write(out, block)
 
     def _append_stream(self, store: ObjectStore, file: RemoteFile, out: IO[bytes]) -> None:
@@ -254,8 +257,12 @@ class Stage:
         A broken stream is resumed at its position, or from the beginning if the server does not support ranges.
         """
         position = out.tell()
+        if file.size is not None and position > file.size:
+            out.truncate(0)
+            position = 0
         backoff = Backoff(store.retry_timeout)
         while file.size is None or position < file.size:
+            self._check_stopped()
             try:
                 begin, stream = store.stream(file.path, position)
                 if begin < position:
@@ -263,18 +270,29 @@ class Stage:
                     self._add(-position)
                     position = 0
                 for block in stream:
-                    self._write(out, block)
+                    self._check_stopped()
                     position += len(block)
+                    if file.size is not None and position > file.size:
+                        out.truncate(0)
+                        name = f"{file.path}: " if file.path else ""
+                        raise BadInput(
+                            Reason.INVALID_DATASET,
+                            f"{self._field}: {store.shown}: {name}is longer than the {file.size} bytes that the server "
+                            "has stated",
+                        )
+                    self._write(out, block)
                     backoff.reset()
                 if file.size is None:
                     return
                 if position < file.size:
                     raise Unavailable(f"{store.shown}: received {position} bytes, expected {file.size}")
-            except Unavailable:
-                if not backoff.wait():
+            except Unavailable as error:
+                if self._stopped.is_set() or not backoff.wait(error):
                     raise
-        if position > (file.size or position):
-            raise BadInput(Reason.INVALID_DATASET, f"{self._field}: {store.shown}: is longer than the server reports")
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise Unavailable(f"{self._field}: cancelled, because another file could not be downloaded")
 
     def _write(self, out: IO[bytes], block: bytes) -> None:
         out.write(block)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -11,6 +13,8 @@ from ultralytics.nn import tasks
 
 from yolojob.api.reasons import Reason
 from yolojob.api.task import Task
+from yolojob.format import printable
+from yolojob_trainer.data.untrusted import integer
 from yolojob_trainer.errors import BadInput
 
 LAYER_ENTRIES = 4
@@ -40,8 +44,12 @@ NETWORKS: dict[Task, type[nn.Module]] = {
 _ARGUMENT = r"(\w+ *= *)?(-?[0-9]+(\.[0-9]*)?(e-?[0-9]+)?|True|False)"
 ACTIVATION = re.compile(rf"(torch\.)?nn\.\w+\( *({_ARGUMENT}( *, *{_ARGUMENT})*)? *\)")
 """Such as nn.LeakyReLU(negative_slope=0.1). Ultralytics evaluates the text as Python, unless told otherwise."""
-BUILD_ERRORS = (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError, RuntimeError)
-"""What Ultralytics raises for a description of which no network can be built."""
+MAX_REPEATS, MAX_LAYERS = 100, 1000
+"""Of a layer, and of layers in a description: several times those of the largest architectures."""
+SHOWN = 100
+"""Characters of a value from a description in a message."""
+TORCHVISION_ARGUMENTS = 3
+"""Of a layer TorchVision, up to its weights: channels, name of the model, weights."""
 
 
 def head_of(description: Any) -> str:
@@ -60,16 +68,16 @@ def task_of(description: Any, field: str) -> Task:
         field: where it comes from, for an error.
 
     Raises:
-        BadInput: it is none that is trained.
+        BadInput: it cannot be trained.
     """
     head = head_of(description)
     if head in HEADS:
         return HEADS[head]
     raise BadInput(
         Reason.INVALID_MODEL,
-        f"{field}: its last module is {head}, but only networks that end with one of {', '.join(HEADS)} are trained; "
-        "to start from its weights, name them in spec.model.weights.uri and an architecture such as yolo26n.yaml in "
-        "spec.model.name",
+        f"{field}: its last module is {printable(head[:SHOWN])}, but only networks that end with one of "
+        f"{', '.join(HEADS)} are trained; to start from its weights, name them in spec.model.weights.uri and an "
+        "architecture such as yolo26n.yaml in spec.model.name",
     )
 
 
@@ -85,18 +93,20 @@ def check_description(description: Any, field: str) -> None:
     """
     for part in ("backbone", "head"):
         layers = description.get(part)
-        if not isinstance(layers, list) or not all(_is_layer(layer) for layer in layers):
+        if not isinstance(layers, list) or len(layers) > MAX_LAYERS or not all(_is_layer(layer) for layer in layers):
             raise BadInput(
-                Reason.INVALID_MODEL, f"{field}: {part}: must be a list of [from, repeats, module, arguments]"
+                Reason.INVALID_MODEL,
+                f"{field}: {part}: must be a list of [from, repeats, module, arguments], with at most {MAX_REPEATS} "
+                "repeats",
             )
         unknown = next((layer[2] for layer in layers if not _is_module(layer[2])), None)
         if unknown is not None:
-            raise BadInput(Reason.INVALID_MODEL, f"{field}: {part}: {unknown[:100]!r} is not a module of a network")
+            raise BadInput(Reason.INVALID_MODEL, f"{field}: {part}: {unknown[:SHOWN]!r} is not a module of a network")
     activation = description.get("activation")
     if activation and not (isinstance(activation, str) and ACTIVATION.fullmatch(activation.strip())):
         raise BadInput(
             Reason.INVALID_MODEL,
-            f"{field}: activation: {str(activation)[:100]!r} must be a module of torch.nn with numbers as arguments, "
+            f"{field}: activation: {str(activation)[:SHOWN]!r} must be a module of torch.nn with numbers as arguments, "
             "such as nn.LeakyReLU(0.1)",
         )
     if not isinstance(description.get("scales") or {}, dict):
@@ -105,15 +115,36 @@ def check_description(description: Any, field: str) -> None:
 
 def forbid_downloads(description: dict[str, Any]) -> None:
     """Make the modules of torchvision start from random weights: they would fetch others from the network."""
-    for _, _, module, arguments in description["backbone"]:
-        if module == "TorchVision" and len(arguments) > 2:
+    for _, _, module, arguments in (*description["backbone"], *description["head"]):
+        if module == "TorchVision":  # whose default are weights, too
+            arguments += [None] * (TORCHVISION_ARGUMENTS - len(arguments))
             arguments[2] = None
+
+
+@contextmanager
+def building(field: str, reason: Reason = Reason.INVALID_MODEL) -> Iterator[None]:
+    """Translate the errors of Ultralytics and torch while they build a network.
+
+    Args:
+        field: where the description comes from, for an error.
+        reason: of the error.
+
+    Raises:
+        BadInput: no network can be built of the description.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadInput(reason, f"{field}: the network cannot be built: {text}") from error
 
 
 def _is_layer(layer: Any) -> bool:
     if not isinstance(layer, list) or len(layer) != LAYER_ENTRIES:
         return False
-    return isinstance(layer[2], str) and isinstance(layer[3], list)
+    _, repeats, module, arguments = layer
+    number = integer(repeats)
+    return number is not None and number <= MAX_REPEATS and isinstance(module, str) and isinstance(arguments, list)
 
 
 def _is_module(name: str) -> bool:

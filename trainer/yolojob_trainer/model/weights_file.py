@@ -66,9 +66,12 @@ def write_safetensors(weights: torch.nn.Module, path: Path) -> None:
     tensors = {name: _smallest(tensor) for name, tensor in weights.state_dict().items()}
     try:
         metadata = {"format": "pt", DESCRIPTION: json.dumps(content)}
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadInput(Reason.INVALID_WEIGHTS, f"the description of the network is not plain data: {error}") from None
-    save_file(tensors, path, metadata)
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # also for errors of the file system
+        raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def _smallest(tensor: torch.Tensor) -> torch.Tensor:
@@ -89,12 +92,9 @@ def _read_safetensors(path: Path, field: str) -> torch.nn.Module:
     task = network.task_of(description, field)
     network.check_description(description, field)
     network.forbid_downloads(description)
-    try:
+    with network.building(f"{field}: {path}", Reason.INVALID_WEIGHTS):
         weights: Any = network.NETWORKS[task](deepcopy(description), verbose=False)
         weights.load_state_dict(tensors)
-    except network.BUILD_ERRORS as error:
-        lines = " ".join(str(error).split())
-        raise BadInput(Reason.INVALID_WEIGHTS, f"{field}: {path}: the network cannot be built: {lines[:300]}") from None
     weights.yaml = description
     if names:
         weights.names = names

@@ -28,7 +28,7 @@ from yolojob_trainer.data.mosaic_window import MosaicWindow
 from yolojob_trainer.data.render_batch import ImageMemory, render_batch
 from yolojob_trainer.distributed.world import World
 from yolojob_trainer.errors import BadInput
-from yolojob_trainer.model import precision
+from yolojob_trainer.model import network, precision
 from yolojob_trainer.model.resolve import NetworkSource
 from yolojob_trainer.system.compiler import has_c_compiler
 from yolojob_trainer.system.torch_patches import without_annotations
@@ -143,12 +143,10 @@ class TrainerSetup(TrainerData):
         # The initial weights must be the same on every rank and for every number of ranks.
         torch.manual_seed(self.args.seed)
         source = self._network_source
-        try:
+        with network.building("spec.model"):
             self.model = self.get_model(
                 cfg=deepcopy(source.description), weights=source.weights, verbose=bool(self.args.verbose)
             )
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, AssertionError) as error:
-            raise BadInput(Reason.INVALID_MODEL, f"spec.model: the network cannot be built: {error}") from error
 
     def _build_train_pipeline(self) -> None:
         """Build data, optimizer and DDP. Upstream's `_setup_train` calls it when the model is on its device."""

@@ -46,8 +46,9 @@ def convert(root: Path, boundary: Path | None, task: Task, split: str, cache: Pa
         lambda target: _convert_in_process(finder, task, split, target),
     )
     _check_links(folder, finder)
-    for line in (folder / conversion.SUMMARY).read_text(encoding="utf-8", errors="replace").splitlines():
-        _log(printable(line))
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once per node
+        for line in (folder / conversion.SUMMARY).read_text(encoding="utf-8", errors="replace").splitlines():
+            _log(printable(line))
     return folder
 
 
