@@ -109,9 +109,11 @@ def use_every_right(kube: Kube, user: str, seen: int) -> None:
     for name in ("taken", "named"):
         eventually(partial(has_name_conflict, kube, name), "the foreign object is reported")
     kube.create(job("gang", scheduling={"gang": "coscheduling"}))
-    # Before the job runs, the same attempt creates a lost pod again.
-    phase(kube, "gang", "Running")
-    kube.run("delete", "pod", "gang-worker-0")
+    eventually(lambda: len(kube.pods("gang")) == 2, "its pods exist")
+    # No scheduler has the name of the gang's. A pod without a node, when deleted, is gone at once, and the operator may
+    # create it again in the same attempt; a failed one is always seen.
+    failed = json.dumps({"status": {"phase": "Failed", "reason": "Evicted"}})
+    kube.run("patch", "pod", "gang-worker-0", "--subresource=status", "--type=merge", "--patch", failed)
     eventually(lambda: kube.status("gang").get("attempt") == 2, "the next attempt uses its group again")
     suspend(kube, "gang", True)
     eventually(lambda: not kube.get("podgroups.scheduling.x-k8s.io", "gang"), "its group is deleted")
