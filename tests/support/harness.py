@@ -20,7 +20,7 @@ from yolojob.client.local_run import LocalRun, Places
 HERE = Path(__file__).parent
 IMAGES = 400
 """Training images of builtin://digits."""
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "yolo26n": {"name": "yolo26n.yaml"},
     "small": {"name": "yolo11n.yaml", "scale": [0.33, 0.0625, 256]},
     "digits": {"name": "yolo11n.yaml", "scale": [0.5, 0.125, 512]},
@@ -60,12 +60,17 @@ def script(name: str, options: dict[str, Any], environment: dict[str, str] | Non
 
 def network_file(network: str, folder: Path) -> str:
     """Write the description of a network for stock Ultralytics; return the path."""
+    return model_file(NETWORKS[network], folder)
+
+
+def model_file(model: dict[str, Any], folder: Path) -> str:
+    """Write the description of spec.model for stock Ultralytics; return the path."""
     from yolojob_trainer.model.resolve import resolve
 
     from yolojob.api.spec import ModelRef
 
-    source = resolve(ModelRef.model_validate(NETWORKS[network]), volumes=folder, cache=folder)
-    path = folder / f"{network}.yaml"
+    source = resolve(ModelRef.model_validate(model), volumes=folder, cache=folder)
+    path = folder / f"network-{model['name']}"
     path.write_text(yaml.safe_dump({**source.description, "nc": 10}))
     return str(path)
 
@@ -84,16 +89,23 @@ def stock_data_file(folder: Path, cache: Path) -> str:
 
 
 def train(folder: Path, cache: Path, network: str, train: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """Run a job on builtin://digits; see `run_job`."""
+    spec = {"model": NETWORKS[network], "dataset": {"uri": "builtin://digits"}, "train": train, **spec}
+    return run_job(folder, cache, spec, IMAGES)
+
+
+def run_job(folder: Path, cache: Path, spec: dict[str, Any], images_per_epoch: int) -> dict[str, Any]:
     """Run a job as `yolojob run` does.
 
     Returns:
-        img/s of the training steps and of whole epochs, both without the first epoch, mAP, and seconds of the parts.
+        img/s of the training steps and of whole epochs, both without the first epoch, metrics, and seconds of the
+        parts.
     """
     document = {
         "apiVersion": "yolojob.dev/v1alpha1",
         "kind": "YoloTrainingJob",
         "metadata": {"name": "bench"},
-        "spec": {"model": NETWORKS[network], "dataset": {"uri": "builtin://digits"}, "train": train, **spec},
+        "spec": spec,
     }
     local = LocalRun(parse(document), Places(runs=folder, volumes=folder, cache=cache))
     local.start()
@@ -109,10 +121,11 @@ def train(folder: Path, cache: Path, network: str, train: dict[str, Any], **spec
                     step_seconds += seconds
                 else:
                     other_seconds += seconds
-    images = IMAGES * (train["epochs"] - 1)
+    images = images_per_epoch * (spec["train"]["epochs"] - 1)
     return {
         "img/s": images / step_seconds,
         "img/s with validation": images / (step_seconds + other_seconds),
+        "metrics": report.result.metrics if report.result else None,
         "mAP50-95": report.result.map if report.result else None,
         "startup": report.timing.startup_seconds,
         "training": report.timing.training_seconds,

@@ -2,7 +2,7 @@
 process.
 
 Prints a line of JSON: img/s of the training steps and of whole epochs (with validation), both without the first epoch,
-and the mAP at the end.
+and the metrics at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     from ultralytics import YOLO
 
     folder = Path(options["folder"])
-    model = YOLO(options["model"], task="detect")
+    model = YOLO(options["model"], task=options.get("task", "detect"))
     began: list[float] = []
     trained: list[float] = []
     whole: list[float] = []
@@ -37,12 +37,14 @@ def main() -> None:
         **options["train"],
     )
     images = options["images"] * (len(trained) - 1)
+    metrics = {name: float(value) for name, value in model.metrics.results_dict.items()} if model.metrics else {}
     print(
         json.dumps(
             {
                 "img/s": images / sum(trained[1:]),
                 "img/s with validation": images / sum(whole[1 : len(trained)]),
-                "mAP50-95": float(model.metrics.box.map) if model.metrics else None,
+                "metrics": metrics,
+                "mAP50-95": metrics.get("metrics/mAP50-95(B)"),
             }
         )
     )
