@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http import HTTPStatus
@@ -58,6 +58,8 @@ PARAMETER = re.compile(r'(\w+)="([^"]*)"')
 """Of a challenge in a response, such as realm="https://auth.example.com/token"."""
 LISTED_FILES = 5
 """Files that a message lists."""
+Problem = Callable[[str], BadInput]
+"""Makes an error of a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +191,8 @@ class OciStore(ObjectStore):
         return BadInput(reason, f"{self.where}: {message}")
 
 
-def _files(manifest: dict[str, Any], problem: Any) -> list[RemoteFile]:
-    """Return the files of an artifact by its manifest. `problem` makes an error of a message."""
+def _files(manifest: dict[str, Any], problem: Problem) -> list[RemoteFile]:
+    """Return the files of an artifact by its manifest."""
     if "manifests" in manifest:
         raise problem("is an index of several artifacts; name one of them by its digest")
     layers = manifest.get("layers")
@@ -203,13 +205,13 @@ def _files(manifest: dict[str, Any], problem: Any) -> list[RemoteFile]:
         raise problem("has two files of one name, or a file with the name of a folder")
     if any(f"{name}.part" in taken for name in names):
         raise problem("has a file whose name ends with .part, which downloads use")
-    folders = [file.path for file in files if file.is_archive and not file.path.endswith(ARCHIVE_SUFFIXES)]
+    folders = [file.path for file in files if file.is_archive and not file.path.lower().endswith(ARCHIVE_SUFFIXES)]
     if folders and len(files) > 1:
         raise problem(f"has the folder {folders[0]} and other files; push one folder, or files only")
     return files
 
 
-def _file(layer: dict[str, Any], problem: Any) -> RemoteFile:
+def _file(layer: dict[str, Any], problem: Problem) -> RemoteFile:
     annotations = layer.get("annotations") or {}
     title = annotations.get(TITLE) if isinstance(annotations, dict) else None
     digest, size = layer.get("digest"), integer(layer.get("size"))
@@ -245,7 +247,7 @@ def _challenges(error: BaseException, url: str) -> dict[str, str]:
     return {}
 
 
-def _login(name: str, problem: Any) -> str | None:
+def _login(name: str, problem: Problem) -> str | None:
     """Return the login for a repository in Docker's format, base64 of user:password; None without one.
 
     As for the kubelet, a key is a host or a part of the repository's path, and may have wildcards; the longest one

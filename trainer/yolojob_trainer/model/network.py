@@ -89,7 +89,7 @@ def check_description(description: Any, field: str) -> None:
         field: where it comes from, for an error.
 
     Raises:
-        BadInput: it is not a list of layers, names something else than modules, or its scales are no mapping.
+        BadInput: its layers are not a list, a layer is not a module, or its scales are not a mapping.
     """
     for part in ("backbone", "head"):
         layers = description.get(part)
