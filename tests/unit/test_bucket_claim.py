@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,36 @@ def test_mirror_renews_its_claim_without_uploads(
     first = json.loads(bucket.get("run/.yolojob"))["time"]
     eventually(lambda: json.loads(bucket.get("run/.yolojob"))["time"] > first, "the claim is renewed")
     mirror.close(30)
+    assert json.loads(bucket.get("run/.yolojob"))["time"] == 0
+
+
+def test_claim_that_is_released_while_a_thread_renews_it_stays_released(bucket: Bucket) -> None:
+    """Otherwise the next job would wait until the claim expires."""
+    times = Clock()
+    mine = claim(bucket, "team/a", times)
+    acquire(mine, times)
+    writes = threading.Event()
+    continues = threading.Event()
+
+    def write(data: bytes, path: str) -> None:
+        writes.set()
+        assert continues.wait(60)
+        write_bytes(data, path)
+
+    store = mine._store  # noqa: SLF001 - the moment between the two requests of a renewal cannot be met from outside
+    write_bytes, store.write_bytes = store.write_bytes, write  # type: ignore[method-assign]
+    times.now += 1000
+    renewal = threading.Thread(target=mine.renew)
+    renewal.start()
+    assert writes.wait(60)
+    release = threading.Thread(target=mine.release)
+    release.start()
+    continues.set()
+    renewal.join(60)
+    release.join(60)
+    assert json.loads(bucket.get("run/.yolojob"))["time"] == 0
+    times.now += 1000
+    mine.renew()
     assert json.loads(bucket.get("run/.yolojob"))["time"] == 0
 
 

@@ -53,7 +53,7 @@ def test_command_without_object_output_refuses_output_name(
     manifest(tmp_path, small())
     done = call(tmp_path, cache, *arguments, "-o", "name")
     assert done.returncode == 2, done.stdout
-    assert "'name' is not one of 'text', 'json', 'yaml'" in " ".join(done.stderr.replace("│", " ").split())
+    assert "'name' is not one of 'text', 'wide', 'json', 'yaml'" in " ".join(done.stderr.replace("│", " ").split())
     assert done.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 

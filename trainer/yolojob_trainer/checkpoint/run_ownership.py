@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -81,6 +82,8 @@ class BucketClaim:
         self._store, self._owner, self._clock = store, owner, clock
         self._run = secrets.token_hex(8)
         self._renewed = 0.0
+        self._lock = threading.Lock()
+        self._released = False
 
     def acquire(self, on_wait: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
         """Claim the folder. While another job's claim is young, wait until it expires: that job may have been killed.
@@ -114,15 +117,20 @@ class BucketClaim:
         """
         if self._clock() - self._renewed < CLAIM_SECONDS / 3:
             return
-        current = self._read()
-        if current.get("run") != self._run and self._is_young(current):
-            raise self._in_use(current)
-        self._write(self._clock())
+        with self._lock:
+            if self._released:
+                return
+            current = self._read()
+            if current.get("run") != self._run and self._is_young(current):
+                raise self._in_use(current)
+            self._write(self._clock())
 
     def release(self) -> None:
-        """Give the folder up, so that another job need not wait."""
-        if self._read().get("run") == self._run:
-            self._write(0.0)
+        """Give the folder up, so that another job need not wait. Another thread may be renewing the claim."""
+        with self._lock:
+            self._released = True
+            if self._read().get("run") == self._run:
+                self._write(0.0)
 
     def _is_young(self, claim: dict[str, Any]) -> bool:
         return bool(claim) and self._clock() - claim["time"] < CLAIM_SECONDS
