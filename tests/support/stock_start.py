@@ -70,7 +70,7 @@ def start(case: dict[str, Any], counter: Counter) -> None:
         return
     finally:
         trainer_class.get_model = build
-    raise AssertionError("the training has not begun")
+    raise RuntimeError(f"{case['model']}: Ultralytics ended without a first step")
 
 
 if __name__ == "__main__":

@@ -99,9 +99,7 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
     """Print a job in full: progress, conditions, events, attempts, cost, result."""
     status = job.status or YoloTrainingJobStatus()
     console.print(job_panel(job))
-    table = Table(title="Conditions", title_justify="left", box=None, pad_edge=False)
-    for column in ("type", "status", "reason", "since", "message"):
-        table.add_column(column, overflow="fold", no_wrap=column != "message")
+    table = _table("Conditions", "type", "status", "reason", "since", "message")
     now = datetime.now(UTC)
     for c in status.conditions:
         table.add_row(
@@ -109,9 +107,7 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
         )
     console.print(table)
     if events:
-        table = Table(title="Events", title_justify="left", box=None, pad_edge=False)
-        for column in ("time", "type", "reason", "message"):
-            table.add_column(column, overflow="fold", no_wrap=column != "message")
+        table = _table("Events", "time", "type", "reason", "message")
         for e in events:
             when = str(e.get("lastTimestamp") or e.get("eventTime") or "")[:19]
             table.add_row(when, e.get("type", ""), e.get("reason", ""), e.get("message", ""))
@@ -127,10 +123,16 @@ def describe_job(job: YoloTrainingJob, events: list[dict[str, Any]], console: Co
         print_line(console, ", ".join(filter(None, [f"Result: {result.weights}", metrics_line(result.labelled)])))
 
 
-def _attempts_table(history: list[Attempt]) -> Table:
-    table = Table(title="Attempts", title_justify="left", box=None, pad_edge=False)
-    for column in ("attempt", "workers", "device", "ran", "cost", "ended", "message"):
+def _table(title: str, *columns: str) -> Table:
+    """A table in which only messages take several lines."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column != "message")
+    return table
+
+
+def _attempts_table(history: list[Attempt]) -> Table:
+    table = _table("Attempts", "attempt", "workers", "device", "ran", "cost", "ended", "message")
     for a in history:
         ran = duration(a.pod_seconds / a.workers) if a.workers else ""
         cost = f"{a.cost:.4f} {a.currency}" if a.cost is not None else ""

@@ -19,7 +19,7 @@ from yolojob.api.spec import OFFICIAL_WEIGHTS
 from yolojob.api.structural import unknown_field
 from yolojob.api.task import SUFFIXES, Task, tasks_of_name
 from yolojob.api.train_settings import OWN_SETTINGS, REPLACED, TrainSettings
-from yolojob.api.uri import ULTRALYTICS, ULTRALYTICS_DATASETS
+from yolojob.api.uri import DATASET_SCHEMES, ULTRALYTICS, ULTRALYTICS_DATASETS
 
 MODES = ("train", "val", "predict", "export", "track", "benchmark")
 MODE = "train"
@@ -238,7 +238,9 @@ def _model(value: Any, conversion: Conversion) -> None:
 def _data(value: Any, conversion: Conversion) -> None:
     dataset = conversion.manifest["spec"]["dataset"]
     text = str(value or "")
-    if re.match(r"(s3|gs|https|oci|pvc|builtin|ultralytics)://", text) and not text.endswith((".yaml", ".yml")):
+    scheme, separator, _ = text.partition("://")
+    is_dataset = separator and scheme in DATASET_SCHEMES and scheme != "file"
+    if is_dataset and not text.endswith((".yaml", ".yml")):
         dataset["uri"] = text
         return
     stem = text.removesuffix(".yaml")

@@ -7,21 +7,22 @@ server does not answer at the moment (`Unavailable`: the request is retried with
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import re
-import ssl
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from yolojob.api import constants
 from yolojob.api.reasons import Reason
+from yolojob_trainer.data.https_client import (
+    CONNECT_TIMEOUT_SECONDS,
+    READ_TIMEOUT_SECONDS,
+    ForbiddenTarget,
+    client_without_netrc,
+    https_client,
+)
 from yolojob_trainer.errors import BadInput, TrainerError
 from yolojob_trainer.system.retry import Backoff
 
@@ -29,83 +30,7 @@ T = TypeVar("T")
 
 RETRY_TIMEOUT_SECONDS = 120.0
 """Time for which a request is retried while the server does not answer."""
-CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS = 10, 30
 STREAM_BLOCK_BYTES = 1 << 20
-
-
-class _ForbiddenTarget(Exception):
-    """A server names an address that the user has not named and may not reach directly."""
-
-
-async def _check_redirect(_session: Any, _context: Any, parameters: Any) -> None:
-    """Allow redirects only to https, and to other hosts only at public addresses.
-
-    A pod reaches more than its author does: the metadata server of the cloud, which hands out the node's credentials,
-    and services of the cluster.
-
-    Raises:
-        _ForbiddenTarget: the redirect leads elsewhere.
-    """
-    source = parameters.response.url
-    headers = parameters.response.headers
-    target = source.join(type(source)(headers.get("Location") or headers.get("URI") or ""))  # as aiohttp does
-    await _check_target(source.host, str(target))
-
-
-async def _check_target(source: str, target: str) -> None:
-    parts = urlsplit(target)
-    if parts.scheme != "https" or not parts.hostname or parts.username is not None:
-        raise _ForbiddenTarget(f"leads to {target.partition('?')[0][:200]!r}, which is not an address at https")
-    allowed = (source, *os.environ.get(constants.ENV_REDIRECT_HOSTS, "").replace(",", " ").split())
-    if parts.hostname not in allowed and not all(ip.is_global for ip in await _addresses(parts.hostname)):
-        raise _ForbiddenTarget(
-            f"leads to {parts.hostname}, which is not a public address; if it belongs to the same service, allow it in "
-            f"the environment variable {constants.ENV_REDIRECT_HOSTS}"
-        )
-
-
-def check_target(source: str, target: str) -> None:
-    """Check an address that a server has named, as if it were a redirect.
-
-    Args:
-        source: the server's host.
-        target: the address.
-
-    Raises:
-        Exception: it is not https, or another host that has no public address. `ObjectStore` translates it.
-    """
-    from fsspec.asyn import get_loop, sync
-
-    sync(get_loop(), _check_target, source, target)
-
-
-async def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """Return the addresses of a host; none if a proxy resolves its name, which this machine perhaps cannot."""
-    try:
-        return [ipaddress.ip_address(host)]
-    except ValueError:
-        if urllib.request.getproxies().get("https") and not urllib.request.proxy_bypass(host):
-            return []
-    found = await asyncio.get_running_loop().getaddrinfo(host, None)
-    return [ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found]
-
-
-async def _https_client(**_: Any) -> Any:
-    import aiohttp
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(_check_redirect)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=READ_TIMEOUT_SECONDS)
-    # The environment defines the certificates (SSL_CERT_FILE) and the proxy.
-    connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
-    return aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True, trace_configs=[trace])
-
-
-async def _client_without_netrc(**_: Any) -> Any:
-    client = await _https_client()
-    # aiohttp refuses a request with a login from this file and a header Authorization, also with another login.
-    client._get_netrc_auth = lambda _host: None  # noqa: SLF001
-    return client
 
 
 _OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -120,9 +45,9 @@ _OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
         "use_listings_cache": False,
     },
     "gs": lambda: {"use_listings_cache": False, "requests_timeout": READ_TIMEOUT_SECONDS},
-    "https": lambda: {"get_client": _https_client, "skip_instance_cache": True},
+    "https": lambda: {"get_client": https_client, "skip_instance_cache": True},
 }
-REGISTRY_OPTIONS = {"get_client": _client_without_netrc, "skip_instance_cache": True}
+REGISTRY_OPTIONS = {"get_client": client_without_netrc, "skip_instance_cache": True}
 """Of the requests to an OCI registry, which have a login in a header."""
 
 _CREDENTIALS = {
@@ -368,7 +293,7 @@ class ObjectStore:
         if status in (401, 403) or (by_text and denied):
             denial = f"access denied ({_brief(error)}); check {self.credentials}"
             return BadInput(Reason.STORAGE_DENIED, f"{where}: {denial}")
-        if redirect := next((cause for cause in causes(error) if isinstance(cause, _ForbiddenTarget)), None):
+        if redirect := next((cause for cause in causes(error) if isinstance(cause, ForbiddenTarget)), None):
             return BadInput(Reason.STORAGE_UNTRUSTED, f"{where}: {redirect}")
         if "CERTIFICATE_VERIFY_FAILED" in text:
             hint = "for a private certificate authority, set SSL_CERT_FILE to its certificate"

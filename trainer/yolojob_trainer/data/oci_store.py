@@ -23,6 +23,7 @@ from urllib.parse import urlencode, urlsplit
 from yolojob.api.reasons import Reason
 from yolojob.api.uri import Uri
 from yolojob_trainer.data import shards
+from yolojob_trainer.data.https_client import check_target
 from yolojob_trainer.data.object_store import (
     REGISTRY_OPTIONS,
     RETRY_TIMEOUT_SECONDS,
@@ -30,7 +31,6 @@ from yolojob_trainer.data.object_store import (
     ObjectStore,
     RemoteFile,
     causes,
-    check_target,
 )
 from yolojob_trainer.data.untrusted import has_control_characters, integer, is_relative_path
 from yolojob_trainer.errors import BadInput

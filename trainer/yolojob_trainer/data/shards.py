@@ -111,13 +111,7 @@ def unpack(
         copy.write_bytes(path.read_bytes())
     space.release()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        tasks = [pool.submit(unpack_one, shard, folder) for shard, folder in dataset.shards.items()]
-        try:
-            for task in tasks:
-                task.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        list(pool.map(unpack_one, dataset.shards, dataset.shards.values()))  # cancels the rest after an error
 
 
 class _Space:

@@ -69,13 +69,7 @@ class Stage:
 
         def write_content(partial: Path) -> Path:
             content = partial / "content"
-            shutil.rmtree(content, ignore_errors=True)
-            content.mkdir()
-            try:
-                write(content)
-            except BaseException:
-                shutil.rmtree(content, ignore_errors=True)  # it may have filled the disk
-                raise
+            _write_anew(content, write)
             return content
 
         return self._once(key, write_content)
@@ -141,9 +135,9 @@ class Stage:
         return self.make(f"shards-{_key(str(folder), files)}", unpack)
 
     def _unpack(self, source: Path, content: Path, shown: str) -> None:
-        shutil.rmtree(content, ignore_errors=True)
-        content.mkdir(parents=True)
-        archive.unpack(source, content, f"{self._field}: {shown}", self._check_space)
+        _write_anew(
+            content, lambda folder: archive.unpack(source, folder, f"{self._field}: {shown}", self._check_space)
+        )
 
     def _once(self, key: str, write: Callable[[Path], Path]) -> Path:
         """Return the folder of the key; `write` creates its content, in one process at a time on this node."""
@@ -359,6 +353,17 @@ def _key(uri: str, files: list[RemoteFile]) -> str:
         digest.update(f"{', ' if number else ''}{json.dumps([file.path, file.size, file.tag])}".encode())
     digest.update(b"]]")
     return digest.hexdigest()[:32]
+
+
+def _write_anew(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill an empty folder; leave none behind after an error, for its files may have filled the disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        write(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _part(target: Path) -> Path:
